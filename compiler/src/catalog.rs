@@ -1,0 +1,152 @@
+//! What is published, as the compiler process remembers it: units, symbols, host symbols, and who uses
+//! whom.
+//!
+//! Invariant: it says what the latest committed root says. A publication works on a copy of what it
+//! changes ([`Changes`]) and merges it after the commit.
+
+use std::collections::HashMap;
+
+use jitcast_runtime::records::StoredRegion;
+use jitcast_runtime::{ImportId, SegmentOffset};
+
+use crate::publish::Changes;
+
+/// Everything published.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) units: HashMap<String, Unit>,
+    pub(crate) symbols: HashMap<String, Symbol>,
+    pub(crate) imports: HashMap<String, Import>,
+    /// Names by hash, to notice collisions.
+    pub(crate) hashes: HashMap<u64, String>,
+    pub(crate) next_unit: u32,
+    pub(crate) next_import: u32,
+    /// Memory of replaced units that is never reused.
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// A published unit.
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    pub(crate) number: u32,
+    pub(crate) generation: u64,
+    pub(crate) text: StoredRegion,
+    pub(crate) read_only: StoredRegion,
+    pub(crate) private: StoredRegion,
+    pub(crate) keeps: bool,
+    /// Symbols that it publishes.
+    pub(crate) defines: Vec<String>,
+    /// Other units' symbols that it refers to.
+    pub(crate) uses: Vec<String>,
+    /// Host symbols that it refers to.
+    pub(crate) imports: Vec<String>,
+}
+
+/// What a symbol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Function,
+    Data,
+    Absolute,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Function => "a function",
+            Self::Data => "a datum",
+            Self::Absolute => "an absolute symbol",
+        }
+    }
+}
+
+/// A published symbol.
+#[derive(Clone, Debug)]
+pub(crate) struct Symbol {
+    pub(crate) unit: String,
+    pub(crate) kind: Kind,
+    /// Where the definition is; the value's low half of an absolute symbol.
+    pub(crate) place: SegmentOffset,
+    /// A function's.
+    pub(crate) call_cell: Option<SegmentOffset>,
+    pub(crate) address_cell: Option<SegmentOffset>,
+    pub(crate) signature: String,
+}
+
+/// A host symbol.
+#[derive(Clone, Debug)]
+pub(crate) struct Import {
+    pub(crate) id: ImportId,
+    pub(crate) weak: bool,
+    pub(crate) trap: SegmentOffset,
+    pub(crate) call_cell: Option<SegmentOffset>,
+    pub(crate) address_cell: Option<SegmentOffset>,
+    /// How many published units refer to it.
+    pub(crate) users: u32,
+}
+
+/// What a replaced unit left that is never reused, since addresses of its locals may have been handed out.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) unit: String,
+    pub(crate) generation: u64,
+    pub(crate) len_bytes: u64,
+}
+
+impl Catalog {
+    /// The units, other than those in `except`, that use `symbol`.
+    pub(crate) fn users_of(&self, symbol: &str, except: &dyn Fn(&str) -> bool) -> Vec<String> {
+        let mut users: Vec<String> = self
+            .units
+            .iter()
+            .filter(|(name, unit)| !except(name) && unit.uses.iter().any(|used| used == symbol))
+            .map(|(name, _)| name.clone())
+            .collect();
+        users.sort();
+        users
+    }
+
+    /// Takes over what a committed publication changed.
+    pub(crate) fn merge(&mut self, changes: Changes) {
+        for (name, hash) in &changes.removed {
+            self.symbols.remove(name);
+            self.hashes.remove(hash);
+        }
+        self.hashes.extend(changes.added_hashes);
+        self.symbols.extend(changes.symbols);
+        for (name, import) in changes.imports {
+            let users = self.imports.get(&name).map_or(0, |known| known.users);
+            self.imports.insert(name, Import { users, ..import });
+        }
+        for (name, unit) in changes.units {
+            self.replace_unit(&name, unit);
+        }
+        self.next_unit = changes.next_unit;
+        self.next_import = changes.next_import;
+    }
+
+    /// Puts `unit` in place of the one of the same name.
+    fn replace_unit(&mut self, name: &str, unit: Unit) {
+        for import in &unit.imports {
+            if let Some(import) = self.imports.get_mut(import) {
+                import.users += 1;
+            }
+        }
+        if let Some(old) = self.units.insert(name.to_owned(), unit) {
+            for import in &old.imports {
+                if let Some(import) = self.imports.get_mut(import) {
+                    import.users -= 1;
+                }
+            }
+            if old.keeps {
+                let regions = [old.text, old.read_only, old.private].into_iter();
+                let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
+                self.kept.push(Kept {
+                    unit: name.to_owned(),
+                    generation: old.generation,
+                    len_bytes,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What can go wrong in the compiler process, as data.
+
+use std::fmt;
+
+use jitcast_linker::LinkError;
+use jitcast_runtime::heap::SegmentFull;
+use jitcast_runtime::segment::SegmentError;
+
+/// Why a publication was refused. Nothing of it is visible, and everything published before goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A unit does not link.
+    #[error(transparent)]
+    Link(#[from] Box<LinkError>),
+    /// There is no room.
+    #[error(transparent)]
+    Full(#[from] SegmentFull),
+    /// Nothing to publish.
+    #[error("nothing to publish\n  help: give at least one file")]
+    Empty,
+    /// Two units of the batch have one name.
+    #[error(
+        "two units of this publication are called `{unit}`\n  help: give one of them another name with --unit"
+    )]
+    SameUnit {
+        /// The name.
+        unit: String,
+    },
+    /// A symbol has two definitions.
+    #[error("`{symbol}` is defined by the unit `{unit}` and by the unit `{other}`{}\n  help: rename one of them, make it static, or publish both in one unit if one replaces the other",
+        if *.published { ", which is published" } else { "" })]
+    Duplicate {
+        /// The symbol.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// The unit that has it already.
+        other: String,
+        /// Whether that unit is published, and not of the same batch.
+        published: bool,
+    },
+    /// A replacement lacks what others use.
+    #[error("the new version of the unit `{unit}` does not define `{symbol}`, which {} used by {}\n  help: keep the symbol, or publish its users again in the same publication",
+        if *.is_data { "is a datum" } else { "is" }, Names(.users))]
+    StillUsed {
+        /// The symbol.
+        symbol: String,
+        /// The unit that defined it.
+        unit: String,
+        /// The units that use it.
+        users: Vec<String>,
+        /// Whether it is a datum.
+        is_data: bool,
+    },
+    /// A datum would move under its users.
+    #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
+        Are(.users), Names(.users))]
+    DataMoves {
+        /// The datum.
+        symbol: String,
+        /// The unit that defines it.
+        unit: String,
+        /// The units that use it.
+        users: Vec<String>,
+    },
+    /// A symbol changes what it is.
+    #[error("`{symbol}` was published as {was} and would become {becomes}, but {} it\n  help: use another name, or publish its users again in the same publication",
+        Use(.users))]
+    KindChanges {
+        /// The symbol.
+        symbol: String,
+        /// What it was.
+        was: &'static str,
+        /// What it would be.
+        becomes: &'static str,
+        /// The units that use it.
+        users: Vec<String>,
+    },
+    /// Two names have one hash.
+    #[error(
+        "`{symbol}` cannot be published: its 64-bit hash is that of `{other}`\n  help: rename it"
+    )]
+    HashCollision {
+        /// The new name.
+        symbol: String,
+        /// The published name.
+        other: String,
+    },
+    /// A name is too long.
+    #[error("a name of {len_bytes} bytes exceeds the limit of {limit_bytes}: `{start}...`")]
+    NameTooLong {
+        /// Its length, bytes.
+        len_bytes: usize,
+        /// The limit, bytes.
+        limit_bytes: usize,
+        /// How it begins.
+        start: String,
+    },
+}
+
+impl From<LinkError> for PublishError {
+    fn from(error: LinkError) -> Self {
+        Self::Link(Box::new(error))
+    }
+}
+
+/// Why there is no compiler process.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// The segment cannot hold even an empty directory.
+    #[error(transparent)]
+    Full(#[from] SegmentFull),
+}
+
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 5;
+        for (index, name) in self.0.iter().take(SHOWN).enumerate() {
+            write!(f, "{}`{name}`", if index == 0 { "" } else { ", " })?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+struct Are<'a>(&'a [String]);
+
+impl fmt::Display for Are<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}",
+            Names(self.0),
+            if self.0.len() == 1 { "is" } else { "are" }
+        )
+    }
+}
+
+struct Use<'a>(&'a [String]);
+
+impl fmt::Display for Use<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}",
+            Names(self.0),
+            if self.0.len() == 1 { "uses" } else { "use" }
+        )
+    }
+}

@@ -1,0 +1,18 @@
+//! The compiler process of jitcast: front ends, publisher, sockets.
+
+mod catalog;
+mod compiler;
+mod error;
+mod fault;
+pub mod front;
+mod publish;
+pub mod request;
+mod server;
+mod status;
+mod workers;
+
+pub use compiler::{Compiler, CompilerOptions};
+pub use error::{PublishError, StartError};
+pub use publish::{Publication, Reclaim, UnitFile, UnitSource};
+pub use server::{Access, Policy, ServeError, Server, Stop};
+pub use status::{AreaStatus, KeptStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};

@@ -1,0 +1,190 @@
+//! What publishers and askers send over the socket, and what they are answered: postcard inside a frame.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use jitcast_runtime::signature::NamedSignature;
+use jitcast_runtime::wire::{self, Frame, FrameKind};
+use serde::{Deserialize, Serialize};
+
+use crate::compiler::Compiler;
+use crate::front::{self, FrontError};
+use crate::publish::{Publication, Reclaim, UnitFile, UnitSource};
+use crate::status::Status;
+
+/// The longest request that the compiler process accepts from a publisher, bytes.
+pub const MAX_REQUEST_BYTES: u32 = 512 << 20;
+
+/// Units to publish as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishRequest {
+    /// The units.
+    pub units: Vec<RequestUnit>,
+}
+
+/// A unit to publish.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestUnit {
+    /// Its name.
+    pub name: String,
+    /// Its files: CLIF, objects, archives. C is compiled by the publisher, where its headers are.
+    pub files: Vec<RequestFile>,
+    /// Signatures to record, in the text of `--sig`.
+    pub signatures: Vec<String>,
+    /// Whether its memory is reused after it was replaced.
+    pub reclaim: Reclaim,
+}
+
+/// A file of a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFile {
+    /// The name that messages use, and whose extension tells CLIF.
+    pub name: String,
+    /// Its contents.
+    #[serde(with = "bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// Bytes as one block, not as a sequence of numbers.
+mod bytes {
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        from.deserialize_bytes(Visitor)
+    }
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The compiler process said no, in these words.
+    #[error("{0}")]
+    Refused(String),
+    /// The conversation broke off.
+    #[error(
+        "the compiler process does not answer as it should: {0}\n  help: check that the socket is jitcast's, and of the same version"
+    )]
+    Protocol(#[from] io::Error),
+    /// The message is not what was expected.
+    #[error("a message cannot be read: {0}")]
+    Malformed(#[from] postcard::Error),
+}
+
+/// Turns a request into units: what is text is compiled here.
+///
+/// # Errors
+/// The text for the publisher.
+pub(crate) fn units(
+    request: PublishRequest,
+    options: &front::Options,
+) -> Result<Vec<UnitSource>, String> {
+    request
+        .units
+        .into_iter()
+        .map(|unit| unit_source(unit, options))
+        .collect()
+}
+
+fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource, String> {
+    let mut signatures = Vec::new();
+    for text in &unit.signatures {
+        let NamedSignature { name, signature } =
+            text.parse().map_err(|error| format!("{error}"))?;
+        signatures.push((name, signature));
+    }
+    let mut files = Vec::new();
+    for file in unit.files {
+        let is_c = file.name.ends_with(".c") && !file.bytes.starts_with(b"\x7fELF");
+        if is_c {
+            return Err(format!(
+                "{}: C is compiled by the publisher, not by the compiler process",
+                file.name
+            ));
+        }
+        let compiled = front::compile_bytes(&file.name, file.bytes, options)
+            .map_err(|error: FrontError| error.to_string())?;
+        signatures.extend(compiled.signatures);
+        files.push(UnitFile {
+            name: compiled.name,
+            bytes: compiled.bytes,
+            dialect: compiled.dialect,
+        });
+    }
+    Ok(UnitSource {
+        name: unit.name,
+        files,
+        signatures,
+        reclaim: unit.reclaim,
+    })
+}
+
+/// Carries a request out.
+pub(crate) fn carry_out(
+    compiler: &Compiler,
+    payload: &[u8],
+    options: &front::Options,
+) -> (FrameKind, Vec<u8>) {
+    let published = postcard::from_bytes(payload)
+        .map_err(|error| format!("the request cannot be read: {error}"))
+        .and_then(|request| units(request, options))
+        .and_then(|units| compiler.publish(&units).map_err(|error| error.to_string()))
+        .and_then(|publication| {
+            postcard::to_stdvec(&publication).map_err(|error| error.to_string())
+        });
+    match published {
+        Ok(reply) => (FrameKind::Published, reply),
+        Err(text) => (FrameKind::Refused, text.into_bytes()),
+    }
+}
+
+/// Sends a request over a connected, blocking socket and waits for the answer.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publication, RequestError> {
+    let payload = postcard::to_stdvec(request)?;
+    wire::send(&socket, FrameKind::Publish, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process for its state.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn status(socket: impl AsFd) -> Result<Status, RequestError> {
+    wire::send(&socket, FrameKind::Status, &[], &[])?;
+    let frame = answer(socket, FrameKind::StatusReply)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+fn answer(socket: impl AsFd, expected: FrameKind) -> Result<Frame, RequestError> {
+    let frame = wire::receive(socket, MAX_REQUEST_BYTES)?;
+    match frame.kind {
+        kind if kind == expected => Ok(frame),
+        FrameKind::Refused => Err(RequestError::Refused(
+            String::from_utf8_lossy(&frame.payload).into_owned(),
+        )),
+        other => {
+            let why = format!("a frame of kind {other:?} instead of {expected:?}");
+            Err(io::Error::new(io::ErrorKind::InvalidData, why).into())
+        }
+    }
+}

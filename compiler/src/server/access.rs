@@ -1,0 +1,66 @@
+//! Who may attach, and who may publish: two rights.
+
+use std::collections::BTreeSet;
+
+/// Users and groups that have a right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    uids: BTreeSet<u32>,
+    gids: BTreeSet<u32>,
+}
+
+impl Access {
+    /// The user that the compiler process runs as, and nobody else.
+    pub fn same_user() -> Self {
+        Self {
+            uids: BTreeSet::from([rustix::process::geteuid().as_raw()]),
+            gids: BTreeSet::new(),
+        }
+    }
+
+    /// Adds a user.
+    pub fn allow_uid(&mut self, uid: u32) -> &mut Self {
+        self.uids.insert(uid);
+        self
+    }
+
+    /// Adds a group: processes whose effective group it is.
+    pub fn allow_gid(&mut self, gid: u32) -> &mut Self {
+        self.gids.insert(gid);
+        self
+    }
+
+    /// Whether a peer with these effective ids has the right.
+    pub fn allows(&self, uid: u32, gid: u32) -> bool {
+        self.uids.contains(&uid) || self.gids.contains(&gid)
+    }
+
+    fn is_private(&self) -> bool {
+        *self == Self::same_user()
+    }
+}
+
+/// The rights of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who may attach workers and ask for the status.
+    pub attach: Access,
+    /// Who may publish.
+    pub publish: Access,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            attach: Access::same_user(),
+            publish: Access::same_user(),
+        }
+    }
+}
+
+impl Policy {
+    /// Whether only the compiler's own user has any right.
+    pub(crate) fn is_private(&self) -> bool {
+        self.attach.is_private() && self.publish.is_private()
+    }
+}

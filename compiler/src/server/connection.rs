@@ -1,0 +1,247 @@
+//! One peer: what it has sent so far, what it has not read yet, who it is.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Instant;
+
+use jitcast_runtime::wire::{self, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
+use rustix::net::SendFlags;
+use zerocopy::IntoBytes;
+
+use super::Policy;
+use crate::request::MAX_REQUEST_BYTES;
+
+/// What a peer may leave unread, bytes, before it is dropped.
+const MAX_UNREAD: usize = 64 << 20;
+
+/// A request, whole.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Attach(Vec<u8>),
+    Publish(Vec<u8>),
+    Status,
+    /// Something that the peer may not ask for.
+    Refused(String),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// `None`: only the process is still watched.
+    socket: Option<OwnedFd>,
+    pid: i32,
+    uid: u32,
+    gid: u32,
+    header: Vec<u8>,
+    frame: Option<(FrameKind, usize)>,
+    payload: Vec<u8>,
+    unsent: Vec<u8>,
+    worker: Option<u64>,
+    pidfd: Option<OwnedFd>,
+    deadline: Option<Instant>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd, deadline: Instant) -> io::Result<Self> {
+        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        Ok(Self {
+            socket: Some(socket),
+            pid: peer.pid.as_raw_nonzero().get(),
+            uid: peer.uid.as_raw(),
+            gid: peer.gid.as_raw(),
+            header: Vec::new(),
+            frame: None,
+            payload: Vec::new(),
+            unsent: Vec::new(),
+            worker: None,
+            pidfd: None,
+            deadline: Some(deadline),
+        })
+    }
+
+    /// What is left when only the death of the process still matters.
+    pub(super) fn into_watch(self, pidfd: OwnedFd) -> Self {
+        Self {
+            socket: None,
+            pidfd: Some(pidfd),
+            deadline: None,
+            payload: Vec::new(),
+            unsent: Vec::new(),
+            ..self
+        }
+    }
+
+    pub(super) fn socket(&self) -> &OwnedFd {
+        self.socket
+            .as_ref()
+            .expect("a connection that is only watched has no events of its socket")
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    pub(super) fn worker(&self) -> Option<u64> {
+        self.worker
+    }
+
+    pub(super) fn set_worker(&mut self, number: u64) {
+        self.worker = Some(number);
+        self.deadline = None;
+    }
+
+    pub(super) fn keep_pidfd(&mut self, pidfd: OwnedFd) {
+        self.pidfd = Some(pidfd);
+    }
+
+    pub(super) fn take_pidfd(&mut self) -> Option<OwnedFd> {
+        self.pidfd.take()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// The peer waits for us now, not we for it.
+    pub(super) fn start_job(&mut self) {
+        self.deadline = None;
+    }
+
+    pub(super) fn finish_job(&mut self, deadline: Instant) {
+        if self.worker.is_none() {
+            self.deadline = Some(deadline);
+        }
+    }
+
+    /// The process that connected: by `SO_PEERPIDFD` (Linux 6.5), which cannot mean another one, else by its
+    /// number.
+    pub(super) fn pidfd(&self) -> Option<OwnedFd> {
+        const SO_PEERPIDFD: libc::c_int = 77;
+        let mut fd: libc::c_int = -1;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        let socket = self.socket().as_raw_fd();
+        // SAFETY: the option writes one int into `fd` and its size into `len`, both of which live across the
+        // call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket,
+                libc::SOL_SOCKET,
+                SO_PEERPIDFD,
+                (&raw mut fd).cast(),
+                &raw mut len,
+            )
+        };
+        if result == 0 && fd >= 0 {
+            // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
+            return Some(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        let pid = rustix::process::Pid::from_raw(self.pid)?;
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+    }
+
+    /// Reads what has come; a whole request, if there is one. Descriptors that come along belong nowhere and
+    /// are closed.
+    pub(super) fn read(&mut self, policy: &Policy) -> Result<Option<Incoming>, String> {
+        const HEADER: usize = size_of::<FrameHeader>();
+        loop {
+            let mut buffer = [0; 64 << 10];
+            let wanted = match self.frame {
+                None => HEADER - self.header.len(),
+                Some((_, len)) => (len - self.payload.len()).min(buffer.len()),
+            };
+            if wanted > 0 {
+                let Some(socket) = &self.socket else {
+                    return Err("closed".into());
+                };
+                let mut strays = Vec::new();
+                match wire::receive_some(socket.as_fd(), &mut buffer[..wanted], &mut strays) {
+                    Ok(0) => return Err("the peer has closed".into()),
+                    Ok(count) => match self.frame {
+                        None => self.header.extend_from_slice(&buffer[..count]),
+                        Some(_) => self.payload.extend_from_slice(&buffer[..count]),
+                    },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+            if self.frame.is_none() && self.header.len() == HEADER {
+                let header: &[u8; HEADER] = self.header[..].try_into().expect("just measured");
+                let limit = self.payload_limit(policy);
+                let (kind, len) =
+                    wire::check_header(header, limit).map_err(|error| error.to_string())?;
+                self.frame = Some((kind, len as usize));
+            }
+            if let Some((kind, len)) = self.frame
+                && self.payload.len() == len
+            {
+                self.frame = None;
+                self.header.clear();
+                return Ok(Some(self.admit(kind, policy)));
+            }
+        }
+    }
+
+    fn payload_limit(&self, policy: &Policy) -> u32 {
+        if policy.publish.allows(self.uid, self.gid) {
+            MAX_REQUEST_BYTES
+        } else {
+            MAX_WORKER_PAYLOAD
+        }
+    }
+
+    fn admit(&mut self, kind: FrameKind, policy: &Policy) -> Incoming {
+        let payload = std::mem::take(&mut self.payload);
+        let refused = |right: &str| {
+            Incoming::Refused(format!(
+                "uid {} gid {} may not {right}\n  help: start the compiler process with --allow-{right} {}",
+                self.uid, self.gid, self.uid
+            ))
+        };
+        let may_attach = policy.attach.allows(self.uid, self.gid);
+        let may_publish = policy.publish.allows(self.uid, self.gid);
+        match kind {
+            FrameKind::Attach if may_attach => Incoming::Attach(payload),
+            FrameKind::Attach => refused("attach"),
+            FrameKind::Publish if may_publish => Incoming::Publish(payload),
+            FrameKind::Publish => refused("publish"),
+            FrameKind::Status if may_attach || may_publish => Incoming::Status,
+            FrameKind::Status => refused("attach"),
+            other => Incoming::Refused(format!(
+                "a frame of kind {other:?} is not for the compiler process"
+            )),
+        }
+    }
+
+    /// Queues a frame.
+    pub(super) fn queue(&mut self, kind: FrameKind, payload: &[u8]) {
+        let header = FrameHeader::new(kind, u32::try_from(payload.len()).unwrap_or(0));
+        self.unsent.extend_from_slice(header.as_bytes());
+        self.unsent.extend_from_slice(payload);
+    }
+
+    /// Sends what the peer takes; whether something is left.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        let Some(socket) = &self.socket else {
+            return Ok(false);
+        };
+        while !self.unsent.is_empty() {
+            match rustix::net::send(
+                socket,
+                &self.unsent,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if self.unsent.len() <= MAX_UNREAD => {
+                    return Ok(true);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+}

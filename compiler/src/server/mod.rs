@@ -1,0 +1,528 @@
+//! The socket of the compiler process: who may attach, who may publish, who has died.
+//!
+//! One thread waits for everything; a second one publishes, so that a long link keeps nobody from
+//! attaching. Invariant: no peer can block either of them. What a peer sends is read as it comes, within
+//! limits; what it does not read is dropped with it.
+
+mod access;
+mod connection;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use jitcast_runtime::header::FORMAT_VERSION;
+use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameKind};
+use rustix::event::epoll;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::compiler::Compiler;
+use crate::front;
+use crate::request;
+
+pub use access::{Access, Policy};
+use connection::{Connection, Incoming};
+
+/// The most connections at once.
+const MAX_CONNECTIONS: usize = 8192;
+
+/// How long a peer may take for its request, and how long an idle one that is no worker may stay.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The most publications that wait their turn.
+const MAX_QUEUE: usize = 64;
+
+const LISTENER: u64 = 0;
+const WAKE: u64 = 1;
+const FIRST_CONNECTION: u64 = 2;
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another compiler process listens there.
+    #[error(
+        "{path} is in use by a running compiler process\n  help: end that one, or choose another --socket"
+    )]
+    InUse {
+        /// The path.
+        path: String,
+    },
+    /// Something else is there.
+    #[error("{path} exists and is no socket\n  help: remove it, or choose another --socket")]
+    NotASocket {
+        /// The path.
+        path: String,
+    },
+    /// The system refused.
+    #[error("cannot {step} {path}: {cause}")]
+    System {
+        /// Which step.
+        step: &'static str,
+        /// The path.
+        path: String,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// The listening socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: String,
+    policy: Policy,
+    options: front::Options,
+    stop: UnixStream,
+    stopped: UnixStream,
+}
+
+/// Ends a server's loop.
+#[derive(Debug)]
+pub struct Stop(UnixStream);
+
+impl Stop {
+    /// Ends it. The server removes its socket.
+    pub fn stop(&self) {
+        // A full pipe has a wake-up in it already.
+        let _ = rustix::io::write(&self.0, &[1]);
+    }
+}
+
+impl Server {
+    /// Listens at `path`; after an `@`, in the abstract name space. What a dead compiler process left there is
+    /// removed.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn bind(path: &str, policy: Policy, options: front::Options) -> Result<Self, ServeError> {
+        let system = |step| {
+            let path = path.to_owned();
+            move |cause| ServeError::System { step, path, cause }
+        };
+        let listener = match path.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name)
+                .and_then(|address| UnixListener::bind_addr(&address))
+                .map_err(system("listen at"))?,
+            None => bind_path(Path::new(path), &policy)?,
+        };
+        listener.set_nonblocking(true).map_err(system("set up"))?;
+        let (stop, stopped) = UnixStream::pair().map_err(system("set up"))?;
+        stop.set_nonblocking(true).map_err(system("set up"))?;
+        stopped.set_nonblocking(true).map_err(system("set up"))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            policy,
+            options,
+            stop,
+            stopped,
+        })
+    }
+
+    /// What ends the loop, from another thread.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn stopper(&self) -> io::Result<Stop> {
+        Ok(Stop(self.stop.try_clone()?))
+    }
+
+    /// Serves until it is stopped; removes the socket then. Workers go on.
+    ///
+    /// # Errors
+    /// What the system says when it cannot even wait.
+    pub fn run(self, compiler: Arc<Compiler>) -> io::Result<()> {
+        let (jobs, queue) = bounded(MAX_QUEUE);
+        let (replies, answered) = unbounded();
+        let wake = self.stop.try_clone()?;
+        let publisher = {
+            let (compiler, options) = (Arc::clone(&compiler), self.options.clone());
+            std::thread::Builder::new()
+                .name("publisher".into())
+                .spawn(move || publish_all(&compiler, &options, &queue, &replies, &wake))?
+        };
+        let result =
+            Loop::new(&self, compiler, jobs, answered).and_then(|mut serving| serving.run());
+        // The loop has dropped its end of the queue, so the publisher ends after what it is at.
+        let _ = publisher.join();
+        result
+    }
+}
+
+fn bind_path(path: &Path, policy: &Policy) -> Result<UnixListener, ServeError> {
+    let shown = path.display().to_string();
+    let system = |step| {
+        let path = shown.clone();
+        move |cause| ServeError::System { step, path, cause }
+    };
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !std::os::unix::fs::FileTypeExt::is_socket(&there.file_type()) => {
+            return Err(ServeError::NotASocket { path: shown });
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(ServeError::InUse { path: shown });
+        }
+        Ok(_) => std::fs::remove_file(path)
+            .map_err(system("remove the socket of a dead compiler process at"))?,
+        Err(_) => {}
+    }
+    // Bound under a private name with its final mode, then moved: nobody connects in between.
+    let staged = PathBuf::from(format!("{shown}.{}", std::process::id()));
+    let listener = UnixListener::bind(&staged).map_err(system("listen at"))?;
+    let mode = if policy.is_private() { 0o600 } else { 0o666 };
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(mode))
+        .and_then(|()| std::fs::rename(&staged, path))
+        .map_err(system("set the mode of"))?;
+    Ok(listener)
+}
+
+impl Drop for Server {
+    /// Removes the socket, also of a compiler process that did not get as far as serving.
+    fn drop(&mut self) {
+        if !self.path.starts_with('@') {
+            // Whoever removed it before has done what is to be done.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A request on its way to the publisher.
+type Job = (u64, Vec<u8>);
+
+/// An answer on its way back.
+type Answer = (u64, FrameKind, Vec<u8>);
+
+fn publish_all(
+    compiler: &Compiler,
+    options: &front::Options,
+    queue: &Receiver<Job>,
+    replies: &Sender<Answer>,
+    wake: &UnixStream,
+) {
+    for (connection, payload) in queue {
+        let (kind, reply) = request::carry_out(compiler, &payload, options);
+        if replies.send((connection, kind, reply)).is_err() {
+            return;
+        }
+        let _ = rustix::io::write(wake, &[0]);
+    }
+}
+
+/// The state of the serving thread.
+struct Loop<'a> {
+    server: &'a Server,
+    compiler: Arc<Compiler>,
+    poller: OwnedFd,
+    connections: HashMap<u64, Connection>,
+    next: u64,
+    jobs: Sender<Job>,
+    answered: Receiver<Answer>,
+}
+
+impl<'a> Loop<'a> {
+    fn new(
+        server: &'a Server,
+        compiler: Arc<Compiler>,
+        jobs: Sender<Job>,
+        answered: Receiver<Answer>,
+    ) -> io::Result<Self> {
+        let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let readable = epoll::EventFlags::IN;
+        epoll::add(
+            &poller,
+            &server.listener,
+            epoll::EventData::new_u64(LISTENER),
+            readable,
+        )?;
+        epoll::add(
+            &poller,
+            &server.stopped,
+            epoll::EventData::new_u64(WAKE),
+            readable,
+        )?;
+        let connections = HashMap::new();
+        Ok(Self {
+            server,
+            compiler,
+            poller,
+            connections,
+            next: FIRST_CONNECTION,
+            jobs,
+            answered,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            events.clear();
+            let timeout = self.next_deadline();
+            match epoll::wait(
+                &self.poller,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    WAKE => {
+                        if self.woken() {
+                            return Ok(());
+                        }
+                    }
+                    token => self.connection_event(token),
+                }
+            }
+            self.drop_late();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<rustix::event::Timespec> {
+        let deadline = self
+            .connections
+            .values()
+            .filter_map(Connection::deadline)
+            .min()?;
+        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        Some(rustix::event::Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+
+    fn drop_late(&mut self) {
+        let now = Instant::now();
+        let late: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                connection
+                    .deadline()
+                    .is_some_and(|deadline| deadline <= now)
+            })
+            .map(|(token, _)| *token)
+            .collect();
+        late.into_iter().for_each(|token| self.close(token));
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.server.listener.accept() {
+                Ok((stream, _)) if self.connections.len() < MAX_CONNECTIONS => {
+                    // A peer that vanished in between is no loss.
+                    let _ = self.adopt(stream);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn adopt(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let token = self.next;
+        self.next += 2;
+        let connection = Connection::new(stream.into(), Instant::now() + PATIENCE)?;
+        epoll::add(
+            &self.poller,
+            connection.socket(),
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        )?;
+        self.connections.insert(token, connection);
+        Ok(())
+    }
+
+    /// Handles what woke the loop: whether it is to end.
+    fn woken(&mut self) -> bool {
+        let mut bytes = [0; 64];
+        let mut stop = false;
+        while let Ok(count @ 1..) = rustix::io::read(&self.server.stopped, &mut bytes) {
+            stop |= bytes[..count].contains(&1);
+        }
+        while let Ok((token, kind, payload)) = self.answered.try_recv() {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.finish_job(Instant::now() + PATIENCE);
+                connection.queue(kind, &payload);
+                self.flush(token);
+            }
+        }
+        stop
+    }
+
+    fn connection_event(&mut self, token: u64) {
+        if token & 1 == 1 {
+            // The process behind the connection has ended.
+            self.close_dead(token & !1);
+            return;
+        }
+        self.flush(token);
+        loop {
+            let Some(connection) = self.connections.get_mut(&token) else {
+                return;
+            };
+            match connection.read(&self.server.policy) {
+                Ok(Some(incoming)) => self.handle(token, incoming),
+                Ok(None) => return,
+                Err(reason) => {
+                    tracing::debug!(token, %reason, "connection ends");
+                    self.close(token);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, token: u64, incoming: Incoming) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        let answer = match incoming {
+            Incoming::Attach(payload) => match self.attach(token, &payload) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Publish(payload) => match self.jobs.try_send((token, payload)) {
+                Ok(()) => return connection.start_job(),
+                Err(TrySendError::Full(_)) => (
+                    FrameKind::Refused,
+                    b"busy: too many publications wait already\n  help: try again later".to_vec(),
+                ),
+                Err(TrySendError::Disconnected(_)) => (
+                    FrameKind::Refused,
+                    b"the compiler process is ending".to_vec(),
+                ),
+            },
+            Incoming::Status => match postcard::to_stdvec(&self.compiler.status()) {
+                Ok(status) => (FrameKind::StatusReply, status),
+                Err(error) => (FrameKind::Refused, error.to_string().into_bytes()),
+            },
+            Incoming::Refused(reason) => (FrameKind::Refused, reason.into_bytes()),
+        };
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.queue(answer.0, &answer.1);
+        }
+        self.flush(token);
+    }
+
+    fn attach(&mut self, token: u64, payload: &[u8]) -> Result<(), String> {
+        let connection = self
+            .connections
+            .get_mut(&token)
+            .ok_or("the connection is gone")?;
+        let request =
+            AttachRequest::read_from_bytes(payload).map_err(|_| "malformed request to attach")?;
+        if request.format_version != FORMAT_VERSION {
+            return Err(format!(
+                "the worker reads format version {}, the compiler process writes {FORMAT_VERSION}\n  help: use the same version of jitcast for both",
+                request.format_version
+            ));
+        }
+        if connection.worker().is_some() {
+            return Err("this connection is attached already".to_owned());
+        }
+        let pidfd = connection.pidfd();
+        let label = request
+            .label
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
+        let label = String::from_utf8_lossy(label).into_owned();
+        let (pid, uid) = (connection.pid(), connection.uid());
+        let admission = self
+            .compiler
+            .admit(pid, uid, label)
+            .map_err(|error| format!("no mailbox: {error}"))?;
+        connection.set_worker(admission.number);
+        let reply = AttachReply {
+            worker: admission.number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: 0,
+        };
+        let fds = [self.compiler.worker_fd(), admission.mailbox.as_fd()];
+        // The first frame to a peer always fits the socket's buffer, so it goes out at once or not at all.
+        let sent = jitcast_runtime::wire::send(
+            connection.socket(),
+            FrameKind::Attached,
+            reply.as_bytes(),
+            &fds,
+        );
+        sent.map_err(|error| format!("the reply cannot be sent: {error}"))?;
+        if let Some(pidfd) = pidfd {
+            let data = epoll::EventData::new_u64(token | 1);
+            if epoll::add(&self.poller, &pidfd, data, epoll::EventFlags::IN).is_ok() {
+                connection.keep_pidfd(pidfd);
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        match connection.flush() {
+            Ok(pending) => {
+                let mut flags = epoll::EventFlags::IN;
+                flags.set(epoll::EventFlags::OUT, pending);
+                let data = epoll::EventData::new_u64(token);
+                let _ = epoll::modify(&self.poller, connection.socket(), data, flags);
+            }
+            Err(_) => self.close(token),
+        }
+    }
+
+    /// The connection has ended; the process behind it may live on.
+    fn close(&mut self, token: u64) {
+        let Some(mut connection) = self.connections.remove(&token) else {
+            return;
+        };
+        let Some(worker) = connection.worker() else {
+            return;
+        };
+        let Some(pidfd) = connection.take_pidfd() else {
+            return self.compiler.worker_hung_up(worker);
+        };
+        self.compiler.worker_hung_up(worker);
+        if process_has_ended(&pidfd) {
+            self.compiler.worker_died(worker);
+        } else {
+            // Its death still matters: a thread of it may be inside.
+            self.connections.insert(token, connection.into_watch(pidfd));
+        }
+    }
+
+    fn close_dead(&mut self, token: u64) {
+        if let Some(worker) = self
+            .connections
+            .remove(&token)
+            .and_then(|connection| connection.worker())
+        {
+            self.compiler.worker_died(worker);
+        }
+    }
+}
+
+fn process_has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [rustix::event::PollFd::new(
+        pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
+}

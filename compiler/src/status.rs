@@ -1,0 +1,145 @@
+//! What the compiler process tells about itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{self, Kind};
+
+/// The state of a segment and its workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The newest generation.
+    pub generation: u64,
+    /// The segment's name; `None`: a sealed one.
+    pub segment: Option<String>,
+    /// Length of the window, bytes.
+    pub window_bytes: u64,
+    /// What is retired and not reused yet, bytes.
+    pub retired_bytes: u64,
+    /// The areas and how full they are.
+    pub areas: Vec<AreaStatus>,
+    /// The units.
+    pub units: Vec<UnitStatus>,
+    /// The symbols.
+    pub symbols: Vec<SymbolStatus>,
+    /// Replaced units whose memory is kept.
+    pub kept: Vec<KeptStatus>,
+    /// The workers.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// An area of the window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreaStatus {
+    /// Its name.
+    pub name: String,
+    /// What is in use, bytes.
+    pub used_bytes: u64,
+    /// Its size, bytes.
+    pub area_bytes: u64,
+}
+
+/// A unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitStatus {
+    /// Its name.
+    pub name: String,
+    /// The generation that published it.
+    pub generation: u64,
+    /// Text, bytes.
+    pub text_bytes: u64,
+    /// Read-only data, bytes.
+    pub read_only_bytes: u64,
+    /// Private data in each worker, bytes.
+    pub private_bytes: u64,
+    /// Whether its memory is kept when it is replaced.
+    pub keeps: bool,
+    /// Host symbols that it refers to.
+    pub imports: Vec<String>,
+}
+
+/// A symbol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is: "function", "data" or "absolute".
+    pub kind: String,
+    /// The unit that defines it.
+    pub unit: String,
+    /// Its recorded signature; empty: unknown.
+    pub signature: String,
+}
+
+/// What a replaced unit left that is not reused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptStatus {
+    /// The unit's name.
+    pub unit: String,
+    /// The generation that published it.
+    pub generation: u64,
+    /// Bytes.
+    pub len_bytes: u64,
+}
+
+/// A worker. What it says about itself is as true as it makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The number by which the compiler process knows it.
+    pub number: u64,
+    /// Its process, in the compiler's pid namespace.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its label.
+    pub label: String,
+    /// The base of its window.
+    pub base: u64,
+    /// The generation that it has applied.
+    pub applied: u64,
+    /// Publications applied.
+    pub updates: u64,
+    /// Host symbols that it lacks.
+    pub missing: u64,
+    /// The oldest generation that a thread of it is inside.
+    pub pinned: Option<u64>,
+}
+
+impl UnitStatus {
+    pub(crate) fn new(name: &str, unit: &catalog::Unit) -> Self {
+        Self {
+            name: name.to_owned(),
+            generation: unit.generation,
+            text_bytes: unit.text.len_bytes.into(),
+            read_only_bytes: unit.read_only.len_bytes.into(),
+            private_bytes: unit.private.len_bytes.into(),
+            keeps: unit.keeps,
+            imports: unit.imports.clone(),
+        }
+    }
+}
+
+impl SymbolStatus {
+    pub(crate) fn new(name: &str, symbol: &catalog::Symbol) -> Self {
+        let kind = match symbol.kind {
+            Kind::Function => "function",
+            Kind::Data => "data",
+            Kind::Absolute => "absolute",
+        };
+        Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            unit: symbol.unit.clone(),
+            signature: symbol.signature.clone(),
+        }
+    }
+}
+
+impl From<&catalog::Kept> for KeptStatus {
+    fn from(kept: &catalog::Kept) -> Self {
+        Self {
+            unit: kept.unit.clone(),
+            generation: kept.generation,
+            len_bytes: kept.len_bytes,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The workers that are attached, and the oldest generation that any of their threads is inside.
+
+use std::os::fd::OwnedFd;
+
+use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::sys::Mapping;
+use rustix::thread::{MembarrierCommand, membarrier};
+use std::sync::atomic::Ordering;
+
+/// A worker, as the compiler process knows it.
+#[derive(Debug)]
+pub(crate) struct WorkerEntry {
+    pub(crate) number: u64,
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+    pub(crate) label: String,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) _mapping: Mapping,
+    /// The connection has ended, but a thread may still be inside.
+    pub(crate) gone: bool,
+}
+
+/// Every worker that may have a thread inside.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    pub(crate) entries: Vec<WorkerEntry>,
+    next_number: u64,
+}
+
+impl Workers {
+    /// Adds a worker before it is told that it may attach; returns its number.
+    pub(crate) fn add(
+        &mut self,
+        pid: i32,
+        uid: u32,
+        label: String,
+        mailbox: Mailbox,
+        mapping: Mapping,
+    ) -> u64 {
+        self.next_number += 1;
+        let number = self.next_number;
+        self.entries.push(WorkerEntry {
+            number,
+            pid,
+            uid,
+            label,
+            mailbox,
+            _mapping: mapping,
+            gone: false,
+        });
+        number
+    }
+
+    /// A worker's process has ended: whatever it pinned, it runs no more.
+    pub(crate) fn remove(&mut self, number: u64) {
+        self.entries.retain(|entry| entry.number != number);
+    }
+
+    /// A worker's connection has ended, though its process has not (or nobody can tell).
+    pub(crate) fn hang_up(&mut self, number: u64) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
+            entry.gone = true;
+        }
+        self.drop_gone();
+    }
+
+    fn drop_gone(&mut self) {
+        self.entries
+            .retain(|entry| !entry.gone || entry.mailbox.oldest_pin().is_some());
+    }
+
+    /// The oldest pin of all threads, after a barrier on every processor that runs one; `u64::MAX` if nobody
+    /// is inside. 0, so that nothing is reused, if the barrier cannot be had and somebody relies on it.
+    pub(crate) fn oldest_pin(&mut self) -> u64 {
+        let relies =
+            |entry: &WorkerEntry| entry.mailbox.word(Word::Fenced).load(Ordering::Acquire) != 1;
+        let reached = membarrier(MembarrierCommand::GlobalExpedited).is_ok();
+        if !reached {
+            // The workers' fences pair with this one.
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if self.entries.iter().any(relies) {
+                return 0;
+            }
+        }
+        self.drop_gone();
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.mailbox.oldest_pin())
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+}
+
+/// What a worker is given.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub(crate) number: u64,
+    pub(crate) mailbox: OwnedFd,
+}

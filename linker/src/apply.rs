@@ -1,0 +1,304 @@
+//! Pure arithmetic: from fixups and places to bytes and patches.
+
+use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
+
+use crate::error::{LinkError, Problem};
+use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
+use crate::layout::{Content, Spot};
+use crate::plan::{Fixup, Rewrite, Target};
+use crate::prepared::Prepared;
+use crate::relocation::{Operands, Resolved};
+use crate::unit::Meaning;
+
+/// `int3`: what lies between functions is not to be run.
+const TEXT_PADDING: u8 = 0xcc;
+
+impl<'a> Prepared<'a> {
+    /// Computes every field, now that the unit has a place. Pure arithmetic.
+    ///
+    /// `bindings` are in the order of [`Prepared::references`]. The areas need not be mapped anywhere.
+    ///
+    /// # Errors
+    ///
+    /// A value that its field cannot hold; a placement that is not aligned as [`Prepared::extents`] asks, or
+    /// bindings that lack what a reference asked for.
+    pub fn link(&self, at: &Placement, bindings: &[Binding]) -> Result<Linked, LinkError> {
+        self.check(at, bindings)?;
+        let extents = self.extents();
+        let zeros = |len_bytes: u64| vec![0; len_bytes as usize];
+        let mut linked = Linked {
+            text: vec![TEXT_PADDING; extents.text.len_bytes as usize],
+            read_only: zeros(extents.read_only.len_bytes),
+            template: zeros(self.template_len_bytes),
+            patches: Vec::new(),
+            symbols: Vec::new(),
+            needs: self.needs.clone(),
+        };
+        for chunk in &self.unit.chunks {
+            let bytes = match &chunk.content {
+                Content::Input(bytes) => bytes,
+                Content::Made(bytes) => bytes.as_slice(),
+                Content::Zero(_) => continue,
+            };
+            let start = chunk.position as usize;
+            if let Some(place) = linked.area(chunk.area).get_mut(start..start + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+        }
+        for fixup in &self.plan.fixups {
+            self.apply(fixup, at, bindings, &mut linked)
+                .map_err(|problem| self.blame(fixup.site, problem))?;
+        }
+        linked.patches.sort_by_key(|patch| patch.site);
+        linked.symbols = self.symbols(at)?;
+        Ok(linked)
+    }
+
+    fn check(&self, at: &Placement, bindings: &[Binding]) -> Result<(), LinkError> {
+        let refuse = |what| Err(LinkError::new(self.name, Problem::Placement(what)));
+        let extents = self.extents();
+        let areas = [
+            (extents.text, at.text),
+            (extents.read_only, at.read_only),
+            (extents.private, at.private),
+        ];
+        for (extent, start) in areas {
+            if !u64::from(start.get()).is_multiple_of(extent.align_bytes) {
+                return refuse("an area is not aligned as the unit needs it");
+            }
+            if start.checked_add(extent.len_bytes).is_none() {
+                return refuse("an area ends outside every window");
+            }
+        }
+        if bindings.len() != self.references().len() {
+            return refuse("the number of bindings is not that of the references");
+        }
+        for (reference, binding) in self.references().iter().zip(bindings) {
+            let complete = (binding.stub.is_some() || !reference.stub)
+                && (binding.call_cell.is_some() || !reference.call_cell)
+                && (binding.address_cell.is_some() || !reference.address_cell);
+            if !complete {
+                return refuse("a reference lacks a cell or a stub that it asked for");
+            }
+        }
+        Ok(())
+    }
+
+    /// Where `spot` is in the window.
+    fn place(&self, spot: Spot, at: &Placement) -> Result<(Area, SegmentOffset), Problem> {
+        let outside = Problem::Placement("a place of the unit is outside every window");
+        let chunk = &self.unit.chunks[spot.chunk as usize];
+        let offset = u64::from(chunk.position) + u64::from(spot.offset);
+        Ok((
+            chunk.area,
+            at.start(chunk.area).checked_add(offset).ok_or(outside)?,
+        ))
+    }
+
+    fn apply(
+        &self,
+        fixup: &Fixup,
+        at: &Placement,
+        bindings: &[Binding],
+        linked: &mut Linked,
+    ) -> Result<(), Problem> {
+        let (area, site) = self.place(fixup.site, at)?;
+        let target = self.target(fixup.target, at, bindings)?;
+        let value = match target {
+            Operand::Number(value) => i128::from(value),
+            Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
+                linked.patches.push(Patch::new(site, target, fixup.addend));
+                return linked.store(self, fixup, area, 0);
+            }
+            Operand::Patch(PatchTarget::Window(offset)) => i128::from(offset.get()),
+            Operand::Patch(PatchTarget::Host(_)) => {
+                return Err(Problem::Placement("a stub or a cell is outside the window"));
+            }
+        };
+        // A GOT that starts at 0, the window's base, makes a cell's offset its place.
+        let (place, origin) = (i128::from(site.get()), 0);
+        let operands = Operands {
+            S: value,
+            L: value,
+            G: value,
+            GOT: origin,
+            A: i128::from(fixup.addend),
+            P: place,
+        };
+        linked.store(self, fixup, area, (fixup.row.value)(operands))
+    }
+
+    fn target(
+        &self,
+        target: Target,
+        at: &Placement,
+        bindings: &[Binding],
+    ) -> Result<Operand, Problem> {
+        let lacks = || Problem::Placement("a reference lacks a cell or a stub that it asked for");
+        let binding = |reference: u32| bindings.get(reference as usize).ok_or_else(lacks);
+        let offset = match target {
+            Target::Number(value) => return Ok(Operand::Number(value)),
+            Target::Bound(reference) => return Ok(Operand::Patch(binding(reference)?.target)),
+            Target::Spot(spot) => self.place(spot, at)?.1,
+            Target::Stub(reference) => binding(reference)?.stub.ok_or_else(lacks)?,
+            Target::CallCell(reference) => binding(reference)?.call_cell.ok_or_else(lacks)?,
+            Target::AddressCell(reference) => binding(reference)?.address_cell.ok_or_else(lacks)?,
+        };
+        Ok(Operand::Patch(PatchTarget::Window(offset)))
+    }
+
+    /// Every definition's place, in the order of [`Prepared::definitions`], before anything is linked: units
+    /// that are published together refer to one another.
+    ///
+    /// # Errors
+    ///
+    /// A placement outside every window.
+    pub fn symbols(&self, at: &Placement) -> Result<Vec<PlacedSymbol>, LinkError> {
+        let place = |(definition, &global): (usize, &u32)| {
+            let placed = self
+                .unit
+                .global_meaning(global)
+                .and_then(|meaning| match meaning {
+                    Meaning::Own(own) => {
+                        let (area, offset) = self.place(own.spot, at)?;
+                        let node = self.atoms.node(own.spot);
+                        Ok(PlacedSymbol {
+                            definition,
+                            place: Place::At(area, offset),
+                            node,
+                        })
+                    }
+                    Meaning::Absolute(value) => Ok(PlacedSymbol {
+                        definition,
+                        place: Place::Absolute(value),
+                        node: 0,
+                    }),
+                    Meaning::External(_) => Err(Problem::Corrupt("definition that is none".into())),
+                });
+            placed.map_err(|problem| LinkError::new(self.name, problem))
+        };
+        self.unit.defined.iter().enumerate().map(place).collect()
+    }
+
+    /// Says where in its object a problem is.
+    fn blame(&self, site: Spot, problem: Problem) -> LinkError {
+        match self.unit.chunks[site.chunk as usize].origin {
+            Some((object, section)) if !matches!(problem, Problem::Placement(_)) => self
+                .unit
+                .objects[object as usize]
+                .error_at(section as usize, u64::from(site.offset), problem),
+            _ => LinkError::new(self.name, problem),
+        }
+    }
+}
+
+/// A target with a place.
+enum Operand {
+    Number(u64),
+    Patch(PatchTarget),
+}
+
+impl Linked {
+    fn area(&mut self, area: Area) -> &mut [u8] {
+        match area {
+            Area::Text => &mut self.text,
+            Area::ReadOnly => &mut self.read_only,
+            Area::Private => &mut self.template,
+        }
+    }
+
+    /// Stores the value of a field, and changes the instruction around it.
+    fn store(
+        &mut self,
+        prepared: &Prepared<'_>,
+        fixup: &Fixup,
+        area: Area,
+        value: i128,
+    ) -> Result<(), Problem> {
+        let chunk = &prepared.unit.chunks[fixup.site.chunk as usize];
+        let start = chunk.position as usize;
+        let outside = || Problem::Corrupt("field outside its section".into());
+        // No further than the chunk: what lies beside it is not this relocation's.
+        let bytes = self
+            .area(area)
+            .get_mut(start..start + chunk.len_bytes() as usize)
+            .ok_or_else(outside)?;
+        let field = fixup.site.offset as usize;
+        rewrite(bytes, field, fixup.rewrite).ok_or_else(outside)?;
+        let field = bytes.get_mut(field..).ok_or_else(outside)?;
+        match fixup.row.field.store(field, value) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(outside()),
+            Err(range) => {
+                let symbol = chunk
+                    .origin
+                    .and_then(|(object, _)| prepared.unit.objects.get(object as usize));
+                let symbol = symbol
+                    .map(|object| object.symbol_label(fixup.symbol))
+                    .unwrap_or_default();
+                Err(Problem::OutOfRange {
+                    kind: fixup.row.name,
+                    symbol,
+                    range,
+                })
+            }
+        }
+    }
+}
+
+/// Changes the instruction whose field starts at `field`; `None` if its bytes are not there.
+fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
+    let before = |count: usize| field.checked_sub(count);
+    match rewrite {
+        Rewrite::Nothing => {}
+        Rewrite::Lea => *bytes.get_mut(before(2)?)? = 0x8d,
+        Rewrite::Load => *bytes.get_mut(before(2)?)? = 0x8b,
+        Rewrite::Call => bytes
+            .get_mut(before(2)?..field)?
+            .copy_from_slice(&[0x67, 0xe8]),
+        Rewrite::Jump(len_bytes) => {
+            let start = before(1)?;
+            let instruction = bytes.get_mut(start..start + usize::from(len_bytes))?;
+            instruction.fill(0x90);
+            *instruction.first_mut()? = 0xe9;
+        }
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten<const N: usize>(
+        mut bytes: [u8; N],
+        field: usize,
+        how: Rewrite,
+    ) -> Option<[u8; N]> {
+        rewrite(&mut bytes, field, how).map(|()| bytes)
+    }
+
+    #[test]
+    fn instructions_are_relaxed_as_the_psabi_says() {
+        let call = rewritten([0xff, 0x15, 1, 2, 3, 4], 2, Rewrite::Call);
+        assert_eq!(call, Some([0x67, 0xe8, 1, 2, 3, 4]), "addr32 call");
+        let jump = rewritten([0xff, 0x25, 1, 2, 3, 4], 1, Rewrite::Jump(6));
+        assert_eq!(
+            jump,
+            Some([0xe9, 0x90, 0x90, 0x90, 0x90, 0x90]),
+            "the last nop stays"
+        );
+        let lea = rewritten([0x48, 0x8b, 0x05, 1, 2, 3, 4], 3, Rewrite::Lea);
+        assert_eq!(lea, Some([0x48, 0x8d, 0x05, 1, 2, 3, 4]));
+        let load = rewritten([0x48, 0x8d, 0x05, 1, 2, 3, 4], 3, Rewrite::Load);
+        assert_eq!(load, Some([0x48, 0x8b, 0x05, 1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn nothing_is_rewritten_outside_the_bytes() {
+        for how in [Rewrite::Lea, Rewrite::Load, Rewrite::Call, Rewrite::Jump(6)] {
+            assert_eq!(rewritten([0; 4], 0, how), None, "{how:?}");
+        }
+        assert_eq!(rewritten([0; 4], 1, Rewrite::Jump(6)), None);
+    }
+}

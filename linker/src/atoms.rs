@@ -1,0 +1,267 @@
+//! Atoms: the ranges of a unit's functions and objects.
+//!
+//! Invariant: atoms are sorted and do not overlap.
+
+use object::LittleEndian as LE;
+use object::elf;
+use object::read::elf::Sym as _;
+
+use crate::classify::immediate_len;
+use crate::input::Area;
+use crate::layout::Spot;
+use crate::plan::{Fixup, Plan, Target};
+use crate::relocation::Resolved;
+use crate::unit::Unit;
+
+/// The range of a function or an object, or a stretch of read-only data that something refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Atom {
+    pub(crate) start: Spot,
+    end: u32,
+    /// A function that only its own object can name.
+    pub(crate) local: bool,
+}
+
+/// The atoms of a unit, in order; they do not overlap.
+#[derive(Debug)]
+pub(crate) struct Atoms {
+    list: Vec<Atom>,
+    /// Where the atoms of each chunk start in `list`; one more entry than there are chunks.
+    first: Vec<u32>,
+}
+
+impl Atoms {
+    /// The ranges of all functions and objects.
+    pub(crate) fn of(unit: &Unit<'_>) -> Self {
+        let mut list = Vec::new();
+        for (number, object) in unit.objects.iter().enumerate() {
+            for (index, symbol) in (0..).zip(object.symbols.symbols()) {
+                let kind = symbol.st_type();
+                if matches!(kind, elf::STT_FUNC | elf::STT_OBJECT)
+                    && let Ok(Some(section)) = object.symbol_section(index, symbol)
+                    && let Some(chunk) = unit.chunk_of(number, section)
+                    && let Ok(offset) = u32::try_from(symbol.st_value(LE))
+                {
+                    let len_bytes = u32::try_from(symbol.st_size(LE)).unwrap_or(u32::MAX);
+                    let local = kind == elf::STT_FUNC && symbol.st_bind() == elf::STB_LOCAL;
+                    let start = Spot { chunk, offset };
+                    list.push(Atom {
+                        start,
+                        end: offset.saturating_add(len_bytes),
+                        local,
+                    });
+                }
+            }
+        }
+        list.sort_unstable();
+        // Assembly leaves the sizes of its functions out: such a one ends where the next begins.
+        let (mut here, mut next) = (None, None);
+        for atom in list.iter_mut().rev() {
+            let Spot { chunk, offset } = atom.start;
+            if here != Some(atom.start) {
+                (here, next) = (Some(atom.start), here);
+            }
+            if atom.end == offset {
+                let whole = unit.chunks[chunk as usize].len_bytes() as u32;
+                let next = next.filter(|next: &Spot| next.chunk == chunk);
+                atom.end = next.map_or(whole, |next| next.offset);
+            }
+        }
+        let mut atoms: Vec<Atom> = Vec::with_capacity(list.len());
+        for atom in list {
+            match atoms.last_mut() {
+                Some(last) if last.start == atom.start || last.reaches(atom.start) => {
+                    last.end = last.end.max(atom.end);
+                    last.local |= atom.local;
+                }
+                _ => atoms.push(atom),
+            }
+        }
+        Self::index(atoms, unit.chunks.len())
+    }
+
+    /// Finds out where each chunk's atoms start in `list`, which is sorted.
+    fn index(list: Vec<Atom>, chunks: usize) -> Self {
+        let mut first = vec![0; chunks + 1];
+        for atom in &list {
+            first[atom.start.chunk as usize + 1] += 1;
+        }
+        for chunk in 0..chunks {
+            first[chunk + 1] += first[chunk];
+        }
+        Self { list, first }
+    }
+
+    /// The atoms of a chunk, in order.
+    pub(crate) fn of_chunk(&self, chunk: u32) -> &[Atom] {
+        let at = |chunk: usize| {
+            self.first
+                .get(chunk)
+                .map_or(self.list.len(), |&first| first as usize)
+        };
+        &self.list[at(chunk as usize)..at(chunk as usize + 1)]
+    }
+
+    /// Where the function around `spot` starts, or the code after the last function before it.
+    pub(crate) fn start_of(&self, spot: Spot) -> u32 {
+        let atoms = self.of_chunk(spot.chunk);
+        let after = atoms.partition_point(|atom| atom.start <= spot);
+        match after.checked_sub(1).map(|index| atoms[index]) {
+            Some(atom) if atom.end > spot.offset || atom.end == atom.start.offset => {
+                atom.start.offset
+            }
+            Some(atom) => atom.end,
+            None => 0,
+        }
+    }
+
+    /// Adds the ranges of thunks, and splits unnamed read-only data where something refers into it: a jump
+    /// table is then not taken for the string beside it.
+    pub(crate) fn refine(
+        mut self,
+        unit: &Unit<'_>,
+        plan: &Plan<'_>,
+        thunks: &[(Spot, u32)],
+    ) -> Self {
+        let mut more: Vec<Atom> = thunks
+            .iter()
+            .map(|&(start, len)| Atom {
+                start,
+                end: start.plus(len).offset,
+                local: false,
+            })
+            .collect();
+        let mut starts: Vec<Spot> = plan
+            .fixups
+            .iter()
+            .filter_map(|fixup| {
+                let Target::Spot(spot) = fixup.target else {
+                    return None;
+                };
+                let target = &unit.chunks[spot.chunk as usize];
+                let from_text = unit.chunks[fixup.site.chunk as usize].area == Area::Text;
+                (from_text && fixup.by_section && target.area == Area::ReadOnly)
+                    .then(|| meant(unit, fixup, spot, 0))
+                    .filter(|spot| {
+                        u64::from(spot.offset) < target.len_bytes() && self.find(*spot).is_none()
+                    })
+            })
+            .collect();
+        starts.sort_unstable();
+        starts.dedup();
+        for (index, &start) in starts.iter().enumerate() {
+            let mut end = unit.chunks[start.chunk as usize].len_bytes() as u32;
+            let after = self.list.partition_point(|atom| atom.start <= start);
+            for next in [
+                starts.get(index + 1).copied(),
+                self.list.get(after).map(|atom| atom.start),
+            ] {
+                end = next
+                    .filter(|next| next.chunk == start.chunk)
+                    .map_or(end, |next| end.min(next.offset));
+            }
+            more.push(Atom {
+                start,
+                end,
+                local: false,
+            });
+        }
+        self.list.append(&mut more);
+        self.list.sort_unstable();
+        Self::index(self.list, unit.chunks.len())
+    }
+
+    fn find(&self, spot: Spot) -> Option<usize> {
+        let atoms = self.of_chunk(spot.chunk);
+        let index = atoms
+            .partition_point(|atom| atom.start <= spot)
+            .checked_sub(1)?;
+        let found = atoms[index].start == spot || atoms[index].reaches(spot);
+        found.then(|| self.first[spot.chunk as usize] as usize + index)
+    }
+
+    /// The node of what lies at `spot`: of its atom, or of the rest of its chunk.
+    pub(crate) fn node(&self, spot: Spot) -> u32 {
+        self.node_and_start(spot).0
+    }
+
+    /// The node of what lies at `spot`, and where that atom starts in its chunk.
+    pub(crate) fn node_and_start(&self, spot: Spot) -> (u32, u32) {
+        let chunks = self.first.len() as u32 - 1;
+        match self.find(spot) {
+            Some(index) => (1 + chunks + index as u32, self.list[index].start.offset),
+            None => (1 + spot.chunk, 0),
+        }
+    }
+
+    /// How many nodes there are: one that needs nothing, the rest of each chunk, the atoms.
+    pub(crate) fn nodes(&self) -> usize {
+        self.first.len() + self.list.len()
+    }
+}
+
+impl Atom {
+    /// Whether `spot` is inside, given that it does not lie before.
+    fn reaches(&self, spot: Spot) -> bool {
+        self.start.chunk == spot.chunk && self.end > spot.offset
+    }
+}
+
+/// What a fixup against `spot` means: for the symbol of a section, the place that the addend adds up to.
+/// `base` is where a table of distances starts that the site is in.
+pub(crate) fn meant(unit: &Unit<'_>, fixup: &Fixup, spot: Spot, base: u32) -> Spot {
+    if !fixup.by_section {
+        return spot;
+    }
+    let home = &unit.chunks[fixup.site.chunk as usize];
+    let past = match (home.area, fixup.row.resolved) {
+        (_, Resolved::AtAttach) => 0,
+        // The distance is counted from the instruction's end.
+        (Area::Text, _) => {
+            let immediate =
+                immediate_len(home.bytes().unwrap_or_default(), fixup.site.offset as usize);
+            4 + i64::from(immediate)
+        }
+        // The distance is counted from the start of the table.
+        _ => i64::from(base) - i64::from(fixup.site.offset),
+    };
+    let offset = i64::from(spot.offset)
+        .checked_add(fixup.addend)
+        .and_then(|sum| sum.checked_add(past));
+    let offset = offset.map_or(spot.offset, |offset| {
+        offset.clamp(0, i64::from(u32::MAX)) as u32
+    });
+    Spot { offset, ..spot }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_atoms_or_the_rest_of_a_chunk() {
+        let spot = |offset| Spot { chunk: 3, offset };
+        let atom = |start, end| Atom {
+            start: spot(start),
+            end,
+            local: false,
+        };
+        let list = vec![atom(4, 8), atom(16, 16)];
+        let atoms = Atoms::index(list, 5);
+        assert_eq!(
+            [0, 4, 7, 8, 16, 17].map(|offset| atoms.node(spot(offset))),
+            [4, 6, 6, 4, 7, 4]
+        );
+        assert_eq!(
+            [0, 5, 9, 20].map(|offset| atoms.start_of(spot(offset))),
+            [0, 4, 8, 16]
+        );
+        assert_eq!(
+            atoms.start_of(Spot {
+                chunk: 4,
+                offset: 9
+            }),
+            0
+        );
+    }
+}

@@ -1,0 +1,223 @@
+//! What an instruction does with a symbol, told by the bytes before the relocated field.
+//!
+//! A displacement that is relative to the instruction pointer directly follows its ModRM byte, which has
+//! mod = 00 and rm = 101: one of 05, 0d, 15, 1d, 25, 2d, 35, 3d (Intel SDM volume 2, section 2.1.3). No
+//! opcode of a branch with a 32-bit displacement (e8, e9, 0f 80 to 0f 8f) is one of these, and `ff` before
+//! 15 or 25 is the opcode of `call` or `jmp` through memory. So these forms are certain. Where a prefix
+//! matters (REX.W), it is certain for the GOT loads that assemblers emit, which are all 64 bits wide, and
+//! is *not* certain for other operands, whose prefix may as well be the last byte of the instruction
+//! before: those are decoded from the start of their function (see [`crate::thunk`]).
+
+use object::elf;
+
+use crate::relocation::Relocation;
+
+/// What is done with a symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// `call`, `jmp` or a conditional jump to it.
+    Branch,
+    /// `call *` through its GOT entry.
+    IndirectCall,
+    /// `jmp *` through its GOT entry.
+    IndirectJump,
+    /// `mov` of its GOT entry into a 64-bit register: may become `lea`.
+    GotLoad,
+    /// Anything else with its GOT entry.
+    GotEntry,
+    /// `lea` of its start into a 64-bit register.
+    TakeAddress,
+    /// An operand in or after it.
+    Operand,
+    /// Its absolute address, in a field of data or as an immediate.
+    Word,
+    /// The distance to it, in a field of data or as an immediate.
+    Distance,
+    /// The distance to its stub, in a field of data.
+    StubDistance,
+}
+
+/// The addend of a symbol whose start is meant by an instruction that ends with the field.
+const START: i64 = -4;
+
+/// What the instruction around `field` in `text` does with the symbol of a relocation.
+pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) -> Use {
+    let before = text.get(..field).unwrap_or_default();
+    match row.number {
+        elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
+            match before {
+                _ if addend != START => Use::GotEntry,
+                [.., 0xff, 0x15] => Use::IndirectCall,
+                [.., 0xff, 0x25] => Use::IndirectJump,
+                [.., 0x48..=0x4f, 0x8b, modrm] if is_relative(*modrm) => Use::GotLoad,
+                _ => Use::GotEntry,
+            }
+        }
+        elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 => match before {
+            [.., 0xe8 | 0xe9] | [.., 0x0f, 0x80..=0x8f] => Use::Branch,
+            [.., 0x48..=0x4f, 0x8d, modrm] if is_relative(*modrm) && addend == START => {
+                Use::TakeAddress
+            }
+            [.., modrm] if is_relative(*modrm) => Use::Operand,
+            _ => Use::Distance,
+        },
+        elf::R_X86_64_64 => Use::Word,
+        _ => Use::Distance,
+    }
+}
+
+/// What a field of data does with the symbol of a relocation.
+pub(crate) fn in_data(row: &Relocation) -> Use {
+    match row.number {
+        elf::R_X86_64_64 => Use::Word,
+        elf::R_X86_64_PLT32 => Use::StubDistance,
+        elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
+            Use::GotEntry
+        }
+        _ => Use::Distance,
+    }
+}
+
+/// Whether a ModRM byte says: memory, at a displacement from the instruction pointer.
+pub(crate) fn is_relative(modrm: u8) -> bool {
+    modrm & 0xc7 == 0x05
+}
+
+/// How many bytes of immediate follow the displacement that starts at `field`, as far as one can tell: only
+/// for estimates.
+pub(crate) fn immediate_len(text: &[u8], field: usize) -> u8 {
+    match text.get(..field).unwrap_or_default() {
+        [.., 0x0f, _, _] => 0,
+        [.., 0x80 | 0x83 | 0xc0 | 0xc1 | 0xc6 | 0x6b, _] => 1,
+        [.., 0xf6, 0x05 | 0x0d] => 1,
+        [.., 0x66, 0x81 | 0xc7 | 0x69, _] => 2,
+        [.., 0x81 | 0xc7 | 0x69, _] => 4,
+        [.., 0xf7, 0x05 | 0x0d] => 4,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relocation::lookup;
+
+    fn text(number: u32, before: &[u8], addend: i64) -> Use {
+        let bytes = [before, &[0; 4]].concat();
+        in_text(lookup(number).unwrap(), &bytes, before.len(), addend)
+    }
+
+    #[test]
+    fn calls_through_the_got_are_calls_whatever_the_kind() {
+        for number in [
+            elf::R_X86_64_GOTPCREL,
+            elf::R_X86_64_GOTPCRELX,
+            elf::R_X86_64_REX_GOTPCRELX,
+        ] {
+            assert_eq!(text(number, &[0xff, 0x15], -4), Use::IndirectCall);
+            assert_eq!(text(number, &[0xff, 0x25], -4), Use::IndirectJump);
+            assert_eq!(
+                text(number, &[0x3e, 0xff, 0x25], -4),
+                Use::IndirectJump,
+                "notrack"
+            );
+            assert_eq!(text(number, &[0xff, 0x35], -4), Use::GotEntry, "push");
+            assert_eq!(
+                text(number, &[0xff, 0x15], 0),
+                Use::GotEntry,
+                "beside the entry"
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_64_bit_load_may_become_lea() {
+        let got = elf::R_X86_64_REX_GOTPCRELX;
+        assert_eq!(
+            text(got, &[0x48, 0x8b, 0x05], -4),
+            Use::GotLoad,
+            "mov f@GOTPCREL(%rip), %rax"
+        );
+        assert_eq!(
+            text(got, &[0x4c, 0x8b, 0x3d], -4),
+            Use::GotLoad,
+            "mov f@GOTPCREL(%rip), %r15"
+        );
+        assert_eq!(
+            text(elf::R_X86_64_GOTPCREL, &[0x48, 0x8b, 0x0d], -4),
+            Use::GotLoad
+        );
+        assert_eq!(
+            text(elf::R_X86_64_GOTPCRELX, &[0x8b, 0x05], -4),
+            Use::GotEntry,
+            "32 bits"
+        );
+        assert_eq!(
+            text(got, &[0x44, 0x8b, 0x05], -4),
+            Use::GotEntry,
+            "32 bits, %r8d"
+        );
+        assert_eq!(
+            text(got, &[0x48, 0x8b, 0x04], -4),
+            Use::GotEntry,
+            "another operand"
+        );
+        assert_eq!(
+            text(got, &[0x48, 0x8b, 0x45], -4),
+            Use::GotEntry,
+            "another operand"
+        );
+        assert_eq!(text(got, &[0x48, 0x3b, 0x05], -4), Use::GotEntry, "cmp");
+        assert_eq!(
+            text(got, &[0x48, 0x83, 0x3d], -5),
+            Use::GotEntry,
+            "cmp with an immediate"
+        );
+        assert_eq!(text(got, &[0x48, 0x85, 0x05], -4), Use::GotEntry, "test");
+        assert_eq!(text(got, &[0x48, 0x03, 0x05], -4), Use::GotEntry, "add");
+    }
+
+    #[test]
+    fn branches_and_addresses_are_told_apart() {
+        for number in [elf::R_X86_64_PC32, elf::R_X86_64_PLT32] {
+            assert_eq!(text(number, &[0xe8], -4), Use::Branch);
+            assert_eq!(text(number, &[0xe9], -4), Use::Branch);
+            for condition in 0x80..=0x8f {
+                assert_eq!(text(number, &[0x0f, condition], -4), Use::Branch);
+            }
+            assert_eq!(
+                text(number, &[0x48, 0x8d, 0x3d], -4),
+                Use::TakeAddress,
+                "lea f(%rip), %rdi"
+            );
+            assert_eq!(
+                text(number, &[0x48, 0x8d, 0x3d], 4),
+                Use::Operand,
+                "lea f+8(%rip), %rdi"
+            );
+            assert_eq!(
+                text(number, &[0x8b, 0x05], -4),
+                Use::Operand,
+                "mov x(%rip), %eax"
+            );
+            assert_eq!(text(number, &[0xb8], 1), Use::Distance, "mov $f-., %eax");
+        }
+    }
+
+    #[test]
+    fn data_has_no_instructions() {
+        let data = |number| in_data(lookup(number).unwrap());
+        assert_eq!(data(elf::R_X86_64_64), Use::Word);
+        assert_eq!(data(elf::R_X86_64_PC32), Use::Distance);
+        assert_eq!(data(elf::R_X86_64_PC64), Use::Distance);
+        assert_eq!(data(elf::R_X86_64_PLT32), Use::StubDistance);
+        assert_eq!(data(elf::R_X86_64_GOTPCREL), Use::GotEntry);
+    }
+
+    #[test]
+    fn a_field_at_the_start_has_nothing_before_it() {
+        assert_eq!(text(elf::R_X86_64_GOTPCRELX, &[], -4), Use::GotEntry);
+        assert_eq!(text(elf::R_X86_64_PC32, &[], -4), Use::Distance);
+        assert_eq!(text(elf::R_X86_64_PC32, &[0x05], -4), Use::Operand);
+    }
+}

@@ -1,0 +1,251 @@
+//! What goes into the linker and what comes out: the contract with whoever publishes units.
+
+use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
+
+/// One file of a unit: an object or an archive (told apart by their magic).
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The name that messages use, `score.o`.
+    pub name: &'a str,
+    /// The file's bytes. Hostile.
+    pub bytes: &'a [u8],
+    /// Which compiler's habits the object follows.
+    pub dialect: Dialect,
+}
+
+/// Which compiler's habits an object follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Whatever emits ELF: calls and taken addresses are told apart by the instruction's bytes.
+    Elf,
+    /// Our own Cranelift front end: a GOT load of `f` is the load of a callee (the call cell), a GOT
+    /// load of `f@addr` takes the address of `f` (the address cell). Data are named `x@addr` too, since
+    /// an undefined symbol does not tell what it is.
+    Cranelift,
+}
+
+/// What the caller may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The longest that the areas of one unit may be together, bytes; at most 2 GiB.
+    pub max_len_bytes: u64,
+}
+
+impl Options {
+    /// The longest that a unit can be: a whole window.
+    pub const WINDOW_LEN_BYTES: u64 = 1 << 31;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_len_bytes: Self::WINDOW_LEN_BYTES,
+        }
+    }
+}
+
+/// What a definition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SymbolKind {
+    /// Code: has a call cell and a stub, its address is the stub's.
+    Function,
+    /// A datum.
+    Data,
+    /// `SHN_ABS`: a number, the same in every process.
+    Absolute,
+}
+
+/// Where linked bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Shared, R-X.
+    Text,
+    /// Shared, R--.
+    ReadOnly,
+    /// The worker's own: filled from the template, then patched.
+    Private,
+}
+
+/// A global (or weak) symbol that the unit defines and that others may refer to by name. Hidden and
+/// local symbols are not among them.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition<'a> {
+    /// The symbol's name.
+    pub name: &'a str,
+    /// Function, datum or absolute.
+    pub kind: SymbolKind,
+    /// `STB_WEAK`.
+    pub weak: bool,
+    /// `st_size`, bytes.
+    pub size: u64,
+}
+
+/// A global name that the unit's code refers to through cells, stubs or patches: undefined in it, or its
+/// own and reached through a GOT entry or by its canonical address (the stub's).
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<'a> {
+    /// The symbol's name.
+    pub name: &'a str,
+    /// Whether every reference to it is weak (`STB_WEAK` and undefined: 0 if nobody defines it).
+    pub weak: bool,
+    /// The index into [`Prepared::definitions`](crate::Prepared::definitions) if the unit defines it itself.
+    pub own: Option<usize>,
+    /// Needs a call cell.
+    pub call_cell: bool,
+    /// Needs an address cell.
+    pub address_cell: bool,
+    /// Needs a stub (and with it a call cell).
+    pub stub: bool,
+    /// Needs its address for a patch ([`Binding::target`]).
+    pub address: bool,
+}
+
+/// How many bytes a unit needs in one area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length, bytes.
+    pub len_bytes: u64,
+    /// Alignment, bytes, a power of two, at most 4096.
+    pub align_bytes: u64,
+}
+
+impl Default for Extent {
+    fn default() -> Self {
+        Self {
+            len_bytes: 0,
+            align_bytes: 1,
+        }
+    }
+}
+
+/// What a unit needs in each area.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extents {
+    /// Shared text, thunks included.
+    pub text: Extent,
+    /// Shared read-only data.
+    pub read_only: Extent,
+    /// Private data.
+    pub private: Extent,
+}
+
+/// Where a unit was placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    /// Start of its text.
+    pub text: SegmentOffset,
+    /// Start of its read-only data.
+    pub read_only: SegmentOffset,
+    /// Start of its private data.
+    pub private: SegmentOffset,
+}
+
+impl Placement {
+    /// Start of the unit's part of `area`.
+    pub fn start(&self, area: Area) -> SegmentOffset {
+        match area {
+            Area::Text => self.text,
+            Area::ReadOnly => self.read_only,
+            Area::Private => self.private,
+        }
+    }
+}
+
+/// What the publisher bound a [`Reference`] to, in the order of
+/// [`Prepared::references`](crate::Prepared::references). Cells and stub are there if the reference asked
+/// for them.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding {
+    /// What a patch stores: the stub of a function, the datum itself, or a host symbol.
+    pub target: PatchTarget,
+    /// The call cell's place among the slots.
+    pub call_cell: Option<SegmentOffset>,
+    /// The address cell's place among the slots.
+    pub address_cell: Option<SegmentOffset>,
+    /// The stub's place in text.
+    pub stub: Option<SegmentOffset>,
+}
+
+/// A linked unit.
+#[derive(Clone, Debug)]
+pub struct Linked {
+    /// The shared text.
+    pub text: Vec<u8>,
+    /// The shared read-only data.
+    pub read_only: Vec<u8>,
+    /// The initialised start of the private data; the rest, up to the extent's length, is zero.
+    pub template: Vec<u8>,
+    /// What a worker stores into the private data, in the order of their sites.
+    pub patches: Vec<Patch>,
+    /// Every definition's place, in the order of [`Prepared::definitions`](crate::Prepared::definitions).
+    pub symbols: Vec<PlacedSymbol>,
+    /// Which code needs which references.
+    pub needs: Needs,
+}
+
+/// A definition, placed.
+#[derive(Clone, Copy, Debug)]
+pub struct PlacedSymbol {
+    /// Index into [`Prepared::definitions`](crate::Prepared::definitions).
+    pub definition: usize,
+    /// Where it is, or its value if it is absolute.
+    pub place: Place,
+    /// The [`Linked::needs`] node of its code.
+    pub node: u32,
+}
+
+/// Where a symbol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the window.
+    At(Area, SegmentOffset),
+    /// A number.
+    Absolute(u64),
+}
+
+/// Which code and data of a unit refer to which, and to which references: so that a symbol that a worker
+/// lacks disables what needs it, and only that.
+///
+/// A node is an atom: the range of one function or object, or what no symbol covers in a section. Node 0
+/// needs nothing. What a node needs is what its targets need, transitively; nothing of it is exact to the
+/// byte, since assemblers refer to local data by section and addend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Where each node's targets start in `targets`; one more entry than there are nodes.
+    pub first: Vec<u32>,
+    /// A node's number, or [`Needs::REFERENCE`] and the index of a reference.
+    pub targets: Vec<u32>,
+}
+
+impl Needs {
+    /// The bit that makes a target a reference.
+    pub const REFERENCE: u32 = 1 << 31;
+
+    /// The targets of `node`; none if there is no such node.
+    pub fn of(&self, node: u32) -> &[u32] {
+        let at = |index: usize| self.first.get(index).map(|&first| first as usize);
+        let range = at(node as usize).zip(at(node as usize + 1));
+        range
+            .and_then(|(start, end)| self.targets.get(start..end))
+            .unwrap_or_default()
+    }
+
+    /// The references that `node` needs, transitively, in ascending order.
+    pub fn references_of(&self, node: u32) -> Vec<usize> {
+        let mut seen = vec![false; self.first.len()];
+        let mut references = Vec::new();
+        let mut pending = vec![node];
+        while let Some(next) = pending.pop() {
+            if next & Self::REFERENCE != 0 {
+                references.push((next & !Self::REFERENCE) as usize);
+            } else if let Some(seen) = seen.get_mut(next as usize)
+                && !std::mem::replace(seen, true)
+            {
+                pending.extend_from_slice(self.of(next));
+            }
+        }
+        references.sort_unstable();
+        references.dedup();
+        references
+    }
+}

@@ -1,0 +1,255 @@
+//! Where each piece of a unit goes in its area.
+//!
+//! Invariant: after [`lay_out`], pieces of one area do not overlap, each is aligned as it asked, and the
+//! private pieces that have bytes come before those that are zero.
+
+use crate::error::Problem;
+use crate::input::{Area, Extent, Extents};
+
+/// A place in a unit before it has an address: a chunk, and an offset in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Spot {
+    pub(crate) chunk: u32,
+    pub(crate) offset: u32,
+}
+
+impl Spot {
+    pub(crate) fn plus(self, bytes: u32) -> Self {
+        Self {
+            offset: self.offset.saturating_add(bytes),
+            ..self
+        }
+    }
+}
+
+/// The bytes of a chunk.
+#[derive(Clone, Debug)]
+pub(crate) enum Content<'a> {
+    /// As they lie in the input.
+    Input(&'a [u8]),
+    /// Made by the linker.
+    Made(Vec<u8>),
+    /// Zeros, this many.
+    Zero(u64),
+}
+
+/// What is placed as one piece: a section, a common symbol, or what the linker adds.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk<'a> {
+    pub(crate) area: Area,
+    /// Chunks of a lower rank come first in their area.
+    pub(crate) rank: u8,
+    pub(crate) align_bytes: u64,
+    pub(crate) content: Content<'a>,
+    /// Object and section.
+    pub(crate) origin: Option<(u32, u32)>,
+    /// Offset in the unit's part of its area, bytes.
+    pub(crate) position: u32,
+}
+
+/// Ranks of private chunks: what is patched lies together, so that patching touches few pages.
+pub(crate) const RANK_PATCHED: u8 = 0;
+pub(crate) const RANK_PLAIN: u8 = 1;
+const RANK_ZERO: u8 = u8::MAX;
+
+/// The chunks that every unit starts with, whether it needs them or not.
+pub(crate) const THUNKS: u32 = 0;
+pub(crate) const CONSTANTS: u32 = 1;
+pub(crate) const CELLS: u32 = 2;
+
+impl<'a> Chunk<'a> {
+    /// The chunks that the linker itself adds, in the order of their numbers.
+    pub(crate) fn made() -> Vec<Self> {
+        let made = |area, rank, align_bytes| Self {
+            area,
+            rank,
+            align_bytes,
+            content: Content::Made(Vec::new()),
+            origin: None,
+            position: 0,
+        };
+        vec![
+            made(Area::Text, u8::MAX, 1),
+            made(Area::ReadOnly, RANK_PLAIN, 1),
+            made(Area::Private, RANK_PATCHED, 1),
+        ]
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Input(bytes) => bytes.len() as u64,
+            Content::Made(bytes) => bytes.len() as u64,
+            Content::Zero(len_bytes) => *len_bytes,
+        }
+    }
+
+    /// The bytes, if there are any.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        match &self.content {
+            Content::Input(bytes) => Some(bytes),
+            Content::Made(bytes) => Some(bytes),
+            Content::Zero(_) => None,
+        }
+    }
+
+    fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>) {
+        let rank = match (&self.content, self.area) {
+            (Content::Zero(_), Area::Private) => RANK_ZERO,
+            _ => self.rank,
+        };
+        // Code stays in the order of the files, which is that of its callers; data packs best by alignment.
+        let align_bytes = if self.area == Area::Text {
+            0
+        } else {
+            self.align_bytes
+        };
+        (rank, core::cmp::Reverse(align_bytes))
+    }
+}
+
+/// The rank of a text section: the pages of what runs rarely are kept apart.
+pub(crate) fn text_rank(name: &str) -> u8 {
+    let rare = [
+        ".text.unlikely",
+        ".text.startup",
+        ".text.exit",
+        ".text.cold",
+    ];
+    if rare.iter().any(|stem| name.starts_with(stem)) {
+        2
+    } else {
+        u8::from(!name.starts_with(".text.hot"))
+    }
+}
+
+/// Gives each chunk its position. Returns what the unit needs, and how much of its private data has bytes.
+pub(crate) fn lay_out(
+    chunks: &mut [Chunk<'_>],
+    max_len_bytes: u64,
+) -> Result<(Extents, u64), Problem> {
+    let mut order: Vec<usize> = (0..chunks.len()).collect();
+    order.sort_by_key(|&index| chunks[index].sort_key());
+    let mut extents = Extents::default();
+    let mut template_len_bytes = 0;
+    for index in order {
+        let chunk = &mut chunks[index];
+        let extent = match chunk.area {
+            Area::Text => &mut extents.text,
+            Area::ReadOnly => &mut extents.read_only,
+            Area::Private => &mut extents.private,
+        };
+        let over = |value| Problem::Limit {
+            what: "the length of the unit",
+            value,
+            limit: max_len_bytes,
+        };
+        let start = extent.len_bytes.next_multiple_of(chunk.align_bytes);
+        let end = start.saturating_add(chunk.len_bytes());
+        if end > max_len_bytes {
+            return Err(over(end));
+        }
+        chunk.position = u32::try_from(start).map_err(|_| over(start))?;
+        extent.align_bytes = extent.align_bytes.max(chunk.align_bytes);
+        extent.len_bytes = end;
+        if chunk.area == Area::Private
+            && !matches!(chunk.content, Content::Zero(_))
+            && chunk.len_bytes() > 0
+        {
+            template_len_bytes = end;
+        }
+        let sum = extents.text.len_bytes + extents.read_only.len_bytes + extents.private.len_bytes;
+        if sum > max_len_bytes {
+            return Err(over(sum));
+        }
+    }
+    for extent in [
+        &mut extents.text,
+        &mut extents.read_only,
+        &mut extents.private,
+    ] {
+        if extent.len_bytes == 0 {
+            *extent = Extent::default();
+        }
+    }
+    Ok((extents, template_len_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(area: Area, len_bytes: usize, align_bytes: u64, zero: bool) -> Chunk<'static> {
+        let content = if zero {
+            Content::Zero(len_bytes as u64)
+        } else {
+            Content::Made(vec![1; len_bytes])
+        };
+        Chunk {
+            area,
+            rank: RANK_PLAIN,
+            align_bytes,
+            content,
+            origin: None,
+            position: 0,
+        }
+    }
+
+    fn extent(len_bytes: u64, align_bytes: u64) -> Extent {
+        Extent {
+            len_bytes,
+            align_bytes,
+        }
+    }
+
+    #[test]
+    fn zeros_come_last_and_are_not_in_the_template() {
+        let mut chunks = [
+            chunk(Area::Private, 100, 64, true),
+            chunk(Area::Private, 3, 1, false),
+            chunk(Area::Private, 8, 8, false),
+        ];
+        let (extents, template_len_bytes) = lay_out(&mut chunks, 1 << 20).unwrap();
+        assert_eq!(chunks.map(|chunk| chunk.position), [64, 8, 0]);
+        assert_eq!((extents.private, template_len_bytes), (extent(164, 64), 11));
+        assert_eq!(extents.text, extent(0, 1));
+    }
+
+    #[test]
+    fn text_keeps_its_order_and_its_alignment() {
+        let mut chunks = [
+            chunk(Area::Text, 5, 1, false),
+            chunk(Area::Text, 16, 16, false),
+            chunk(Area::Text, 1, 2, false),
+        ];
+        let (extents, _) = lay_out(&mut chunks, 1 << 20).unwrap();
+        assert_eq!(chunks.map(|chunk| chunk.position), [0, 16, 32]);
+        assert_eq!(extents.text, extent(33, 16));
+    }
+
+    #[test]
+    fn a_unit_has_a_longest_length() {
+        let fits = [
+            chunk(Area::Private, 60, 1, true),
+            chunk(Area::Text, 40, 1, false),
+        ];
+        assert!(lay_out(&mut fits.clone(), 100).is_ok());
+        assert!(matches!(
+            lay_out(&mut fits.clone(), 99),
+            Err(Problem::Limit {
+                value: 100,
+                limit: 99,
+                ..
+            })
+        ));
+        let mut huge = [chunk(Area::Private, 0, 1, true)];
+        huge[0].content = Content::Zero(u64::MAX);
+        assert!(lay_out(&mut huge, 1 << 31).is_err());
+    }
+
+    #[test]
+    fn what_runs_rarely_is_kept_apart() {
+        assert!(text_rank(".text.hot.f") < text_rank(".text"));
+        assert!(text_rank(".text") < text_rank(".text.unlikely"));
+        assert_eq!(text_rank(".text.f"), text_rank(".text"));
+    }
+}

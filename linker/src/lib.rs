@@ -1,0 +1,51 @@
+//! The linker of jitcast: relocatable ELF objects and archives in, a linked unit and its patch table out.
+//!
+//! Pure: no processes, no system calls, no shared memory. First everything that a unit asks for is found
+//! ([`Prepared::read`]); then, once it has a place, arithmetic ([`Prepared::link`]).
+//!
+//! Invariant: shared output (text, read-only data) is the same bytes in every process; whatever depends
+//! on a process is a [`Patch`](jitcast_runtime::Patch) whose site lies in the private area.
+//!
+//! # The way through
+//!
+//! | step | where |
+//! | --- | --- |
+//! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
+//! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
+//! | what the instruction around a field does | `classify` |
+//! | what the field will hold, which cells that takes | `plan`, `thunk` |
+//! | who needs what | `atoms`, `needs`, `local_calls` |
+//! | where each piece goes | `layout` |
+//! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
+//!
+//! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
+//! their length. What is not supported is refused by name.
+#![forbid(unsafe_code)]
+
+mod apply;
+mod archive;
+mod atoms;
+mod budget;
+mod classify;
+mod eh_frame;
+mod error;
+mod input;
+mod layout;
+mod local_calls;
+mod needs;
+mod object_file;
+mod plan;
+mod prepared;
+mod refusal;
+pub mod relocation;
+mod resolve;
+mod section;
+mod thunk;
+mod unit;
+
+pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
+pub use input::{
+    Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
+    PlacedSymbol, Placement, Reference, SymbolKind,
+};
+pub use prepared::Prepared;

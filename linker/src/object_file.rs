@@ -1,0 +1,387 @@
+//! One relocatable object: its headers checked, its sections told apart by what they become.
+//!
+//! Invariant: what is kept here was checked against the file's length; sizes, alignments and the links
+//! between sections are sound. Symbols and relocations are borrowed and checked where they are used.
+
+use object::LittleEndian as LE;
+use object::elf::{self, FileHeader64, Rela64, SectionHeader64, Sym64};
+use object::read::elf::{FileHeader as _, SectionHeader as _, SectionTable, Sym as _, SymbolTable};
+use object::{SectionIndex, SymbolIndex};
+
+use crate::budget::Budget;
+use crate::eh_frame;
+use crate::error::{LinkError, Problem, SectionRefusal, Site};
+use crate::input::Dialect;
+use crate::section::{Content, Role, Section, alignment, refuse, role};
+
+type Elf = FileHeader64<LE>;
+
+/// A COMDAT group.
+#[derive(Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) signature: &'a [u8],
+    members: &'a [object::U32<LE>],
+}
+
+/// The relocations of one section.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Relocations<'a> {
+    pub(crate) section: usize,
+    pub(crate) entries: &'a [Rela64<LE>],
+}
+
+/// One object.
+#[derive(Debug)]
+pub(crate) struct ObjectFile<'a> {
+    pub(crate) name: String,
+    pub(crate) dialect: Dialect,
+    pub(crate) sections: Vec<Section<'a>>,
+    pub(crate) symbols: SymbolTable<'a, Elf>,
+    pub(crate) groups: Vec<Group<'a>>,
+    pub(crate) relocations: Vec<Relocations<'a>>,
+    /// What the names of its symbols may still cost.
+    pub(crate) budget: Budget,
+}
+
+/// Headers and the file, while they are read.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    table: SectionTable<'a, Elf>,
+    symbols: SymbolTable<'a, Elf>,
+    budget: Budget,
+}
+
+fn corrupt(error: object::Error) -> Problem {
+    Problem::Corrupt(error.to_string())
+}
+
+impl<'a> ObjectFile<'a> {
+    /// Reads the object's headers.
+    pub(crate) fn read(name: String, bytes: &'a [u8], dialect: Dialect) -> Result<Self, LinkError> {
+        match Self::parse(bytes) {
+            Ok((sections, groups, relocations, reader)) => {
+                let Reader {
+                    symbols, budget, ..
+                } = reader;
+                Ok(Self {
+                    name,
+                    dialect,
+                    sections,
+                    symbols,
+                    groups,
+                    relocations,
+                    budget,
+                })
+            }
+            Err(problem) => Err(LinkError::new(name, problem)),
+        }
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "the parts of an object, taken apart by the one caller"
+    )]
+    fn parse(
+        bytes: &'a [u8],
+    ) -> Result<
+        (
+            Vec<Section<'a>>,
+            Vec<Group<'a>>,
+            Vec<Relocations<'a>>,
+            Reader<'a>,
+        ),
+        Problem,
+    > {
+        let header = check_header(bytes)?;
+        let table = header.sections(LE, bytes).map_err(corrupt)?;
+        let symbols = table.symbols(LE, bytes, elf::SHT_SYMTAB).map_err(corrupt)?;
+        let mut reader = Reader {
+            bytes,
+            table,
+            symbols,
+            budget: Budget::new(bytes.len()),
+        };
+        reader
+            .budget
+            .contents(size_of_val(symbols.symbols()) as u64)?;
+        let mut sections = Vec::with_capacity(table.len());
+        for header in table.iter() {
+            sections.push(reader.section(header)?);
+        }
+        let mut groups = Vec::new();
+        let mut relocations = Vec::new();
+        for header in table.iter() {
+            match header.sh_type(LE) {
+                elf::SHT_GROUP => groups.extend(reader.group(header)?),
+                elf::SHT_RELA => relocations.extend(reader.relocations(header, &sections)?),
+                elf::SHT_REL => reader.refuse_table("SHT_REL", header, &sections)?,
+                elf::SHT_RELR => reader.refuse_table("SHT_RELR", header, &sections)?,
+                elf::SHT_CREL => reader.refuse_table("SHT_CREL", header, &sections)?,
+                _ => {}
+            }
+        }
+        Ok((sections, groups, relocations, reader))
+    }
+
+    /// The sections of `group`, as far as they exist.
+    pub(crate) fn discard(&mut self, group: usize) {
+        let members = self
+            .groups
+            .get(group)
+            .map_or(&[][..], |group| group.members);
+        for member in members {
+            if let Some(section) = self.sections.get_mut(member.get(LE) as usize)
+                && section.role.is_placed()
+            {
+                section.role = Role::Discarded;
+            }
+        }
+    }
+
+    /// Symbol `index`.
+    pub(crate) fn symbol(&self, index: u32) -> Option<&'a Sym64<LE>> {
+        self.symbols.symbols().get(index as usize)
+    }
+
+    /// The section that symbol `index` is defined in; `None` if it is undefined, absolute or common.
+    pub(crate) fn symbol_section(
+        &self,
+        index: u32,
+        symbol: &Sym64<LE>,
+    ) -> Result<Option<usize>, LinkError> {
+        let section = self
+            .symbols
+            .symbol_section(LE, symbol, SymbolIndex(index as usize));
+        match section.map_err(|error| self.error(corrupt(error)))? {
+            None => Ok(None),
+            Some(SectionIndex(section)) if section < self.sections.len() => Ok(Some(section)),
+            Some(_) => Err(self.error(Problem::Corrupt(
+                "symbol in a section that does not exist".into(),
+            ))),
+        }
+    }
+
+    /// The name of a global symbol.
+    pub(crate) fn global_name(&mut self, symbol: &Sym64<LE>) -> Result<&'a [u8], LinkError> {
+        let name = self
+            .symbols
+            .symbol_name(LE, symbol)
+            .map_err(|error| self.error(corrupt(error)))?;
+        self.budget
+            .name(name)
+            .map_err(|problem| LinkError::new(&self.name, problem))?;
+        Ok(name)
+    }
+
+    /// What messages call symbol `index`.
+    pub(crate) fn symbol_label(&self, index: u32) -> String {
+        let Some(symbol) = self.symbol(index).filter(|_| index != 0) else {
+            return "no symbol".into();
+        };
+        if symbol.st_type() == elf::STT_SECTION
+            && let Ok(Some(section)) = self.symbol_section(index, symbol)
+        {
+            return self.sections[section].name.into();
+        }
+        let name = self.symbols.symbol_name(LE, symbol).unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    }
+
+    /// An error of the object.
+    pub(crate) fn error(&self, problem: Problem) -> LinkError {
+        LinkError::new(&self.name, problem)
+    }
+
+    /// An error at a place in the object.
+    pub(crate) fn error_at(&self, section: usize, offset: u64, problem: Problem) -> LinkError {
+        let name = self
+            .sections
+            .get(section)
+            .map_or("", |section| section.name);
+        let site = Site {
+            section: name.into(),
+            offset,
+            function: self.function_at(section, offset),
+        };
+        LinkError::at(&self.name, site, problem)
+    }
+
+    /// The function or object at a place; looked for only when there is an error to report.
+    fn function_at(&self, section: usize, offset: u64) -> Option<String> {
+        let (index, _) = self.symbols.enumerate().find(|(index, symbol)| {
+            matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_OBJECT)
+                && offset
+                    .checked_sub(symbol.st_value(LE))
+                    .is_some_and(|into| into < symbol.st_size(LE))
+                && self.symbols.symbol_section(LE, symbol, *index)
+                    == Ok(Some(SectionIndex(section)))
+        })?;
+        Some(self.symbol_label(u32::try_from(index.0).ok()?))
+    }
+}
+
+/// Refuses what is not a relocatable object for x86-64, saying what it is instead.
+fn check_header(bytes: &[u8]) -> Result<&Elf, Problem> {
+    if matches!(
+        bytes,
+        [b'B', b'C', 0xc0, 0xde, ..] | [0xde, 0xc0, 0x17, 0x0b, ..]
+    ) {
+        return Err(Problem::Bitcode);
+    }
+    if !bytes.starts_with(&elf::ELFMAG) {
+        return Err(Problem::NotElf);
+    }
+    match bytes.get(4..6) {
+        Some([elf::ELFCLASS32, _]) => return Err(Problem::Class),
+        Some([elf::ELFCLASS64, elf::ELFDATA2MSB]) => return Err(Problem::Endian),
+        _ => {}
+    }
+    let header = Elf::parse(bytes).map_err(corrupt)?;
+    if header.e_machine(LE) != elf::EM_X86_64 {
+        return Err(Problem::Machine(header.e_machine(LE)));
+    }
+    match header.e_type(LE) {
+        elf::ET_REL => Ok(header),
+        elf::ET_EXEC => Err(Problem::Executable),
+        elf::ET_DYN => Err(Problem::SharedObject),
+        other => Err(Problem::FileType(other)),
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn name(&mut self, header: &SectionHeader64<LE>) -> Result<&'a str, Problem> {
+        let name = self.table.section_name(LE, header).map_err(corrupt)?;
+        self.budget.name(name)?;
+        core::str::from_utf8(name).map_err(|_| Problem::Corrupt("section name is not UTF-8".into()))
+    }
+
+    fn section(&mut self, header: &'a SectionHeader64<LE>) -> Result<Section<'a>, Problem> {
+        let name = self.name(header)?;
+        let flags = header.sh_flags(LE);
+        let mut section = Section {
+            name,
+            role: Role::NotLoaded,
+            content: Content::Zero(0),
+            align_bytes: 1,
+        };
+        if flags & u64::from(elf::SHF_ALLOC) == 0 {
+            let executable_stack =
+                name == ".note.GNU-stack" && flags & u64::from(elf::SHF_EXECINSTR) != 0;
+            let refusal = SectionRefusal::ExecutableStack;
+            return if executable_stack {
+                Err(refuse(name, refusal))
+            } else {
+                Ok(section)
+            };
+        }
+        section.content = self.content(header)?;
+        section.role = role(name, header, section.len_bytes())?;
+        if section.role == Role::Dropped {
+            if name == ".eh_frame"
+                && let Content::Bytes(bytes) = section.content
+            {
+                eh_frame::check(bytes).map_err(|what| Problem::Corrupt(what.into()))?;
+            }
+            return Ok(section);
+        }
+        section.align_bytes = alignment(header.sh_addralign(LE))?;
+        Ok(section)
+    }
+
+    fn content(&mut self, header: &SectionHeader64<LE>) -> Result<Content<'a>, Problem> {
+        if header.sh_type(LE) == elf::SHT_NOBITS {
+            return Ok(Content::Zero(header.sh_size(LE)));
+        }
+        let bytes = header.data(LE, self.bytes).map_err(corrupt)?;
+        self.budget.contents(bytes.len() as u64)?;
+        Ok(Content::Bytes(bytes))
+    }
+
+    /// The group, if it is a COMDAT group.
+    fn group(&mut self, header: &'a SectionHeader64<LE>) -> Result<Option<Group<'a>>, Problem> {
+        let Some((flags, members)) = header.group(LE, self.bytes).map_err(corrupt)? else {
+            return Ok(None);
+        };
+        self.budget.contents(size_of_val(members) as u64)?;
+        if flags & elf::GRP_COMDAT == 0 {
+            return Ok(None);
+        }
+        let index = SymbolIndex(header.sh_info(LE) as usize);
+        if header.link(LE) != self.symbols.section() {
+            return Err(Problem::Corrupt(
+                "group with a signature in another symbol table".into(),
+            ));
+        }
+        let symbol = self.symbols.symbol(index).map_err(corrupt)?;
+        let mut signature = self.symbols.symbol_name(LE, symbol).map_err(corrupt)?;
+        if signature.is_empty() && symbol.st_type() == elf::STT_SECTION {
+            // Older assemblers sign a group with the symbol of a section, which is named as that.
+            let section = self
+                .symbols
+                .symbol_section(LE, symbol, index)
+                .map_err(corrupt)?;
+            let section = self
+                .table
+                .section(section.unwrap_or(SectionIndex(0)))
+                .map_err(corrupt)?;
+            signature = self.table.section_name(LE, section).map_err(corrupt)?;
+        }
+        self.budget.name(signature)?;
+        Ok(Some(Group { signature, members }))
+    }
+
+    /// The relocations of a section that is placed.
+    fn relocations(
+        &mut self,
+        header: &'a SectionHeader64<LE>,
+        sections: &[Section<'_>],
+    ) -> Result<Option<Relocations<'a>>, Problem> {
+        let index = header.info_link(LE).0;
+        let Some(section) = sections.get(index) else {
+            return Err(Problem::Corrupt(
+                "relocations of a section that does not exist".into(),
+            ));
+        };
+        if !section.role.is_placed() {
+            return Ok(None);
+        }
+        let Some((entries, symbols)) = header.rela(LE, self.bytes).map_err(corrupt)? else {
+            return Ok(None);
+        };
+        self.budget.contents(size_of_val(entries) as u64)?;
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        if symbols != self.symbols.section() {
+            return Err(Problem::Corrupt(
+                "relocations against another symbol table".into(),
+            ));
+        }
+        if matches!(section.content, Content::Zero(_)) {
+            return Err(Problem::Corrupt(
+                "relocations of a section without bytes".into(),
+            ));
+        }
+        Ok(Some(Relocations {
+            section: index,
+            entries,
+        }))
+    }
+
+    fn refuse_table(
+        &self,
+        form: &'static str,
+        header: &SectionHeader64<LE>,
+        sections: &[Section<'_>],
+    ) -> Result<(), Problem> {
+        match sections.get(header.info_link(LE).0) {
+            Some(section) if section.role.is_placed() && header.sh_size(LE) > 0 => {
+                Err(Problem::TableForm {
+                    section: section.name.into(),
+                    form,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}

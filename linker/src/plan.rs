@@ -1,0 +1,470 @@
+//! From relocations to fixups: what each field will hold, and which cells and stubs that takes.
+//!
+//! Nothing has an address yet. A fixup names its operands; [`crate::apply`] computes.
+
+use std::collections::HashMap;
+
+use object::LittleEndian as LE;
+use object::elf::{self, Rela64};
+
+use crate::classify::{self, Use};
+use crate::error::{LinkError, Misuse, Problem};
+use crate::input::{Area, Dialect, Reference};
+use crate::layout::{CELLS, CONSTANTS, Content, Spot};
+use crate::object_file::Relocations;
+use crate::relocation::{self, ABSOLUTE, CELL, RELATIVE, Relocation, Resolved};
+use crate::resolve::SymbolUse;
+use crate::unit::{Meaning, Own, Unit};
+
+/// What a fixup refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A place of the unit.
+    Spot(Spot),
+    /// A number.
+    Number(u64),
+    /// The stub of a reference.
+    Stub(u32),
+    /// The call cell of a reference.
+    CallCell(u32),
+    /// The address cell of a reference.
+    AddressCell(u32),
+    /// What a reference is bound to.
+    Bound(u32),
+}
+
+/// How the instruction around a field changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rewrite {
+    /// It does not.
+    Nothing,
+    /// `mov cell(%rip), %r` becomes `lea x(%rip), %r`.
+    Lea,
+    /// `lea x(%rip), %r` becomes `mov cell(%rip), %r`.
+    Load,
+    /// `call *cell(%rip)` becomes `addr32 call x` (psABI x86-64 1.0, appendix B).
+    Call,
+    /// The instruction, this many bytes long, becomes a jump, the rest of it `nop`. The field is the jump's.
+    Jump(u8),
+}
+
+/// One field to compute.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fixup {
+    /// The field.
+    pub(crate) site: Spot,
+    /// What is computed.
+    pub(crate) row: &'static Relocation,
+    pub(crate) target: Target,
+    pub(crate) addend: i64,
+    pub(crate) rewrite: Rewrite,
+    /// The symbol's index in its object, for messages.
+    pub(crate) symbol: u32,
+    /// The symbol is a section's: the addend says what is meant.
+    pub(crate) by_section: bool,
+}
+
+/// An instruction that reaches what the unit does not define as if it were near, and has to go through a
+/// cell. `fixup` is that of the cell's load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Detour {
+    pub(crate) fixup: Fixup,
+    pub(crate) origin: (u32, u32),
+}
+
+/// What was planned.
+#[derive(Debug, Default)]
+pub(crate) struct Plan<'a> {
+    pub(crate) fixups: Vec<Fixup>,
+    pub(crate) detours: Vec<Detour>,
+    pub(crate) references: Vec<Reference<'a>>,
+    /// The reference of each global that has one.
+    reference_of: HashMap<u32, u32>,
+    /// What each of the unit's own cells holds the address of.
+    pub(crate) cells: Vec<Spot>,
+    cell_of: HashMap<Spot, u32>,
+    /// What each of the unit's own constants is.
+    pub(crate) constants: Vec<u64>,
+    constant_of: HashMap<u64, u32>,
+}
+
+/// A relocation, as read.
+struct Request<'u> {
+    row: &'static Relocation,
+    fixup: Fixup,
+    /// Addresses only: `f@addr`, or an object where calls and addresses differ by their bytes.
+    address: bool,
+    bytes: &'u [u8],
+    origin: (u32, u32),
+}
+
+/// Plans every relocation of the unit that is placed.
+pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
+    let mut plan = Plan::default();
+    for (number, object) in unit.objects.iter().enumerate() {
+        for table in &object.relocations {
+            if let Some(chunk) = unit.chunk_of(number, table.section) {
+                plan.table(unit, number, table, chunk)?;
+            }
+        }
+    }
+    plan.own_cells();
+    Ok(plan)
+}
+
+impl<'a> Plan<'a> {
+    fn table(
+        &mut self,
+        unit: &Unit<'a>,
+        object: usize,
+        table: &Relocations<'a>,
+        chunk: u32,
+    ) -> Result<(), LinkError> {
+        let home = &unit.chunks[chunk as usize];
+        let Content::Input(bytes) = home.content else {
+            return Ok(());
+        };
+        self.fixups.reserve(table.entries.len());
+        for entry in table.entries {
+            let planned =
+                read(unit, object, table, chunk, bytes, entry).and_then(|request| match request {
+                    Some(request) if home.area == Area::Text => self.text(unit, &request),
+                    Some(request) => self.data(unit, &request),
+                    None => Ok(()),
+                });
+            planned.map_err(|problem| {
+                unit.objects[object].error_at(table.section, entry.r_offset.get(LE), problem)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
+        let Request { row, fixup, .. } = *request;
+        let field = fixup.site.offset as usize;
+        let usage = classify::in_text(row, request.bytes, field, fixup.addend);
+        let meaning = request.meaning(unit)?;
+        let target = match (usage, meaning) {
+            (Use::Word, _) => return Err(request.misuse(unit, Misuse::AbsoluteInText)),
+            (Use::Branch, Meaning::Own(own)) => Target::Spot(own.spot),
+            (Use::Branch, Meaning::External(_)) if fixup.addend != -4 => {
+                return Err(request.misuse(unit, Misuse::BranchInside));
+            }
+            (Use::Branch, Meaning::External(global)) => self.stub(unit, global)?,
+            (Use::TakeAddress | Use::Operand, Meaning::External(global)) => {
+                let cell = self.address_cell(unit, global)?;
+                self.detour(request, cell);
+                return Ok(());
+            }
+            (Use::TakeAddress | Use::Operand, Meaning::Absolute(value)) => {
+                let cell = self.constant(value);
+                self.detour(request, cell);
+                return Ok(());
+            }
+            (
+                Use::TakeAddress,
+                Meaning::Own(Own {
+                    exported: Some(global),
+                    has_stub: true,
+                    ..
+                }),
+            ) => self.stub(unit, global)?,
+            (Use::TakeAddress | Use::Operand, Meaning::Own(own)) => Target::Spot(own.spot),
+            (Use::IndirectCall | Use::IndirectJump | Use::GotLoad | Use::GotEntry, _) => {
+                return self.through_got(unit, request, usage, meaning);
+            }
+            (Use::Branch, Meaning::Absolute(_)) => {
+                return Err(request.misuse(unit, Misuse::RelativeToAbsolute));
+            }
+            (Use::Distance | Use::StubDistance, _) => {
+                self.distance(unit, request, meaning, false)?
+            }
+        };
+        self.fixups.push(Fixup { target, ..fixup });
+        Ok(())
+    }
+
+    fn data(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
+        let Request { row, fixup, .. } = *request;
+        let meaning = request.meaning(unit)?;
+        let target = match classify::in_data(row) {
+            Use::Word => self.word(unit, meaning, fixup.addend)?,
+            Use::GotEntry => return self.through_got(unit, request, Use::GotEntry, meaning),
+            Use::StubDistance => self.distance(unit, request, meaning, true)?,
+            _ => self.distance(unit, request, meaning, false)?,
+        };
+        self.fixups.push(Fixup { target, ..fixup });
+        Ok(())
+    }
+
+    /// The target of an absolute address.
+    fn word(&mut self, unit: &Unit<'a>, meaning: Meaning, addend: i64) -> Result<Target, Problem> {
+        match meaning {
+            // An address inside a function is that of its code: the stub has no inside.
+            Meaning::Own(Own {
+                exported: Some(global),
+                has_stub: true,
+                ..
+            }) if addend == 0 => self.stub(unit, global),
+            Meaning::Own(own) => Ok(Target::Spot(own.spot)),
+            Meaning::Absolute(value) => Ok(Target::Number(value)),
+            Meaning::External(global) => {
+                let (number, reference) = self.reference(unit, global)?;
+                reference.address = true;
+                Ok(Target::Bound(number))
+            }
+        }
+    }
+
+    /// The target of a distance that is no displacement. The addend does not tell what is meant, since it
+    /// also holds where the distance is counted from.
+    fn distance(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        meaning: Meaning,
+        to_stub: bool,
+    ) -> Result<Target, Problem> {
+        match meaning {
+            Meaning::Own(Own {
+                exported: Some(global),
+                has_stub: true,
+                ..
+            }) => self.stub(unit, global),
+            Meaning::Own(own) => Ok(Target::Spot(own.spot)),
+            Meaning::External(global) if to_stub => self.stub(unit, global),
+            Meaning::External(_) => Err(request.misuse(unit, Misuse::RelativeOutside)),
+            Meaning::Absolute(_) => Err(request.misuse(unit, Misuse::RelativeToAbsolute)),
+        }
+    }
+
+    /// A use of a symbol's GOT entry: relaxed where that is possible, else a cell.
+    fn through_got(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        usage: Use,
+        meaning: Meaning,
+    ) -> Result<(), Problem> {
+        let callee = matches!(usage, Use::IndirectCall | Use::IndirectJump)
+            || (usage == Use::GotLoad && !request.address);
+        let mut fixup = request.fixup;
+        fixup.target = match meaning {
+            Meaning::Absolute(value) => self.constant(value),
+            Meaning::External(global) if callee => {
+                let (number, reference) = self.reference(unit, global)?;
+                reference.call_cell = true;
+                Target::CallCell(number)
+            }
+            Meaning::External(global) => self.address_cell(unit, global)?,
+            Meaning::Own(Own {
+                exported: Some(global),
+                ..
+            }) if usage == Use::GotEntry => self.address_cell(unit, global)?,
+            Meaning::Own(own) if usage == Use::GotEntry => self.own_cell(own.spot),
+            Meaning::Own(Own {
+                exported: Some(global),
+                has_stub: true,
+                ..
+            }) if !callee => {
+                fixup.relax(usage);
+                self.stub(unit, global)?
+            }
+            Meaning::Own(own) => {
+                fixup.relax(usage);
+                Target::Spot(own.spot)
+            }
+        };
+        self.fixups.push(fixup);
+        Ok(())
+    }
+
+    fn detour(&mut self, request: &Request<'_>, cell: Target) {
+        let fixup = Fixup {
+            row: CELL,
+            target: cell,
+            ..request.fixup
+        };
+        self.detours.push(Detour {
+            fixup,
+            origin: request.origin,
+        });
+    }
+
+    fn reference(
+        &mut self,
+        unit: &Unit<'a>,
+        global: u32,
+    ) -> Result<(u32, &mut Reference<'a>), Problem> {
+        let next = u32::try_from(self.references.len()).ok();
+        let next = next.filter(|next| next & crate::Needs::REFERENCE == 0);
+        let next = next.ok_or_else(|| Problem::Corrupt("too many references".into()))?;
+        let number = *self.reference_of.entry(global).or_insert(next);
+        if number == next {
+            let Some(symbol) = unit.globals.list.get(global as usize) else {
+                return Err(Problem::Corrupt("symbol that does not exist".into()));
+            };
+            self.references.push(Reference {
+                name: symbol.name,
+                weak: !symbol.wanted,
+                own: unit.definition_of(global),
+                call_cell: false,
+                address_cell: false,
+                stub: false,
+                address: false,
+            });
+        }
+        Ok((number, &mut self.references[number as usize]))
+    }
+
+    fn stub(&mut self, unit: &Unit<'a>, global: u32) -> Result<Target, Problem> {
+        let (number, reference) = self.reference(unit, global)?;
+        reference.stub = true;
+        Ok(Target::Stub(number))
+    }
+
+    fn address_cell(&mut self, unit: &Unit<'a>, global: u32) -> Result<Target, Problem> {
+        let (number, reference) = self.reference(unit, global)?;
+        reference.address_cell = true;
+        Ok(Target::AddressCell(number))
+    }
+
+    /// A cell of the unit's own, for what nobody else sees.
+    fn own_cell(&mut self, spot: Spot) -> Target {
+        let next = self.cells.len() as u32;
+        let number = *self.cell_of.entry(spot).or_insert(next);
+        if number == next {
+            self.cells.push(spot);
+        }
+        Target::Spot(Spot {
+            chunk: CELLS,
+            offset: number.saturating_mul(8),
+        })
+    }
+
+    /// A cell that holds a number, among the unit's read-only data.
+    fn constant(&mut self, value: u64) -> Target {
+        let next = self.constants.len() as u32;
+        let number = *self.constant_of.entry(value).or_insert(next);
+        if number == next {
+            self.constants.push(value);
+        }
+        Target::Spot(Spot {
+            chunk: CONSTANTS,
+            offset: number.saturating_mul(8),
+        })
+    }
+
+    /// Fills the unit's own cells.
+    fn own_cells(&mut self) {
+        let cells = (0_u32..).step_by(8).zip(&self.cells);
+        self.fixups.extend(cells.map(|(offset, &spot)| Fixup {
+            site: Spot {
+                chunk: CELLS,
+                offset,
+            },
+            row: ABSOLUTE,
+            target: Target::Spot(spot),
+            addend: 0,
+            rewrite: Rewrite::Nothing,
+            symbol: 0,
+            by_section: false,
+        }));
+    }
+}
+
+impl Fixup {
+    /// Turns a use of a GOT entry into one of the symbol itself.
+    fn relax(&mut self, usage: Use) {
+        self.row = RELATIVE;
+        match usage {
+            Use::IndirectCall => self.rewrite = Rewrite::Call,
+            Use::IndirectJump => {
+                // `ff 25 disp32` becomes `e9 rel32 90`: the field moves one byte down.
+                self.site.offset -= 1;
+                self.rewrite = Rewrite::Jump(6);
+            }
+            _ => self.rewrite = Rewrite::Lea,
+        }
+    }
+}
+
+impl Request<'_> {
+    fn meaning(&self, unit: &Unit<'_>) -> Result<Meaning, Problem> {
+        unit.meaning(self.origin.0 as usize, self.fixup.symbol)
+    }
+
+    fn misuse(&self, unit: &Unit<'_>, misuse: Misuse) -> Problem {
+        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.fixup.symbol);
+        Problem::Misused {
+            kind: self.row.name,
+            symbol,
+            misuse,
+        }
+    }
+}
+
+/// Checks one relocation; `None` if there is nothing to do.
+fn read<'u>(
+    unit: &Unit<'_>,
+    object: usize,
+    table: &Relocations<'_>,
+    chunk: u32,
+    bytes: &'u [u8],
+    entry: &Rela64<LE>,
+) -> Result<Option<Request<'u>>, Problem> {
+    let file = &unit.objects[object];
+    let (number, symbol) = (entry.r_type(LE, false), entry.r_sym(LE, false));
+    let Some(row) = relocation::lookup(number) else {
+        return Err(match relocation::refusal(number) {
+            Some((kind, refusal)) => Problem::Refused {
+                kind,
+                symbol: file.symbol_label(symbol),
+                refusal,
+            },
+            None => Problem::UnknownRelocation(number),
+        });
+    };
+    if row.resolved == Resolved::Never {
+        return Ok(None);
+    }
+    let width_bytes = row.field.width_bytes;
+    let len_bytes = bytes.len() as u64;
+    let offset = entry.r_offset.get(LE);
+    let inside = offset
+        .checked_add(u64::from(width_bytes))
+        .is_some_and(|end| end <= len_bytes);
+    let offset = u32::try_from(offset).ok().filter(|_| inside);
+    let offset = offset.ok_or(Problem::FieldOutside {
+        kind: row.name,
+        width_bytes,
+        len_bytes,
+    })?;
+    let address = match unit.symbol_use(object, symbol) {
+        Some(SymbolUse::Global { address, .. }) => address || file.dialect == Dialect::Elf,
+        _ => true,
+    };
+    let by_section = file
+        .symbol(symbol)
+        .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION);
+    let site = Spot { chunk, offset };
+    let (target, addend) = (Target::Number(0), entry.r_addend.get(LE));
+    let fixup = Fixup {
+        site,
+        row,
+        target,
+        addend,
+        rewrite: Rewrite::Nothing,
+        symbol,
+        by_section,
+    };
+    // Objects and sections are numbered with 32 bits.
+    let origin = (object as u32, table.section as u32);
+    Ok(Some(Request {
+        row,
+        fixup,
+        address,
+        bytes,
+        origin,
+    }))
+}

@@ -1,0 +1,90 @@
+//! A unit that is ready to be placed.
+
+use crate::atoms::Atoms;
+use crate::error::LinkError;
+use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
+use crate::layout::{self, CELLS, CONSTANTS, Content};
+use crate::needs;
+use crate::plan::{self, Plan};
+use crate::thunk;
+use crate::unit::Unit;
+
+/// A unit, read and resolved: all that can be known before it has a place.
+///
+/// It borrows the bytes of its inputs.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) unit: Unit<'a>,
+    pub(crate) plan: Plan<'a>,
+    pub(crate) atoms: Atoms,
+    pub(crate) needs: Needs,
+    extents: Extents,
+    pub(crate) template_len_bytes: u64,
+}
+
+impl<'a> Prepared<'a> {
+    /// Reads `inputs` as one unit: parses, pulls archive members by need, resolves symbols inside the unit,
+    /// decides for each relocation what it will hold, and lays the unit out.
+    ///
+    /// `unit` is what messages call the whole. Time and memory are linear in the length of the inputs (but for
+    /// sorting), whatever they contain.
+    ///
+    /// # Errors
+    ///
+    /// Whatever cannot be linked correctly, named with its place.
+    pub fn read(unit: &'a str, inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
+        let name = unit;
+        let mut unit = Unit::read(inputs)?;
+        let mut plan = plan::plan(&unit)?;
+        let atoms = Atoms::of(&unit);
+        let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
+        make(&mut unit, &plan);
+        let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
+        let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
+        let laid_out = layout::lay_out(&mut unit.chunks, max_len_bytes);
+        let (extents, template_len_bytes) =
+            laid_out.map_err(|problem| LinkError::new(name, problem))?;
+        Ok(Self {
+            name,
+            unit,
+            plan,
+            atoms,
+            needs,
+            extents,
+            template_len_bytes,
+        })
+    }
+
+    /// The global names that the unit defines, in the order in which they first appear.
+    pub fn definitions(&self) -> &[Definition<'a>] {
+        &self.unit.definitions
+    }
+
+    /// The names that have to be bound before the unit is linked.
+    pub fn references(&self) -> &[Reference<'a>] {
+        &self.plan.references
+    }
+
+    /// What the unit needs in each area.
+    pub fn extents(&self) -> Extents {
+        self.extents
+    }
+}
+
+/// Gives the unit's own cells and constants their bytes.
+fn make(unit: &mut Unit<'_>, plan: &Plan<'_>) {
+    let constants: Vec<u8> = plan
+        .constants
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    for (number, bytes) in [
+        (CONSTANTS, constants),
+        (CELLS, vec![0; plan.cells.len() * 8]),
+    ] {
+        let chunk = &mut unit.chunks[number as usize];
+        chunk.align_bytes = if bytes.is_empty() { 1 } else { 8 };
+        chunk.content = Content::Made(bytes);
+    }
+}

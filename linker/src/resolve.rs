@@ -1,0 +1,341 @@
+//! Symbol resolution inside a unit: which definition each global name means.
+//!
+//! Strong beats common beats weak; of equals the first wins, except that two strong ones are an error. Of
+//! COMDAT groups with one signature the first is kept. Visibility is the most constraining of all that
+//! the files say (gABI, chapter 4, symbol visibility).
+
+use std::collections::HashMap;
+
+use object::LittleEndian as LE;
+use object::elf::{self, Sym64};
+use object::read::elf::Sym as _;
+
+use crate::error::{LinkError, Problem, SymbolRefusal};
+use crate::input::Dialect;
+use crate::object_file::ObjectFile;
+use crate::section::{Role, alignment};
+
+/// The suffix by which our Cranelift front end asks for an address instead of a callee.
+const ADDRESS_SUFFIX: &[u8] = b"@addr";
+
+/// What a symbol of an object's table means.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SymbolUse {
+    /// The local symbol of this index.
+    Local(u32),
+    /// A name of the unit.
+    Global {
+        /// The index into [`Globals::list`].
+        global: u32,
+        /// Named `f@addr`, in the Cranelift dialect.
+        address: bool,
+    },
+}
+
+/// How strongly a definition binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Strength {
+    Undefined,
+    Weak,
+    Common,
+    Strong,
+}
+
+/// What a definition says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Nothing,
+    InSection {
+        object: u32,
+        section: u32,
+        value: u64,
+    },
+    Absolute(u64),
+    Common {
+        align_bytes: u64,
+    },
+}
+
+/// A global name.
+#[derive(Debug)]
+pub(crate) struct Global<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) strength: Strength,
+    pub(crate) value: Value,
+    pub(crate) size: u64,
+    /// `STT_*` of the definition.
+    pub(crate) kind: u8,
+    /// Default or protected: seen by other units.
+    pub(crate) exported: bool,
+    /// Somebody needs it, other than weakly.
+    pub(crate) wanted: bool,
+    /// Defined in a group that was discarded.
+    discarded: bool,
+    definer: u32,
+}
+
+/// All global names of a unit.
+#[derive(Debug, Default)]
+pub(crate) struct Globals<'a> {
+    numbers: HashMap<&'a [u8], u32>,
+    pub(crate) list: Vec<Global<'a>>,
+    groups: HashMap<&'a [u8], ()>,
+    /// Names wanted and not defined when they were first wanted, for the archives to supply.
+    pub(crate) pending: Vec<u32>,
+}
+
+impl<'a> Globals<'a> {
+    /// Adds an object: settles its COMDAT groups, then its symbols. Returns what each of its symbols is.
+    ///
+    /// `objects` are those added before.
+    pub(crate) fn add(
+        &mut self,
+        object: &mut ObjectFile<'a>,
+        objects: &[ObjectFile<'a>],
+    ) -> Result<Vec<SymbolUse>, LinkError> {
+        for group in 0..object.groups.len() {
+            if self
+                .groups
+                .insert(object.groups[group].signature, ())
+                .is_some()
+            {
+                object.discard(group);
+            }
+        }
+        let mut uses = Vec::with_capacity(object.symbols.len());
+        let mut locals = HashMap::new();
+        for (index, symbol) in (0..).zip(object.symbols.symbols()) {
+            check_kind(object, index, symbol)?;
+            if index != 0 && symbol.st_bind() != elf::STB_LOCAL {
+                uses.push(self.add_symbol(object, objects, index, symbol)?);
+                continue;
+            }
+            if object.dialect == Dialect::Cranelift {
+                locals.insert(object.global_name(symbol)?, index);
+            }
+            uses.push(SymbolUse::Local(index));
+        }
+        if object.dialect == Dialect::Cranelift {
+            self.bind_local_addresses(object, &locals, &mut uses)?;
+        }
+        Ok(uses)
+    }
+
+    fn add_symbol(
+        &mut self,
+        object: &mut ObjectFile<'a>,
+        objects: &[ObjectFile<'a>],
+        index: u32,
+        symbol: &'a Sym64<LE>,
+    ) -> Result<SymbolUse, LinkError> {
+        let mut name = object.global_name(symbol)?;
+        let mut address = false;
+        if object.dialect == Dialect::Cranelift
+            && symbol.st_shndx(LE) == elf::SHN_UNDEF
+            && let Some(stem) = name.strip_suffix(ADDRESS_SUFFIX)
+        {
+            (name, address) = (stem, true);
+        }
+        let global = self.intern(object, name)?;
+        let entry = &mut self.list[global as usize];
+        entry.exported &= matches!(
+            symbol.st_visibility(),
+            elf::STV_DEFAULT | elf::STV_PROTECTED
+        );
+        let found = read_definition(object, index, symbol, objects.len())?;
+        if let Value::InSection { section, .. } = found.1
+            && object.sections[section as usize].role == Role::Discarded
+        {
+            entry.discarded = true;
+        } else if found.0 == Strength::Undefined {
+            let strong = symbol.st_bind() != elf::STB_WEAK;
+            if strong && !entry.wanted && entry.strength == Strength::Undefined {
+                self.pending.push(global);
+            }
+            entry.wanted |= strong;
+        } else {
+            entry.define(found, symbol, object, objects)?;
+        }
+        Ok(SymbolUse::Global { global, address })
+    }
+
+    fn intern(&mut self, object: &ObjectFile<'a>, name: &'a [u8]) -> Result<u32, LinkError> {
+        if let Some(&number) = self.numbers.get(name) {
+            return Ok(number);
+        }
+        let text = core::str::from_utf8(name)
+            .map_err(|_| object.error(Problem::Corrupt("symbol name is not UTF-8".into())))?;
+        if text.is_empty() {
+            return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
+        }
+        if text.contains('@') {
+            let refusal = SymbolRefusal::Versioned;
+            return Err(object.error(Problem::Symbol {
+                symbol: text.into(),
+                refusal,
+            }));
+        }
+        let number = u32::try_from(self.list.len())
+            .ok()
+            .filter(|&number| number < u32::MAX);
+        let number =
+            number.ok_or_else(|| object.error(Problem::Corrupt("too many symbols".into())))?;
+        self.numbers.insert(name, number);
+        self.list.push(Global {
+            name: text,
+            strength: Strength::Undefined,
+            value: Value::Nothing,
+            size: 0,
+            kind: elf::STT_NOTYPE,
+            exported: true,
+            wanted: false,
+            discarded: false,
+            definer: 0,
+        });
+        Ok(number)
+    }
+
+    /// Binds `f@addr` to the object's own local `f`, which no global name leads to.
+    fn bind_local_addresses(
+        &mut self,
+        object: &mut ObjectFile<'a>,
+        locals: &HashMap<&'a [u8], u32>,
+        uses: &mut [SymbolUse],
+    ) -> Result<(), LinkError> {
+        for (symbol, usage) in object.symbols.symbols().iter().zip(uses) {
+            if let SymbolUse::Global { address: true, .. } = usage
+                && let Some(stem) = object.global_name(symbol)?.strip_suffix(ADDRESS_SUFFIX)
+                && let Some(&local) = locals.get(stem)
+            {
+                *usage = SymbolUse::Local(local);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why `global` cannot be referred to, if nobody defines it.
+    pub(crate) fn refuse_undefined(&self, global: &Global<'a>) -> Option<SymbolRefusal> {
+        match global.name {
+            _ if global.discarded => Some(SymbolRefusal::Discarded),
+            "_GLOBAL_OFFSET_TABLE_" => Some(SymbolRefusal::OffsetTable),
+            // Hidden by its users, and provided to each of them by whoever links it.
+            "__dso_handle" => None,
+            _ if !global.exported && global.wanted => Some(SymbolRefusal::Hidden),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Global<'a> {
+    fn define(
+        &mut self,
+        (strength, value): (Strength, Value),
+        symbol: &Sym64<LE>,
+        object: &ObjectFile<'a>,
+        objects: &[ObjectFile<'a>],
+    ) -> Result<(), LinkError> {
+        if strength == Strength::Strong && self.strength == Strength::Strong {
+            let first = objects
+                .get(self.definer as usize)
+                .unwrap_or(object)
+                .name
+                .clone();
+            return Err(object.error(Problem::Duplicate {
+                symbol: self.name.into(),
+                first,
+            }));
+        }
+        if let (Value::Common { align_bytes: new }, Value::Common { align_bytes: old }) =
+            (value, self.value)
+        {
+            self.value = Value::Common {
+                align_bytes: new.max(old),
+            };
+            self.size = self.size.max(symbol.st_size(LE));
+            return Ok(());
+        }
+        if strength > self.strength {
+            self.strength = strength;
+            self.value = value;
+            self.size = symbol.st_size(LE);
+            self.kind = symbol.st_type();
+            self.definer = u32::try_from(objects.len()).unwrap_or(u32::MAX);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses the kinds of symbol that are not supported yet.
+fn check_kind(object: &ObjectFile<'_>, index: u32, symbol: &Sym64<LE>) -> Result<(), LinkError> {
+    let defined = symbol.st_shndx(LE) != elf::SHN_UNDEF;
+    let refuse = |refusal| {
+        Err(object.error(Problem::Symbol {
+            symbol: object.symbol_label(index),
+            refusal,
+        }))
+    };
+    match symbol.st_type() {
+        elf::STT_TLS => return refuse(SymbolRefusal::ThreadLocal),
+        elf::STT_GNU_IFUNC => return refuse(SymbolRefusal::IndirectFunction),
+        _ => {}
+    }
+    match symbol.st_bind() {
+        elf::STB_LOCAL | elf::STB_GLOBAL | elf::STB_WEAK => {}
+        elf::STB_GNU_UNIQUE => return refuse(SymbolRefusal::Unique),
+        _ => return Err(object.error(Problem::Corrupt("symbol of an unknown binding".into()))),
+    }
+    // What GCC puts into an object that has its intermediate language only.
+    let slim =
+        defined && symbol.st_bind() != elf::STB_LOCAL && symbol.st_shndx(LE) == elf::SHN_COMMON;
+    if slim
+        && matches!(
+            object.symbol_label(index).as_str(),
+            "__gnu_lto_slim" | "__gnu_lto_v1"
+        )
+    {
+        return Err(object.error(Problem::LinkTimeOnly));
+    }
+    Ok(())
+}
+
+/// What a symbol that is not local says, in the object that will have number `number`.
+fn read_definition(
+    object: &ObjectFile<'_>,
+    index: u32,
+    symbol: &Sym64<LE>,
+    number: usize,
+) -> Result<(Strength, Value), LinkError> {
+    let strength = if symbol.st_bind() == elf::STB_WEAK {
+        Strength::Weak
+    } else {
+        Strength::Strong
+    };
+    let corrupt = |what: &str| object.error(Problem::Corrupt(what.into()));
+    if let Some(section) = object.symbol_section(index, symbol)? {
+        let value = symbol.st_value(LE);
+        let home = &object.sections[section];
+        if home.role.is_placed() && value > home.len_bytes() {
+            return Err(corrupt("symbol past the end of its section"));
+        }
+        let object = u32::try_from(number).map_err(|_| corrupt("too many objects"))?;
+        let section = u32::try_from(section).map_err(|_| corrupt("too many sections"))?;
+        return Ok((
+            strength,
+            Value::InSection {
+                object,
+                section,
+                value,
+            },
+        ));
+    }
+    match symbol.st_shndx(LE) {
+        elf::SHN_UNDEF => Ok((Strength::Undefined, Value::Nothing)),
+        elf::SHN_ABS => Ok((strength, Value::Absolute(symbol.st_value(LE)))),
+        elf::SHN_COMMON => {
+            let align_bytes =
+                alignment(symbol.st_value(LE)).map_err(|problem| object.error(problem))?;
+            Ok((Strength::Common, Value::Common { align_bytes }))
+        }
+        _ => Err(corrupt("symbol in a reserved section")),
+    }
+}

@@ -1,0 +1,158 @@
+//! Sections: what each becomes, told by its flags, its type and its name.
+
+use object::LittleEndian as LE;
+use object::elf::{self, SectionHeader64};
+use object::read::elf::SectionHeader as _;
+
+use crate::error::{Problem, SectionRefusal};
+
+/// psABI x86-64 1.0, section 4.2.1.
+const SHF_X86_64_LARGE: u64 = 0x1000_0000;
+
+/// The widest alignment that a section may ask for: a page.
+pub(crate) const MAX_ALIGN_BYTES: u64 = 4096;
+
+/// What becomes of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Not loaded (`SHF_ALLOC` is not set): left alone, with its relocations.
+    NotLoaded,
+    /// Loaded elsewhere, without use here: `.eh_frame`, notes.
+    Dropped,
+    /// Code.
+    Text,
+    /// Data that nobody writes to.
+    ReadOnly,
+    /// Data.
+    Writable,
+    /// A member of a COMDAT group that another object has too.
+    Discarded,
+}
+
+impl Role {
+    /// Whether the section's bytes are placed.
+    pub(crate) fn is_placed(self) -> bool {
+        matches!(self, Self::Text | Self::ReadOnly | Self::Writable)
+    }
+}
+
+/// A section's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    /// As they lie in the file.
+    Bytes(&'a [u8]),
+    /// Zeros, this many.
+    Zero(u64),
+}
+
+/// A section.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) role: Role,
+    pub(crate) content: Content<'a>,
+    pub(crate) align_bytes: u64,
+}
+
+impl Section<'_> {
+    pub(crate) fn len_bytes(&self) -> u64 {
+        match self.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Zero(len_bytes) => len_bytes,
+        }
+    }
+}
+
+/// The refusal of a section.
+pub(crate) fn refuse(section: &str, refusal: SectionRefusal) -> Problem {
+    Problem::Section {
+        section: section.into(),
+        refusal,
+    }
+}
+
+/// What a section that is loaded becomes.
+pub(crate) fn role(
+    name: &str,
+    header: &SectionHeader64<LE>,
+    len_bytes: u64,
+) -> Result<Role, Problem> {
+    let flags = header.sh_flags(LE);
+    let has = |flag: u32| flags & u64::from(flag) != 0;
+    // SHF_WRITE to SHF_LINK_ORDER, SHF_GROUP, SHF_GNU_RETAIN and SHF_X86_64_LARGE ask for nothing that the
+    // window does not give to every section.
+    const PLAIN: u64 = 0xff | elf::SHF_GROUP as u64 | elf::SHF_GNU_RETAIN as u64 | SHF_X86_64_LARGE;
+    let refusal = if name.starts_with(".jitcast.shared") {
+        Some(SectionRefusal::SharedWritable)
+    } else if has(elf::SHF_TLS) {
+        Some(SectionRefusal::ThreadLocal)
+    } else if has(elf::SHF_COMPRESSED) {
+        Some(SectionRefusal::Compressed)
+    } else if has(elf::SHF_EXCLUDE) {
+        Some(SectionRefusal::Excluded)
+    } else if has(elf::SHF_WRITE) && has(elf::SHF_EXECINSTR) {
+        Some(SectionRefusal::WritableText)
+    } else if flags & !PLAIN != 0 {
+        Some(SectionRefusal::Flags(flags & !PLAIN))
+    } else {
+        startup(name, header.sh_type(LE)).filter(|_| len_bytes > 0)
+    };
+    if let Some(refusal) = refusal {
+        return Err(refuse(name, refusal));
+    }
+    match header.sh_type(LE) {
+        elf::SHT_NOTE => Ok(Role::Dropped),
+        elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Dropped),
+        elf::SHT_NOBITS if has(elf::SHF_EXECINSTR) && len_bytes > 0 => {
+            Err(refuse(name, SectionRefusal::TextWithoutBytes))
+        }
+        elf::SHT_PROGBITS
+        | elf::SHT_NOBITS
+        | elf::SHT_INIT_ARRAY
+        | elf::SHT_FINI_ARRAY
+        | elf::SHT_PREINIT_ARRAY => Ok(match (has(elf::SHF_EXECINSTR), has(elf::SHF_WRITE)) {
+            (true, _) => Role::Text,
+            (false, true) => Role::Writable,
+            (false, false) => Role::ReadOnly,
+        }),
+        other => Err(refuse(name, SectionRefusal::Type(other))),
+    }
+}
+
+/// Whether a section holds code to run when a unit comes or goes, or pointers to such code. (Empty ones do
+/// no harm, and some assemblers always make them.)
+fn startup(name: &str, kind: u32) -> Option<SectionRefusal> {
+    let is = |stem: &str| {
+        name.strip_prefix(stem)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    match kind {
+        elf::SHT_INIT_ARRAY | elf::SHT_PREINIT_ARRAY => Some(SectionRefusal::Constructors),
+        elf::SHT_FINI_ARRAY => Some(SectionRefusal::Destructors),
+        _ if name == ".init" || is(".ctors") || is(".init_array") || is(".preinit_array") => {
+            Some(SectionRefusal::Constructors)
+        }
+        _ if name == ".fini" || is(".dtors") || is(".fini_array") => {
+            Some(SectionRefusal::Destructors)
+        }
+        _ => None,
+    }
+}
+
+/// The alignment `claimed`, if it is one that can be given.
+pub(crate) fn alignment(claimed: u64) -> Result<u64, Problem> {
+    let align_bytes = claimed.max(1);
+    if !align_bytes.is_power_of_two() {
+        return Err(Problem::Corrupt(format!(
+            "alignment {align_bytes} is not a power of two"
+        )));
+    }
+    if align_bytes > MAX_ALIGN_BYTES {
+        return Err(Problem::Limit {
+            what: "an alignment",
+            value: align_bytes,
+            limit: MAX_ALIGN_BYTES,
+        });
+    }
+    Ok(align_bytes)
+}

@@ -1,0 +1,387 @@
+//! A unit while it is being linked: its objects, what they became, and what each of their symbols means.
+
+use std::collections::HashSet;
+
+use object::LittleEndian as LE;
+use object::elf;
+use object::read::elf::Sym as _;
+
+use crate::archive::{self, Archives};
+use crate::error::{LinkError, Problem, SymbolRefusal};
+use crate::input::{Area, Definition, Input, SymbolKind};
+use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::object_file::{ObjectFile, Relocations};
+use crate::relocation::{self, Resolved};
+use crate::resolve::{Globals, Strength, SymbolUse, Value};
+use crate::section::{self, Role};
+
+/// "None" in the tables below.
+const NONE: u32 = u32::MAX;
+
+/// What a symbol that a relocation names turns out to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Meaning {
+    /// Defined in this unit.
+    Own(Own),
+    /// A number.
+    Absolute(u64),
+    /// Another unit's or the host's: an index into [`Globals::list`].
+    External(u32),
+}
+
+/// A symbol that this unit defines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own {
+    pub(crate) spot: Spot,
+    /// The global name, if others see it.
+    pub(crate) exported: Option<u32>,
+    /// Code that others see: its address is that of its stub.
+    pub(crate) has_stub: bool,
+}
+
+/// The objects of a unit, resolved.
+#[derive(Debug)]
+pub(crate) struct Unit<'a> {
+    pub(crate) objects: Vec<ObjectFile<'a>>,
+    /// For each object, what each of its symbols means.
+    uses: Vec<Vec<SymbolUse>>,
+    pub(crate) globals: Globals<'a>,
+    pub(crate) chunks: Vec<Chunk<'a>>,
+    /// For each object, the chunk of each section.
+    chunk_of: Vec<Vec<u32>>,
+    /// The chunk of each global that is a common symbol.
+    common_of: Vec<u32>,
+    pub(crate) definitions: Vec<Definition<'a>>,
+    /// Each definition's global.
+    pub(crate) defined: Vec<u32>,
+    /// The definition of each global.
+    definition_of: Vec<u32>,
+    /// The names of sections that programs may ask the bounds of.
+    bounded: HashSet<&'a str>,
+}
+
+impl<'a> Unit<'a> {
+    /// Reads the objects, and the members that they pull from the archives.
+    pub(crate) fn read(inputs: &[Input<'a>]) -> Result<Self, LinkError> {
+        let mut unit = Self {
+            objects: Vec::new(),
+            uses: Vec::new(),
+            globals: Globals::default(),
+            chunks: Chunk::made(),
+            chunk_of: Vec::new(),
+            common_of: Vec::new(),
+            definitions: Vec::new(),
+            defined: Vec::new(),
+            definition_of: Vec::new(),
+            bounded: HashSet::new(),
+        };
+        let mut archives = Archives::default();
+        for input in inputs {
+            if archive::is_archive(input.bytes) {
+                archives.add(input)?;
+            } else {
+                unit.add(ObjectFile::read(
+                    input.name.to_owned(),
+                    input.bytes,
+                    input.dialect,
+                )?)?;
+            }
+        }
+        let mut next = 0;
+        while let Some(&global) = unit.globals.pending.get(next) {
+            next += 1;
+            let global = &unit.globals.list[global as usize];
+            if global.strength == Strength::Undefined
+                && let Some(member) = archives.pull(global.name)?
+            {
+                unit.add(member)?;
+            }
+        }
+        unit.cut()?;
+        unit.define();
+        Ok(unit)
+    }
+
+    fn add(&mut self, mut object: ObjectFile<'a>) -> Result<(), LinkError> {
+        self.uses
+            .push(self.globals.add(&mut object, &self.objects)?);
+        self.objects.push(object);
+        Ok(())
+    }
+
+    /// Makes a chunk of each section that is placed, and of each common symbol.
+    fn cut(&mut self) -> Result<(), LinkError> {
+        for (number, object) in (0..).zip(&self.objects) {
+            let patched = patched_sections(object);
+            let mut chunk_of = vec![NONE; object.sections.len()];
+            for (index, section) in (0..)
+                .zip(&object.sections)
+                .filter(|(_, section)| section.role.is_placed())
+            {
+                let patched = patched[index as usize];
+                let (area, rank) = match section.role {
+                    Role::Text => (Area::Text, text_rank(section.name)),
+                    Role::ReadOnly if !patched => (Area::ReadOnly, RANK_PLAIN),
+                    _ if patched => (Area::Private, RANK_PATCHED),
+                    _ => (Area::Private, RANK_PLAIN),
+                };
+                let content = match section.content {
+                    section::Content::Bytes(bytes) => Content::Input(bytes),
+                    // Shared zeros would cost bytes of the segment; the end of the private data costs none.
+                    section::Content::Zero(len_bytes) => Content::Zero(len_bytes),
+                };
+                let area = if matches!(content, Content::Zero(_)) {
+                    Area::Private
+                } else {
+                    area
+                };
+                if is_identifier(section.name) {
+                    self.bounded.insert(section.name);
+                }
+                let origin = Some((number, index));
+                let chunk = Chunk {
+                    area,
+                    rank,
+                    align_bytes: section.align_bytes,
+                    content,
+                    origin,
+                    position: 0,
+                };
+                chunk_of[index as usize] =
+                    push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
+            }
+            self.chunk_of.push(chunk_of);
+        }
+        for global in &self.globals.list {
+            let mut number = NONE;
+            if let Value::Common { align_bytes } = global.value {
+                let content = Content::Zero(global.size);
+                let (area, rank) = (Area::Private, RANK_PLAIN);
+                let chunk = Chunk {
+                    area,
+                    rank,
+                    align_bytes,
+                    content,
+                    origin: None,
+                    position: 0,
+                };
+                number = push(&mut self.chunks, chunk)
+                    .map_err(|problem| LinkError::new(global.name, problem))?;
+            }
+            self.common_of.push(number);
+        }
+        Ok(())
+    }
+
+    /// Lists what other units may refer to by name.
+    fn define(&mut self) {
+        self.definition_of = vec![NONE; self.globals.list.len()];
+        for (number, global) in (0..).zip(&self.globals.list) {
+            if !global.exported || global.strength == Strength::Undefined {
+                continue;
+            }
+            let kind = match global.value {
+                Value::Absolute(_) => SymbolKind::Absolute,
+                Value::InSection {
+                    object, section, ..
+                } => {
+                    let chunk = self.chunk_of[object as usize][section as usize];
+                    match self.chunks.get(chunk as usize) {
+                        Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
+                        Some(_) => SymbolKind::Data,
+                        // In a section that is not placed: nothing that anybody could refer to.
+                        None => continue,
+                    }
+                }
+                Value::Common { .. } | Value::Nothing => SymbolKind::Data,
+            };
+            // There are fewer definitions than globals, whose numbers are 32 bits wide.
+            self.definition_of[number as usize] = self.definitions.len() as u32;
+            self.defined.push(number);
+            let weak = global.strength == Strength::Weak;
+            self.definitions.push(Definition {
+                name: global.name,
+                kind,
+                weak,
+                size: global.size,
+            });
+        }
+    }
+
+    /// The definition of a global, if others see it.
+    pub(crate) fn definition_of(&self, global: u32) -> Option<usize> {
+        self.definition_of
+            .get(global as usize)
+            .filter(|&&definition| definition != NONE)
+            .map(|&at| at as usize)
+    }
+
+    /// The chunk of a section of an object, if it is placed.
+    pub(crate) fn chunk_of(&self, object: usize, section: usize) -> Option<u32> {
+        self.chunk_of
+            .get(object)?
+            .get(section)
+            .copied()
+            .filter(|&chunk| chunk != NONE)
+    }
+
+    /// What symbol `index` of an object is, in its own words.
+    pub(crate) fn symbol_use(&self, object: usize, index: u32) -> Option<SymbolUse> {
+        self.uses.get(object)?.get(index as usize).copied()
+    }
+
+    /// What symbol `index` of an object means.
+    pub(crate) fn meaning(&self, object: usize, index: u32) -> Result<Meaning, Problem> {
+        match self.symbol_use(object, index) {
+            Some(SymbolUse::Local(0)) => Ok(Meaning::Absolute(0)),
+            Some(SymbolUse::Local(index)) => self.local_meaning(object, index),
+            Some(SymbolUse::Global { global, .. }) => self.global_meaning(global),
+            None => Err(Problem::Corrupt(
+                "relocation against a symbol that does not exist".into(),
+            )),
+        }
+    }
+
+    fn local_meaning(&self, object: usize, index: u32) -> Result<Meaning, Problem> {
+        let file = &self.objects[object];
+        let corrupt = |what: &str| Problem::Corrupt(what.into());
+        let symbol = file
+            .symbol(index)
+            .ok_or_else(|| corrupt("symbol that does not exist"))?;
+        let section = file
+            .symbol_section(index, symbol)
+            .map_err(|error| error.problem.clone())?;
+        let Some(section) = section else {
+            return match symbol.st_shndx(LE) {
+                elf::SHN_ABS => Ok(Meaning::Absolute(symbol.st_value(LE))),
+                _ => Err(corrupt("local symbol that is undefined or common")),
+            };
+        };
+        let spot = self.spot(object, section, symbol.st_value(LE), || {
+            file.symbol_label(index)
+        })?;
+        Ok(Meaning::Own(Own {
+            spot,
+            exported: None,
+            has_stub: false,
+        }))
+    }
+
+    /// What a global name means.
+    pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
+        let global = &self.globals.list[number as usize];
+        let spot = match global.value {
+            Value::Absolute(value) => return Ok(Meaning::Absolute(value)),
+            Value::Nothing => return self.undefined_meaning(number),
+            Value::Common { .. } => Spot {
+                chunk: self.common_of[number as usize],
+                offset: 0,
+            },
+            Value::InSection {
+                object,
+                section,
+                value,
+            } => self.spot(object as usize, section as usize, value, || {
+                global.name.into()
+            })?,
+        };
+        let exported = global.exported.then_some(number);
+        let has_stub = global.exported && is_code(&self.chunks[spot.chunk as usize], global.kind);
+        Ok(Meaning::Own(Own {
+            spot,
+            exported,
+            has_stub,
+        }))
+    }
+
+    fn undefined_meaning(&self, number: u32) -> Result<Meaning, Problem> {
+        let global = &self.globals.list[number as usize];
+        let refused = |refusal| {
+            Err(Problem::Symbol {
+                symbol: global.name.into(),
+                refusal,
+            })
+        };
+        if let Some(refusal) = self.globals.refuse_undefined(global) {
+            return refused(refusal);
+        }
+        let bound = global
+            .name
+            .strip_prefix("__start_")
+            .or_else(|| global.name.strip_prefix("__stop_"));
+        if bound.is_some_and(|section| self.bounded.contains(section)) {
+            return refused(SymbolRefusal::SectionBound);
+        }
+        if !global.exported && !global.wanted {
+            // Hidden, weak and defined by no file of the unit: nobody else may define it.
+            return Ok(Meaning::Absolute(0));
+        }
+        Ok(Meaning::External(number))
+    }
+
+    fn spot(
+        &self,
+        object: usize,
+        section: usize,
+        value: u64,
+        label: impl Fn() -> String,
+    ) -> Result<Spot, Problem> {
+        let home = &self.objects[object].sections[section];
+        let Some(chunk) = self.chunk_of(object, section) else {
+            let refusal = if home.role == Role::Discarded {
+                SymbolRefusal::Discarded
+            } else {
+                SymbolRefusal::NotPlaced
+            };
+            return Err(Problem::Symbol {
+                symbol: label(),
+                refusal,
+            });
+        };
+        let offset = u32::try_from(value)
+            .ok()
+            .filter(|_| value <= home.len_bytes());
+        let offset =
+            offset.ok_or_else(|| Problem::Corrupt("symbol past the end of its section".into()))?;
+        Ok(Spot { chunk, offset })
+    }
+}
+
+/// Which sections of an object have a relocation that is resolved at attach.
+fn patched_sections(object: &ObjectFile<'_>) -> Vec<bool> {
+    let mut patched = vec![false; object.sections.len()];
+    let in_data = |table: &&Relocations<'_>| object.sections[table.section].role != Role::Text;
+    for table in object.relocations.iter().filter(in_data) {
+        patched[table.section] |= table.entries.iter().any(|entry| {
+            relocation::lookup(entry.r_type(LE, false))
+                .is_some_and(|row| row.resolved == Resolved::AtAttach)
+        });
+    }
+    patched
+}
+
+/// Whether a symbol of `kind` in `chunk` is code. Assembly leaves the types of its labels out.
+fn is_code(chunk: &Chunk<'_>, kind: u8) -> bool {
+    chunk.area == Area::Text && kind != elf::STT_OBJECT
+}
+
+fn is_identifier(name: &str) -> bool {
+    name.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
+    let longest = crate::Options::WINDOW_LEN_BYTES;
+    if chunk.len_bytes() > longest {
+        return Err(Problem::Limit {
+            what: "the length of a section",
+            value: chunk.len_bytes(),
+            limit: longest,
+        });
+    }
+    let number = u32::try_from(chunks.len())
+        .ok()
+        .filter(|&number| number != NONE);
+    chunks.push(chunk);
+    number.ok_or_else(|| Problem::Corrupt("too many sections".into()))
+}

@@ -1,0 +1,11 @@
+//! The linker from outside: objects in, what a worker would see out.
+#![forbid(unsafe_code)]
+
+mod archives;
+mod common;
+mod data;
+mod hostile;
+mod instructions;
+mod random;
+mod refusals;
+mod resolution;

@@ -1,0 +1,364 @@
+//! Everything that is refused, with its message.
+
+use object::elf;
+
+use crate::common::{assemble, compile, refusal, refusal_of, run};
+
+/// An object with the bytes at `at` replaced.
+fn patched(object: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut object = object.to_vec();
+    object[at..at + bytes.len()].copy_from_slice(bytes);
+    object
+}
+
+fn source(text: &str) -> String {
+    refusal(&assemble(text))
+}
+
+#[test]
+fn files_that_are_no_objects() {
+    let object = assemble("nop\n");
+    assert_eq!(
+        refusal(b"int main;"),
+        "x.o: is not an ELF object or archive"
+    );
+    assert_eq!(refusal(b""), "x.o: is not an ELF object or archive");
+    assert_eq!(
+        refusal(b"BC\xc0\xde...."),
+        "x.o: is LLVM bitcode, not machine code\n  help: compile x.o without -flto, or with -ffat-lto-objects"
+    );
+    assert!(refusal(&object[..40]).starts_with("x.o: is corrupt or truncated: "));
+    assert_eq!(
+        refusal(&patched(&object, 4, &[1])),
+        "x.o: is a 32-bit ELF file, not a 64-bit one\n  help: compile x.o with -m64"
+    );
+    assert_eq!(
+        refusal(&patched(&object, 5, &[2])),
+        "x.o: is a big-endian ELF file"
+    );
+    assert_eq!(
+        refusal(&patched(&object, 18, &[183, 0])),
+        "x.o: is for ELF machine 183, not for x86-64 (62)"
+    );
+    assert_eq!(
+        refusal(&patched(&object, 16, &[2, 0])),
+        "x.o: is an executable, not a relocatable object\n  help: compile x.o with -c"
+    );
+    assert_eq!(
+        refusal(&patched(&object, 16, &[3, 0])),
+        "x.o: is a shared library or executable, not a relocatable object\n  \
+         help: compile x.o with -c, or load it in every worker as a library (--lib)"
+    );
+    assert_eq!(
+        refusal(&patched(&object, 16, &[4, 0])),
+        "x.o: has ELF type 4, not that of a relocatable object (1)"
+    );
+}
+
+#[test]
+fn link_time_optimisation() {
+    let message = refusal(&compile(
+        "c",
+        "int f(void) { return 1; }",
+        &["-O2", "-flto", "-fno-fat-lto-objects"],
+    ));
+    assert_eq!(
+        message,
+        "x.o: holds link-time optimisation code only, no machine code\n  \
+         help: compile x.o without -flto, or with -ffat-lto-objects"
+    );
+    let fat = compile(
+        "c",
+        "int f(void) { return 1; }",
+        &["-O2", "-flto", "-ffat-lto-objects"],
+    );
+    assert!(crate::common::prepare(&[("fat.o", &fat[..])]).is_ok());
+}
+
+#[test]
+fn sections() {
+    let refused = |section: &str, why: &str| format!("x.o: section {section} is refused: {why}");
+    let cases = [
+        (
+            r#".section .jitcast.shared.counter,"aw"
+            .quad 0"#,
+            refused(
+                ".jitcast.shared.counter",
+                "shared writable sections are not supported yet",
+            ),
+        ),
+        (
+            r#".section .init_array,"aw",@init_array
+            .quad f"#,
+            refused(".init_array", "constructors are not run yet"),
+        ),
+        (
+            r#".section .ctors.00001,"aw"
+            .quad f"#,
+            refused(".ctors.00001", "constructors are not run yet"),
+        ),
+        (
+            r#".section .init,"ax"
+            nop"#,
+            refused(".init", "constructors are not run yet"),
+        ),
+        (
+            r#".section .fini_array,"aw",@fini_array
+            .quad f"#,
+            refused(".fini_array", "destructors are not run yet"),
+        ),
+        (
+            r#".section .tdata,"awT",@progbits
+            .quad 1"#,
+            refused(
+                ".tdata",
+                "it is thread-local storage, which is not supported yet",
+            ),
+        ),
+        (
+            r#".section .both,"awx"
+            nop"#,
+            refused(".both", "no page is both writable and executable"),
+        ),
+        (
+            r#".section .odd,"a",@0x6000000
+            .quad 1"#,
+            refused(".odd", "its type 0x6000000 is not supported"),
+        ),
+        (
+            r#".section .excluded,"ae"
+            .quad 1"#,
+            refused(
+                ".excluded",
+                "SHF_EXCLUDE is not supported yet for sections that are loaded",
+            ),
+        ),
+    ];
+    for (text, message) in cases {
+        assert_eq!(source(&format!("{text}\n")), message);
+    }
+    let stack = source(".section .note.GNU-stack,\"x\",@progbits\n");
+    assert!(
+        stack.starts_with(&refused(
+            ".note.GNU-stack",
+            "workers have no executable stack"
+        )),
+        "{stack}"
+    );
+    assert_eq!(
+        source(".p2align 13\nnop\n"),
+        "x.o: an alignment is 8192, more than 4096"
+    );
+    // Empty ones do no harm.
+    assert!(
+        crate::common::prepare(&[(
+            "x.o",
+            &assemble(".section .init,\"ax\"\n.section .ctors,\"aw\"\n")[..]
+        )])
+        .is_ok()
+    );
+}
+
+#[test]
+fn symbols() {
+    let counter = "__thread int counter = 1; int f(void) { return counter++; }";
+    assert!(refusal(&compile("c", counter, &["-fPIC"])).contains("thread-local"));
+    assert_eq!(
+        refusal(&compile(
+            "c",
+            &counter
+                .replace("= 1", "")
+                .replace("__thread", "extern __thread"),
+            &["-fPIC"]
+        )),
+        "x.o: `counter` is thread-local, which is not supported yet"
+    );
+    assert_eq!(
+        source(".globl f\n.type f, @gnu_indirect_function\nf: ret\n"),
+        "x.o: `f` is an indirect function (STT_GNU_IFUNC), not supported yet"
+    );
+    assert_eq!(
+        source(".data\n.globl u\n.type u, @gnu_unique_object\nu: .quad 1\n"),
+        "x.o: `u` is unique in the process (STB_GNU_UNIQUE), not supported yet\n  help: compile x.o with -fno-gnu-unique"
+    );
+    assert_eq!(
+        source(".symver memcpy_old, memcpy@GLIBC_2.2.5\ncall memcpy_old@PLT\n"),
+        "x.o: `memcpy@GLIBC_2.2.5` has a version, which is not supported yet"
+    );
+    assert_eq!(
+        source("lea _GLOBAL_OFFSET_TABLE_(%rip), %rax\n")
+            .lines()
+            .next()
+            .unwrap(),
+        "x.o: .text+0x3: R_X86_64_GOTPC32 against `_GLOBAL_OFFSET_TABLE_` belongs to the medium or large code model, not supported yet"
+    );
+    assert_eq!(
+        source(".section things,\"aw\"\n.quad 1\n.text\nlea __start_things(%rip), %rax\n"),
+        "x.o: .text+0x3: `__start_things` is the bound of a section, which is not supported yet"
+    );
+    assert_eq!(
+        source(".section .debug_x,\"\"\nd: .quad 1\n.text\nlea d(%rip), %rax\n"),
+        "x.o: .text+0x3: `.debug_x` lies in a section that is not loaded"
+    );
+}
+
+#[test]
+fn relocations() {
+    let text = ".text\n.type main, @function\nmain: nop\n mov $table, %eax\n .size main, .-main\n";
+    assert_eq!(
+        source(text),
+        "x.o: .text+0x2 in `main`: R_X86_64_32 against `table` needs an absolute address\n  \
+         a worker's base is known only at attach, and the field is too narrow to hold S + A\n  \
+         help: compile x.o with -fPIC"
+    );
+    assert_eq!(
+        source("movabs $table, %rax\n"),
+        "x.o: .text+0x2: R_X86_64_64 against `table` stores an absolute address in text, which is not supported yet\n  \
+         a worker's base is known only at attach, and text is shared by all workers\n  \
+         help: compile x.o with -fPIC -mcmodel=small"
+    );
+    assert_eq!(
+        source(".data\n.long host-.\n"),
+        "x.o: .data+0x0: R_X86_64_PC32 against `host` needs the distance to a symbol that the unit does not define\n  \
+         where the symbol is differs between workers, and this data cannot go through a cell\n  \
+         help: compile x.o with -fPIC"
+    );
+    assert_eq!(
+        source("call host+4\n").lines().next().unwrap(),
+        "x.o: .text+0x1: R_X86_64_PC32 against `host` branches into the middle of a function that the unit does not define"
+    );
+    let number = assemble(".globl number\n.set number, 5\n");
+    let call = assemble("call number@PLT\n");
+    assert_eq!(
+        refusal_of(&[("x.o", &call), ("number.o", &number)])
+            .lines()
+            .next()
+            .unwrap(),
+        "x.o: .text+0x1: R_X86_64_PLT32 against `number` needs the distance to a fixed address"
+    );
+    let cases = [
+        (
+            "mov $x, %al\n",
+            "R_X86_64_8 against `x` needs an absolute address",
+        ),
+        (
+            ".data\n.byte x-.\n",
+            "R_X86_64_PC8 against `x` has a narrow field, which is not supported yet",
+        ),
+        ("lea x@tlsgd(%rip), %rdi\n", "is thread-local"),
+        (
+            "movabs $x@GOTOFF, %rax\n",
+            "R_X86_64_GOTOFF64 against `x` belongs to the medium or large code model",
+        ),
+        (
+            ".data\n.quad x@SIZE\n",
+            "R_X86_64_SIZE64 against `x` asks for a symbol's size",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert!(source(text).contains(expected), "{}", source(text));
+    }
+}
+
+/// Where the only entry of the object's only relocation table of `.data` is, in the file.
+fn entry(object: &[u8]) -> usize {
+    use object::read::elf::{FileHeader, SectionHeader};
+    let header = elf::FileHeader64::<object::LittleEndian>::parse(object).unwrap();
+    let sections = header.sections(object::LittleEndian, object).unwrap();
+    let (_, section) = sections
+        .section_by_name(object::LittleEndian, b".rela.data")
+        .unwrap();
+    section.sh_offset(object::LittleEndian) as usize
+}
+
+#[test]
+fn damaged_relocations() {
+    let object = assemble(".data\n.globl x\nx: .quad x, 0\n");
+    let entry = entry(&object);
+    let unknown = patched(&object, entry + 8, &[200, 0, 0, 0]);
+    assert_eq!(
+        refusal(&unknown),
+        "x.o: .data+0x0 in `x`: unknown relocation 200".replace(" in `x`", "")
+    );
+    let last = patched(&object, entry, &8_u64.to_le_bytes());
+    assert!(crate::common::prepare(&[("x.o", &last[..])]).is_ok());
+    for offset in [9, 16, u64::MAX - 3, u64::MAX] {
+        let outside = patched(&object, entry, &offset.to_le_bytes());
+        let expected = format!(
+            "x.o: .data+{offset:#x}: R_X86_64_64 writes 8 bytes past the end of a section of 16"
+        );
+        assert_eq!(refusal(&outside), expected);
+    }
+    let nobody = patched(&object, entry + 12, &[99, 0, 0, 0]);
+    assert!(refusal(&nobody).contains("relocation against a symbol that does not exist"));
+}
+
+#[test]
+fn the_field_at_the_end_of_its_section_for_every_row() {
+    let object = assemble(".data\n.globl x\nx: .quad x, 0\n");
+    let entry = entry(&object);
+    for row in &jitcast_linker::relocation::TABLE {
+        let width = u64::from(row.field.width_bytes);
+        for (offset, fits) in [
+            (16 - width, true),
+            (17 - width, width == 0),
+            (17, width == 0),
+        ] {
+            let mut moved = patched(&object, entry, &offset.to_le_bytes());
+            moved[entry + 8..entry + 12].copy_from_slice(&row.number.to_le_bytes());
+            let accepted = crate::common::prepare(&[("x.o", &moved[..])]).is_ok();
+            assert_eq!(accepted, fits, "{} at {offset}", row.name);
+        }
+    }
+}
+
+#[test]
+fn other_forms_of_relocation_table() {
+    let object = assemble(".data\n.globl x\nx: .quad x\n");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.o");
+    std::fs::write(&path, &object).unwrap();
+    run(std::process::Command::new("objcopy")
+        .arg("--strip-debug")
+        .arg(&path));
+    let object = std::fs::read(path).unwrap();
+    use object::read::elf::{FileHeader, SectionHeader};
+    let header = elf::FileHeader64::<object::LittleEndian>::parse(&object[..]).unwrap();
+    let sections = header.sections(object::LittleEndian, &object[..]).unwrap();
+    let headers = header.e_shoff(object::LittleEndian) as usize;
+    for (kind, form) in [
+        (elf::SHT_REL, "SHT_REL"),
+        (elf::SHT_RELR, "SHT_RELR"),
+        (elf::SHT_CREL, "SHT_CREL"),
+    ] {
+        let rela = sections
+            .iter()
+            .position(|section| section.sh_type(object::LittleEndian) == elf::SHT_RELA);
+        let changed = patched(
+            &object,
+            headers + rela.unwrap() * 64 + 4,
+            &kind.to_le_bytes(),
+        );
+        let message = refusal(&changed);
+        let expected =
+            format!("x.o: section .data has its relocations in a {form} table, not supported yet");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+}
+
+#[test]
+fn a_damaged_unwind_table() {
+    let object = assemble("f: .cfi_startproc\nret\n.cfi_endproc\n");
+    use object::read::elf::{FileHeader, SectionHeader};
+    let header = elf::FileHeader64::<object::LittleEndian>::parse(&object[..]).unwrap();
+    let sections = header.sections(object::LittleEndian, &object[..]).unwrap();
+    let (_, section) = sections
+        .section_by_name(object::LittleEndian, b".eh_frame")
+        .unwrap();
+    let at = section.sh_offset(object::LittleEndian) as usize;
+    let message = refusal(&patched(&object, at, &[255, 255, 0, 0]));
+    assert_eq!(
+        message,
+        "x.o: is corrupt or truncated: .eh_frame record longer than its section"
+    );
+}

@@ -1,0 +1,275 @@
+//! Writing the directory: the changes of one publication, from which come a new root and its ring record.
+//!
+//! Invariant: nothing that an older root reaches is changed; a publication that fails leaves no trace.
+
+use std::collections::BTreeMap;
+
+use zerocopy::IntoBytes;
+
+use crate::addr::SegmentOffset;
+use crate::geometry::{Area, Region, SLOT_BYTES};
+use crate::heap::{SegmentFull, Txn};
+use crate::index;
+use crate::memory::{Corrupt, SharedRecord, View};
+use crate::records::{
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, SymbolRecord, UnitRecord,
+};
+use crate::ring::{RECORD_WORDS, Record};
+
+/// Cell stores that fit a ring record.
+pub const INLINE_OPS: usize = RECORD_WORDS - 2;
+
+/// Flags of a ring record's second word. Its low eight bits count the cell stores, its high half is the
+/// root's offset.
+pub mod record_flags {
+    /// The record does not say everything: read the directory.
+    pub const RESYNC: u64 = 1 << 8;
+    /// Text was put where other text had been: serialise before entering it.
+    pub const SERIALISE: u64 = 1 << 9;
+    /// Areas have grown: look at the extents first.
+    pub const EXTENTS: u64 = 1 << 10;
+    /// Names were added or removed: handles that found nothing look again.
+    pub const NAMES: u64 = 1 << 11;
+}
+
+/// The root that a record's publication committed.
+pub fn record_root(record: &Record) -> SegmentOffset {
+    SegmentOffset::new((record[1] >> 32) as u32)
+}
+
+/// One cell store, as a word of a ring record: the cell's index, then its value.
+pub fn pack_op(cell: SegmentOffset, value: CellValue) -> u64 {
+    u64::from(cell.get() / SLOT_BYTES) << CellValue::BITS | value.bits()
+}
+
+/// The cell and the value of a packed store.
+pub fn unpack_op(op: u64) -> (SegmentOffset, CellValue) {
+    let index = (op >> CellValue::BITS) as u32;
+    (SegmentOffset::new(index.wrapping_mul(SLOT_BYTES)), CellValue::from_bits(op))
+}
+
+const _: () = assert!(crate::geometry::MAX_WINDOW_BYTES / SLOT_BYTES < 1 << (64 - CellValue::BITS));
+
+/// The changes of one publication.
+#[derive(Debug)]
+pub struct Edit {
+    root: Root,
+    replaced_root: SegmentOffset,
+    cells: BTreeMap<u32, CellValue>,
+    flags: u64,
+}
+
+impl Edit {
+    /// Starts from `root` at `root_at` (none for a fresh segment).
+    pub fn new(root: Root, root_at: SegmentOffset) -> Self {
+        Self { root, replaced_root: root_at, cells: BTreeMap::new(), flags: 0 }
+    }
+
+    /// Raises [`record_flags`].
+    pub fn flag(&mut self, flags: u64) {
+        self.flags |= flags;
+    }
+
+    /// Sets a cell.
+    pub fn set_cell(&mut self, cell: SegmentOffset, value: CellValue) {
+        self.cells.insert(cell.get() / SLOT_BYTES, value);
+    }
+
+    /// Adds a unit, whose key must be new.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_unit(&mut self, txn: &mut Txn<'_>, record: &UnitRecord, name: &str) -> Result<(), SegmentFull> {
+        let at = write(txn, record, &[name])?;
+        self.root.units = index::insert(txn, self.root.units, at)?;
+        self.root.unit_count += 1;
+        Ok(())
+    }
+
+    /// Removes a unit.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn remove_unit(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
+            retire_unit(txn, at);
+            self.root.units = index::remove(txn, self.root.units, key)?;
+            self.root.unit_count -= 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a symbol, or replaces the one of the same name.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_symbol(
+        &mut self,
+        txn: &mut Txn<'_>,
+        record: &SymbolRecord,
+        name: &str,
+        signature: &str,
+    ) -> Result<(), SegmentFull> {
+        match own(index::get(txn.memory(), self.root.symbols, record.key)) {
+            Some(old) => retire_symbol(txn, old),
+            None => {
+                self.root.symbol_count += 1;
+                self.flags |= record_flags::NAMES;
+            }
+        }
+        let at = write(txn, record, &[name, signature])?;
+        self.root.symbols = index::insert(txn, self.root.symbols, at)?;
+        Ok(())
+    }
+
+    /// The record of a published symbol.
+    pub fn symbol(&self, txn: &Txn<'_>, key: u64) -> Option<SymbolRecord> {
+        let at = own(index::get(txn.memory(), self.root.symbols, key))?;
+        Some(own(txn.memory().read(at)))
+    }
+
+    /// Removes a symbol.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn remove_symbol(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(old) = own(index::get(txn.memory(), self.root.symbols, key)) {
+            retire_symbol(txn, old);
+            self.root.symbols = index::remove(txn, self.root.symbols, key)?;
+            self.root.symbol_count -= 1;
+            // Handles of the name must let go of its cell, which only a look at the directory tells.
+            self.flags |= record_flags::NAMES | record_flags::RESYNC;
+        }
+        Ok(())
+    }
+
+    /// Adds an import, or replaces the record of the same number.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_import(&mut self, txn: &mut Txn<'_>, record: &ImportRecord, name: &str) -> Result<(), SegmentFull> {
+        match own(index::get(txn.memory(), self.root.imports, record.key)) {
+            Some(old) => {
+                let len_bytes = size_of::<ImportRecord>() as u32 + own(txn.memory().read::<ImportRecord>(old)).name_len;
+                txn.retire(Area::Control, Region { start: old.get(), len_bytes });
+            }
+            None => self.root.import_count += 1,
+        }
+        let at = write(txn, record, &[name])?;
+        self.root.imports = index::insert(txn, self.root.imports, at)?;
+        self.flags |= record_flags::RESYNC;
+        Ok(())
+    }
+
+    /// Writes the pages of cells and the root. What it returns is committed by storing the root, then
+    /// publishing the record.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn finish(
+        mut self,
+        txn: &mut Txn<'_>,
+        published_ns: u64,
+    ) -> Result<(Root, SegmentOffset, Record), SegmentFull> {
+        self.write_pages(txn)?;
+        if !self.replaced_root.is_none() {
+            let len_bytes = size_of::<Root>() as u32;
+            txn.retire(Area::Control, Region { start: self.replaced_root.get(), len_bytes });
+        }
+        let at = txn.alloc(Area::Control, size_of::<Root>() as u32, 8)?.offset();
+        self.root.generation = txn.generation();
+        self.root.published_ns = published_ns;
+        if txn.reused_text() {
+            self.root.reused_text = txn.generation();
+            self.flags |= record_flags::SERIALISE;
+        }
+        txn.memory().write(at, &self.root);
+        Ok((self.root, at, self.record(txn.generation(), at)))
+    }
+
+    fn record(&self, generation: u64, root_at: SegmentOffset) -> Record {
+        let mut record = [0; RECORD_WORDS];
+        record[0] = generation;
+        record[1] = u64::from(root_at.get()) << 32 | self.flags;
+        if self.cells.len() > INLINE_OPS {
+            record[1] |= record_flags::RESYNC;
+        } else if self.flags & record_flags::RESYNC == 0 {
+            record[1] |= self.cells.len() as u64;
+            for (word, (&index, &value)) in record[2..].iter_mut().zip(&self.cells) {
+                *word = pack_op(SegmentOffset::new(index * SLOT_BYTES), value);
+            }
+        }
+        record
+    }
+
+    fn write_pages(&mut self, txn: &mut Txn<'_>) -> Result<(), SegmentFull> {
+        let mut cells = self.cells.iter().peekable();
+        while let Some(&(&index, _)) = cells.peek() {
+            let key = index / CELLS_PER_PAGE;
+            let mut page = CellPage { key: key.into(), generation: txn.generation(), values: [0; 64] };
+            if let Some(old) = own(index::get(txn.memory(), self.root.cells, page.key)) {
+                page.values = own(read_page(txn.memory(), old)).values;
+                txn.retire(Area::Control, Region { start: old.get(), len_bytes: CELL_PAGE_BYTES });
+            }
+            while let Some((index, value)) = cells.next_if(|(index, _)| **index / CELLS_PER_PAGE == key) {
+                page.values[(index % CELLS_PER_PAGE) as usize] = value.bits();
+            }
+            let at = txn.alloc(Area::Control, CELL_PAGE_BYTES, 8)?.offset();
+            let head = [page.key, page.generation];
+            txn.memory().write_bytes(at, head.as_bytes());
+            let values = at.checked_add(16).expect("inside the area");
+            txn.memory().write_bytes(values, page.values.as_bytes());
+            self.root.cells = index::insert(txn, self.root.cells, at)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a page of cells.
+///
+/// # Errors
+/// [`Corrupt`] if it is not readable.
+pub fn read_page(view: &View, at: SegmentOffset) -> Result<CellPage, Corrupt> {
+    let words = view.words(at, CELL_PAGE_BYTES as usize / 8)?;
+    let word = |index: usize| words[index].load(crate::atomic::Ordering::Relaxed);
+    let mut values = [0; CELLS_PER_PAGE as usize];
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = word(2 + index);
+    }
+    Ok(CellPage { key: word(0), generation: word(1), values })
+}
+
+fn write<R: SharedRecord>(txn: &mut Txn<'_>, record: &R, texts: &[&str]) -> Result<SegmentOffset, SegmentFull> {
+    let mut bytes = record.as_bytes().to_vec();
+    texts.iter().for_each(|text| bytes.extend_from_slice(text.as_bytes()));
+    let region = txn.alloc(Area::Control, bytes.len() as u32, 8)?;
+    txn.memory().write_bytes(region.offset(), &bytes);
+    Ok(region.offset())
+}
+
+fn retire_symbol(txn: &mut Txn<'_>, at: SegmentOffset) {
+    let record: SymbolRecord = own(txn.memory().read(at));
+    let len_bytes = size_of::<SymbolRecord>() as u32 + record.name_len + record.signature_len;
+    txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+}
+
+fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset) {
+    let record: UnitRecord = own(txn.memory().read(at));
+    let len_bytes = size_of::<UnitRecord>() as u32 + record.name_len;
+    txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+    for table in [record.template, record.patches, record.needs] {
+        txn.retire(Area::Control, Region { start: table.start, len_bytes: table.len_bytes });
+    }
+    if record.flags & crate::records::UNIT_KEPT == 0 {
+        for (area, stored) in
+            [(Area::Text, record.text), (Area::ReadOnly, record.read_only), (Area::Private, record.private)]
+        {
+            txn.retire(area, Region { start: stored.start, len_bytes: stored.len_bytes });
+        }
+    }
+}
+
+/// The compiler process is the only writer of the directory; what it reads back is what it wrote.
+fn own<T>(result: Result<T, Corrupt>) -> T {
+    result.expect("the single writer's own directory is intact")
+}

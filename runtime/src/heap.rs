@@ -1,0 +1,286 @@
+//! The compiler's allocator over all areas, in transactions: what a publication takes is given back when it
+//! fails, and what it retires is reused only when no pin can reach it.
+//!
+//! Invariant: a range is free, or belongs to exactly one of: an open transaction, the published state,
+//! the retired list.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
+use crate::header::CONTROL_FIXED_BYTES;
+use crate::memory::Memory;
+use crate::space::Space;
+
+/// An area has no room left, or the system has no memory to back it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "segment full: {asked_bytes} bytes of {area} are needed, {free_bytes} of {area_bytes} are free \
+     (largest piece {largest_bytes}, {retired_bytes} more are retired but may still be in use){}\n  \
+     help: {}",
+    cause.as_ref().map(|cause| format!("\n  the system refused to back them: {cause}")).unwrap_or_default(),
+    if cause.is_some() {
+        "enlarge the tmpfs, the memory cgroup or the machine; what was published goes on"
+    } else {
+        "start the compiler process with a larger --window; what was published goes on"
+    }
+)]
+pub struct SegmentFull {
+    /// The area.
+    pub area: &'static str,
+    /// What was asked for, bytes.
+    pub asked_bytes: u64,
+    /// What is free in the area, bytes.
+    pub free_bytes: u64,
+    /// The largest free piece, bytes.
+    pub largest_bytes: u64,
+    /// The area's size, bytes.
+    pub area_bytes: u64,
+    /// What is retired and waits for pins, bytes.
+    pub retired_bytes: u64,
+    /// The system's refusal, if it was that.
+    pub cause: Option<String>,
+}
+
+/// Backs ranges of the shared object with memory before they are stored to.
+pub trait Backing {
+    /// Makes sure that the window offsets `range` can be stored to.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn reserve(&self, range: Region) -> std::io::Result<()>;
+}
+
+/// A retired range.
+#[derive(Clone, Copy, Debug)]
+struct Retired {
+    generation: u64,
+    area: Area,
+    region: Region,
+}
+
+/// The allocator of a segment.
+#[derive(Debug)]
+pub struct Heap {
+    geometry: Geometry,
+    spaces: [Space; Area::COUNT],
+    /// First offset of each area that is not backed yet, a multiple of the granule.
+    backed: [u32; Area::COUNT],
+    /// First text offset that has never been executed: anything below is reused memory.
+    fresh_text: u32,
+    retired: VecDeque<Retired>,
+    retired_bytes: u64,
+}
+
+impl Heap {
+    /// The allocator of a fresh segment.
+    pub fn new(geometry: &Geometry) -> Self {
+        let spaces = Area::ALL.map(|area| {
+            let mut region = geometry.region(area);
+            if area == Area::Control {
+                region = Region {
+                    start: region.start + CONTROL_FIXED_BYTES,
+                    len_bytes: region.len_bytes - CONTROL_FIXED_BYTES,
+                };
+            }
+            Space::new(region)
+        });
+        Self {
+            geometry: *geometry,
+            spaces,
+            backed: Area::ALL.map(|area| geometry.region(area).start),
+            fresh_text: geometry.region(Area::Text).start,
+            retired: VecDeque::new(),
+            retired_bytes: 0,
+        }
+    }
+
+    /// Starts the transaction that writes `generation`.
+    pub fn begin<'a>(
+        &'a mut self,
+        memory: &'a Memory,
+        backing: &'a dyn Backing,
+        generation: u64,
+    ) -> Txn<'a> {
+        Txn {
+            heap: self,
+            memory,
+            backing,
+            generation,
+            taken: HashMap::new(),
+            given: Vec::new(),
+            reused_text: false,
+            committed: false,
+        }
+    }
+
+    /// First offset of `area` past what is backed by memory.
+    pub fn extent(&self, area: Area) -> u32 {
+        self.backed[area.index()]
+    }
+
+    /// Bytes of `area` in use (published, retired or fixed).
+    pub fn used_bytes(&self, area: Area) -> u64 {
+        self.spaces[area.index()].used_bytes()
+    }
+
+    /// Bytes that wait for pins before they can be reused.
+    pub fn retired_bytes(&self) -> u64 {
+        self.retired_bytes
+    }
+
+    /// The oldest generation that retired something which has not been freed.
+    pub fn oldest_retired(&self) -> Option<u64> {
+        self.retired.front().map(|retired| retired.generation)
+    }
+
+    /// Frees what was retired by generations up to `oldest_pin`: every thread that is inside a guard is
+    /// pinned to at least that generation, and whoever enters from now on sees a newer root.
+    pub fn reclaim(&mut self, oldest_pin: u64) {
+        while let Some(&Retired { generation, area, region }) = self.retired.front() {
+            if generation > oldest_pin {
+                break;
+            }
+            self.retired.pop_front();
+            self.retired_bytes -= u64::from(region.len_bytes);
+            self.spaces[area.index()].free(region);
+        }
+    }
+
+    fn full(&self, area: Area, asked_bytes: u64, cause: Option<String>) -> SegmentFull {
+        let space = &self.spaces[area.index()];
+        let area_bytes = u64::from(self.geometry.region(area).len_bytes);
+        SegmentFull {
+            area: area.name(),
+            asked_bytes,
+            free_bytes: u64::from(space.area().len_bytes) - space.used_bytes(),
+            largest_bytes: space.largest_free_bytes().into(),
+            area_bytes,
+            retired_bytes: self
+                .retired
+                .iter()
+                .filter(|retired| retired.area == area)
+                .map(|retired| u64::from(retired.region.len_bytes))
+                .sum(),
+            cause,
+        }
+    }
+
+    /// Backs `area` up to `end`, in steps of a granule or more.
+    fn back(&mut self, area: Area, end: u32, backing: &dyn Backing) -> Result<(), SegmentFull> {
+        let start = self.backed[area.index()];
+        if end <= start {
+            return Ok(());
+        }
+        let limit = self.geometry.region(area).end();
+        // Growth by an eighth keeps the number of steps (each an mprotect in every worker) logarithmic.
+        let stride = ((start - self.geometry.region(area).start) / 8).max(GRANULE_BYTES);
+        let generous = end.max(start.saturating_add(stride)).next_multiple_of(GRANULE_BYTES).min(limit);
+        if !area.is_private() {
+            let range = Region { start, len_bytes: generous - start };
+            backing
+                .reserve(range)
+                .map_err(|cause| self.full(area, range.len_bytes.into(), Some(cause.to_string())))?;
+        }
+        self.backed[area.index()] = generous;
+        Ok(())
+    }
+}
+
+/// What one publication takes and retires.
+pub struct Txn<'a> {
+    heap: &'a mut Heap,
+    memory: &'a Memory,
+    backing: &'a dyn Backing,
+    generation: u64,
+    taken: HashMap<(Area, u32), u32>,
+    given: Vec<(Area, Region)>,
+    reused_text: bool,
+    committed: bool,
+}
+
+impl Txn<'_> {
+    /// The generation that is being written.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The segment's memory.
+    pub fn memory(&self) -> &Memory {
+        self.memory
+    }
+
+    /// Whether text was taken where other text had been: workers must serialise before they enter it.
+    pub fn reused_text(&self) -> bool {
+        self.reused_text
+    }
+
+    /// First offset of `area` past what is backed by memory.
+    pub fn extent(&self, area: Area) -> u32 {
+        self.heap.extent(area)
+    }
+
+    /// Takes `len_bytes` of `area`, aligned (a power of two), backed by memory.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn alloc(&mut self, area: Area, len_bytes: u32, align_bytes: u32) -> Result<Region, SegmentFull> {
+        // Control is divided in words: no record may begin inside another's last word.
+        let len_bytes = if area == Area::Control { len_bytes.next_multiple_of(8) } else { len_bytes };
+        let Some(region) = self.heap.spaces[area.index()].alloc(len_bytes, align_bytes) else {
+            return Err(self.heap.full(area, len_bytes.into(), None));
+        };
+        if region.len_bytes > 0 {
+            self.taken.insert((area, region.start), region.len_bytes);
+        }
+        self.heap.back(area, region.end(), self.backing)?;
+        if area == Area::CallCells && region.len_bytes > 0 {
+            let last = crate::SegmentOffset::new(region.end() - crate::geometry::SLOT_BYTES);
+            let stub = self.heap.geometry.stub_of(last).expect("a call cell has a stub");
+            self.heap.back(Area::Stubs, stub.get() + crate::geometry::STUB_BYTES, self.backing)?;
+        }
+        if area == Area::Text {
+            self.reused_text |= region.len_bytes > 0 && region.start < self.heap.fresh_text;
+        }
+        Ok(region)
+    }
+
+    /// Gives `region` up: once the transaction is committed and no pin is older, it is reused. What the
+    /// transaction itself took is free at once.
+    pub fn retire(&mut self, area: Area, region: Region) {
+        if region.len_bytes == 0 {
+            return;
+        }
+        let region = if area == Area::Control {
+            Region { len_bytes: region.len_bytes.next_multiple_of(8), ..region }
+        } else {
+            region
+        };
+        if self.taken.get(&(area, region.start)) == Some(&region.len_bytes) {
+            self.taken.remove(&(area, region.start));
+            self.heap.spaces[area.index()].free(region);
+        } else {
+            self.given.push((area, region));
+        }
+    }
+
+    /// Ends the transaction: what it took is published, what it gave waits for pins.
+    pub fn commit(mut self) {
+        self.committed = true;
+        let heap = &mut *self.heap;
+        for &(area, region) in &self.given {
+            heap.retired_bytes += u64::from(region.len_bytes);
+            heap.retired.push_back(Retired { generation: self.generation, area, region });
+        }
+        heap.fresh_text = heap.fresh_text.max(heap.spaces[Area::Text.index()].watermark());
+    }
+}
+
+impl Drop for Txn<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            for (&(area, start), &len_bytes) in &self.taken {
+                self.heap.spaces[area.index()].free(Region { start, len_bytes });
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A persistent index from 64-bit keys to records: a hash array mapped trie, copied along the path of each
+//! change, so that a root keeps meaning what it meant.
+//!
+//! Layout of a node: a word with the bitmap of children (low half) and which of them are records (high half);
+//! a word with the newest generation below; then a word for each child, its offset. A record begins with its
+//! key and its generation. Invariant: five bits of the key choose a child, from the low end; a node's newest
+//! generation is the maximum over its records, so a walk may leave out what a worker has applied.
+
+use crate::addr::SegmentOffset;
+use crate::heap::{SegmentFull, Txn};
+use crate::geometry::{Area, Region};
+use crate::memory::{Corrupt, Memory, View};
+
+const BITS: u32 = 5;
+const DEPTH_MAX: u32 = 64u32.div_ceil(BITS);
+const FANOUT: usize = 1 << BITS;
+
+/// A node, read into this process.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    bitmap: u32,
+    records: u32,
+    newest: u64,
+    children: [u32; FANOUT],
+}
+
+impl Node {
+    const EMPTY: Self = Self { bitmap: 0, records: 0, newest: 0, children: [0; FANOUT] };
+
+    fn read(view: &View, at: SegmentOffset) -> Result<Self, Corrupt> {
+        let head = view.load(at)?;
+        let (bitmap, records) = (head as u32, (head >> 32) as u32);
+        if records & !bitmap != 0 || bitmap == 0 {
+            return Err(Corrupt { what: "index node", at });
+        }
+        let words = view.words(at, 2 + bitmap.count_ones() as usize)?;
+        let word = |index: usize| words[index].load(crate::atomic::Ordering::Relaxed);
+        let mut node = Self { bitmap, records, newest: word(1), ..Self::EMPTY };
+        for (index, slot) in bits(bitmap).enumerate() {
+            node.children[slot] = word(2 + index) as u32;
+        }
+        Ok(node)
+    }
+
+    fn len_bytes(&self) -> u32 {
+        16 + 8 * self.bitmap.count_ones()
+    }
+
+    fn write(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
+        let region = txn.alloc(Area::Control, self.len_bytes(), 8)?;
+        let mut words = [0u64; 2 + FANOUT];
+        words[0] = u64::from(self.records) << 32 | u64::from(self.bitmap);
+        words[1] = self.newest;
+        let mut count = 2;
+        for slot in bits(self.bitmap) {
+            words[count] = self.children[slot].into();
+            count += 1;
+        }
+        txn.memory().write_bytes(region.offset(), zerocopy::IntoBytes::as_bytes(&words[..count]));
+        Ok(region.offset())
+    }
+
+    fn set(&mut self, slot: usize, child: u32, record: bool) {
+        self.bitmap |= 1 << slot;
+        self.records = self.records & !(1 << slot) | u32::from(record) << slot;
+        self.children[slot] = child;
+    }
+
+    fn clear(&mut self, slot: usize) {
+        self.bitmap &= !(1 << slot);
+        self.records &= !(1 << slot);
+    }
+
+    fn has(&self, slot: usize) -> bool {
+        self.bitmap >> slot & 1 == 1
+    }
+
+    fn is_record(&self, slot: usize) -> bool {
+        self.records >> slot & 1 == 1
+    }
+}
+
+fn bits(mut map: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        (map != 0).then(|| {
+            let slot = map.trailing_zeros() as usize;
+            map &= map - 1;
+            slot
+        })
+    })
+}
+
+fn slot_of(key: u64, depth: u32) -> usize {
+    (key >> (depth * BITS)) as usize & (FANOUT - 1)
+}
+
+fn key_of(view: &View, record: u32) -> Result<u64, Corrupt> {
+    view.load(SegmentOffset::new(record))
+}
+
+/// The record under `key`, if there is one.
+///
+/// # Errors
+/// [`Corrupt`] if the index is not what [`insert`] writes.
+pub fn get(view: &View, root: SegmentOffset, key: u64) -> Result<Option<SegmentOffset>, Corrupt> {
+    let mut at = root;
+    for depth in 0..DEPTH_MAX {
+        if at.is_none() {
+            return Ok(None);
+        }
+        let slot = slot_of(key, depth);
+        let head = view.load(at)?;
+        let (bitmap, records) = (head as u32, (head >> 32) as u32);
+        if bitmap >> slot & 1 == 0 {
+            return Ok(None);
+        }
+        let before = (bitmap & ((1u32 << slot) - 1)).count_ones();
+        let place = at.checked_add(16 + 8 * u64::from(before)).ok_or(Corrupt { what: "index node", at })?;
+        let child = SegmentOffset::new(view.load(place)? as u32);
+        if records >> slot & 1 == 1 {
+            return Ok((view.load(child)? == key).then_some(child));
+        }
+        at = child;
+    }
+    Err(Corrupt { what: "index deeper than its keys", at })
+}
+
+/// Calls `visit` with every record that is newer than generation `applied`, in no particular order.
+///
+/// # Errors
+/// [`Corrupt`], or the first error of `visit`.
+pub fn walk<E: From<Corrupt>>(
+    view: &View,
+    root: SegmentOffset,
+    applied: u64,
+    visit: &mut dyn FnMut(SegmentOffset) -> Result<(), E>,
+) -> Result<(), E> {
+    walk_below(view, root, applied, 0, visit)
+}
+
+fn walk_below<E: From<Corrupt>>(
+    view: &View,
+    at: SegmentOffset,
+    applied: u64,
+    depth: u32,
+    visit: &mut dyn FnMut(SegmentOffset) -> Result<(), E>,
+) -> Result<(), E> {
+    if at.is_none() {
+        return Ok(());
+    }
+    if depth == DEPTH_MAX {
+        return Err(Corrupt { what: "index deeper than its keys", at }.into());
+    }
+    let node = Node::read(view, at)?;
+    if node.newest <= applied {
+        return Ok(());
+    }
+    for slot in bits(node.bitmap) {
+        let child = SegmentOffset::new(node.children[slot]);
+        if !node.is_record(slot) {
+            walk_below(view, child, applied, depth + 1, visit)?;
+        } else if view.load(SegmentOffset::new(child.get().wrapping_add(8)))? > applied {
+            visit(child)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts `record`, whose first word is its key, under that key, replacing what was there; returns the new
+/// root. The replaced record itself stays the caller's to retire.
+///
+/// # Errors
+/// [`SegmentFull`]; the transaction is then to be dropped.
+pub fn insert(
+    txn: &mut Txn<'_>,
+    root: SegmentOffset,
+    record: SegmentOffset,
+) -> Result<SegmentOffset, SegmentFull> {
+    let key = own(key_of(txn.memory(), record.get()));
+    insert_below(txn, root, key, record.get(), 0)
+}
+
+fn insert_below(
+    txn: &mut Txn<'_>,
+    at: SegmentOffset,
+    key: u64,
+    record: u32,
+    depth: u32,
+) -> Result<SegmentOffset, SegmentFull> {
+    let mut node = if at.is_none() { Node::EMPTY } else { own(Node::read(txn.memory(), at)) };
+    let slot = slot_of(key, depth);
+    node.newest = txn.generation();
+    if !node.has(slot) {
+        node.set(slot, record, true);
+    } else if !node.is_record(slot) {
+        let child = insert_below(txn, SegmentOffset::new(node.children[slot]), key, record, depth + 1)?;
+        node.children[slot] = child.get();
+    } else {
+        let other = node.children[slot];
+        let other_key = own(key_of(txn.memory(), other));
+        if other_key == key {
+            node.children[slot] = record;
+        } else {
+            let child = split(txn, (other_key, other), (key, record), depth + 1)?;
+            node.set(slot, child.get(), false);
+        }
+    }
+    replace(txn, at, &node)
+}
+
+/// A node that tells two records apart.
+fn split(
+    txn: &mut Txn<'_>,
+    old: (u64, u32),
+    new: (u64, u32),
+    depth: u32,
+) -> Result<SegmentOffset, SegmentFull> {
+    let mut node = Node { newest: txn.generation(), ..Node::EMPTY };
+    let (old_slot, new_slot) = (slot_of(old.0, depth), slot_of(new.0, depth));
+    if old_slot == new_slot {
+        let child = split(txn, old, new, depth + 1)?;
+        node.set(old_slot, child.get(), false);
+    } else {
+        node.set(old_slot, old.1, true);
+        node.set(new_slot, new.1, true);
+    }
+    node.write(txn)
+}
+
+/// Takes `key` out; returns the new root. A key that is not there changes nothing.
+///
+/// # Errors
+/// [`SegmentFull`]; the transaction is then to be dropped.
+pub fn remove(txn: &mut Txn<'_>, root: SegmentOffset, key: u64) -> Result<SegmentOffset, SegmentFull> {
+    if own(get(txn.memory(), root, key)).is_none() {
+        return Ok(root);
+    }
+    remove_below(txn, root, key, 0)
+}
+
+fn remove_below(
+    txn: &mut Txn<'_>,
+    at: SegmentOffset,
+    key: u64,
+    depth: u32,
+) -> Result<SegmentOffset, SegmentFull> {
+    let mut node = own(Node::read(txn.memory(), at));
+    let slot = slot_of(key, depth);
+    if node.is_record(slot) {
+        node.clear(slot);
+    } else {
+        let child = remove_below(txn, SegmentOffset::new(node.children[slot]), key, depth + 1)?;
+        if child.is_none() {
+            node.clear(slot);
+        } else {
+            node.children[slot] = child.get();
+        }
+    }
+    if node.bitmap == 0 {
+        retire(txn, at);
+        return Ok(SegmentOffset::NONE);
+    }
+    replace(txn, at, &node)
+}
+
+/// Writes `node` instead of the one at `at`, which stays as it is while an older root reaches it.
+fn replace(txn: &mut Txn<'_>, at: SegmentOffset, node: &Node) -> Result<SegmentOffset, SegmentFull> {
+    let written = node.write(txn)?;
+    if !at.is_none() {
+        retire(txn, at);
+    }
+    Ok(written)
+}
+
+fn retire(txn: &mut Txn<'_>, at: SegmentOffset) {
+    let len_bytes = own(Node::read(txn.memory(), at)).len_bytes();
+    txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+}
+
+/// The compiler process is the only writer of the index; what it reads back is what it wrote.
+fn own<T>(result: Result<T, Corrupt>) -> T {
+    result.expect("the single writer's own index is intact")
+}
+
+/// Reads back every record, for one who adopts a segment or counts it.
+///
+/// # Errors
+/// [`Corrupt`] if the index is not what [`insert`] writes.
+pub fn records(memory: &Memory, root: SegmentOffset) -> Result<Vec<SegmentOffset>, Corrupt> {
+    let mut found = Vec::new();
+    walk(memory, root, 0, &mut |record| {
+        found.push(record);
+        Ok::<_, Corrupt>(())
+    })?;
+    Ok(found)
+}

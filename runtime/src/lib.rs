@@ -1,0 +1,43 @@
+//! The shared-memory substrate of jitcast: what lies in the segment, who may touch it, and how.
+//!
+//! Knows neither objects nor compilers. `runtime/FORMAT.md` draws the bytes.
+//!
+//! Under `cfg(loom)` only the protocols are built ([`ring`], [`pin`]): loom's atomics cannot lie in shared
+//! memory.
+
+pub mod atomic;
+pub mod pin;
+pub mod ring;
+
+macro_rules! unless_modelled {
+    ($(pub mod $name:ident;)*) => { $(#[cfg(not(loom))] pub mod $name;)* };
+}
+
+unless_modelled! {
+    pub mod addr;
+    pub mod cpu;
+    pub mod directory;
+    pub mod geometry;
+    pub mod header;
+    pub mod heap;
+    pub mod index;
+    pub mod mailbox;
+    pub mod memory;
+    pub mod needs;
+    pub mod patch;
+    pub mod records;
+    pub mod segment;
+    pub mod signature;
+    pub mod space;
+    pub mod sys;
+    pub mod window;
+    pub mod wire;
+}
+
+#[cfg(not(loom))]
+pub use {
+    addr::{SegmentDelta, SegmentOffset, WorkerAddr},
+    geometry::{Area, Geometry, Region},
+    memory::Corrupt,
+    patch::{ImportId, Patch, PatchTarget},
+};

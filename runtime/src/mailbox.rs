@@ -1,0 +1,142 @@
+//! A worker's mailbox: the pins of its threads and what it tells about itself. Shared by that worker and
+//! the compiler process only.
+//!
+//! A pin is the generation that a thread inside a guard runs at, or 0. Invariant of reclamation: memory
+//! retired by generation g is reused only if, after a barrier on every processor that runs a worker, no
+//! pin is older than g. A thread stores its pin first and looks at the head of the ring second; the
+//! barrier makes sure that either the compiler sees the pin, or the thread sees the head that the compiler had
+//! published.
+
+use crate::addr::SegmentOffset;
+use crate::atomic::Ordering;
+use crate::geometry::Region;
+use crate::memory::{Corrupt, View};
+
+/// The first word of every mailbox.
+pub const MAILBOX_MAGIC: u64 = u64::from_le_bytes(*b"JCMAIL\0\x01");
+
+/// The most threads of a worker that can be inside at once.
+pub const MAX_THREADS: u32 = 1024;
+
+/// Distance between thread records, bytes: a cache line each.
+pub const THREAD_BYTES: u32 = 64;
+
+/// Bytes before the first thread record.
+pub const HEADER_BYTES: u32 = 4096;
+
+/// The size of a mailbox, bytes.
+pub const MAILBOX_BYTES: u32 = HEADER_BYTES + MAX_THREADS * THREAD_BYTES;
+
+/// The pin of a thread that is attaching: older than every generation.
+pub const PIN_EVERYTHING: u64 = 1;
+
+/// The first generation is 2, so that 0 can mean "not inside" and 1 "everything".
+pub const FIRST_GENERATION: u64 = 2;
+
+/// A word of the mailbox's header, by its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// [`MAILBOX_MAGIC`].
+    Magic = 0,
+    /// How many thread records have ever been used.
+    Threads = 1,
+    /// 1: the worker's guards use a fence, since it cannot be reached by membarrier.
+    Fenced = 2,
+    /// The generation that the worker has applied.
+    Applied = 3,
+    /// The base of its window (for people: the compiler never uses it).
+    Base = 4,
+    /// Publications applied.
+    Updates = 5,
+    /// Times that it read the directory instead of the ring.
+    Resyncs = 6,
+    /// Host symbols that it lacks.
+    Missing = 7,
+}
+
+/// A word of a thread's record, by its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadWord {
+    /// The pin.
+    Pin = 0,
+    /// The thread's id in its own pid namespace; 0: the record is free.
+    Tid = 1,
+}
+
+/// A mailbox, mapped.
+#[derive(Debug)]
+pub struct Mailbox {
+    view: View,
+}
+
+/// The offsets that a mailbox's view spans. It is no part of the window; they are distances in the mailbox.
+pub const MAILBOX_SPAN: Region = Region { start: 0, len_bytes: MAILBOX_BYTES };
+
+impl Mailbox {
+    /// The mailbox in `view`, whose span is [`MAILBOX_SPAN`].
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the view is shorter.
+    pub fn new(view: View) -> Result<Self, Corrupt> {
+        view.words(SegmentOffset::new(0), MAILBOX_BYTES as usize / 8)?;
+        Ok(Self { view })
+    }
+
+    /// A word of the header.
+    pub fn word(&self, word: Word) -> &core::sync::atomic::AtomicU64 {
+        &self.words()[word as usize]
+    }
+
+    /// A word of thread record `index`, which is below [`MAX_THREADS`].
+    pub fn thread(&self, index: u32, word: ThreadWord) -> &core::sync::atomic::AtomicU64 {
+        let at = (HEADER_BYTES + index.min(MAX_THREADS - 1) * THREAD_BYTES) as usize / 8;
+        &self.words()[at + word as usize]
+    }
+
+    /// The oldest pin, or `None` if no thread is inside. Whatever garbage the worker wrote, this is a number
+    /// or none, after at most [`MAX_THREADS`] loads.
+    pub fn oldest_pin(&self) -> Option<u64> {
+        // The count is read after the barrier, like the pins: a thread raises it before its first pin.
+        let threads = self.word(Word::Threads).load(Ordering::Acquire).min(MAX_THREADS.into()) as u32;
+        (0..threads)
+            .map(|index| self.thread(index, ThreadWord::Pin).load(Ordering::Acquire))
+            .filter(|pin| *pin != 0)
+            .min()
+    }
+
+    /// Takes a free thread record for thread `tid` (not 0): its index, or `None` if all are taken.
+    pub fn claim(&self, tid: u64) -> Option<u32> {
+        let index = (0..MAX_THREADS).find(|index| {
+            let word = self.thread(*index, ThreadWord::Tid);
+            word.compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })?;
+        self.word(Word::Threads).fetch_max(u64::from(index) + 1, Ordering::AcqRel);
+        Some(index)
+    }
+
+    /// Gives thread record `index` back.
+    pub fn release(&self, index: u32) {
+        self.thread(index, ThreadWord::Pin).store(0, Ordering::Release);
+        self.thread(index, ThreadWord::Tid).store(0, Ordering::Release);
+    }
+
+    fn words(&self) -> &[core::sync::atomic::AtomicU64] {
+        self.view
+            .words(SegmentOffset::new(0), MAILBOX_BYTES as usize / 8)
+            .expect("checked by `new`, and a view never shrinks")
+    }
+}
+
+/// The mailbox that `mapping` maps.
+///
+/// # Errors
+/// [`Corrupt`] if the mapping is shorter than a mailbox.
+#[cfg(not(loom))]
+pub fn map(mapping: &crate::sys::Mapping) -> Result<Mailbox, Corrupt> {
+    if mapping.len_bytes() < MAILBOX_BYTES as usize {
+        return Err(Corrupt { what: "mailbox shorter than its format", at: SegmentOffset::NONE });
+    }
+    // SAFETY: the mapping is long enough (checked above), page-aligned, readable and writable, and its
+    // owner keeps it while the mailbox lives; the memory is accessed atomically only.
+    Mailbox::new(unsafe { View::new(mapping.base(), MAILBOX_SPAN, MAILBOX_SPAN.end()) })
+}

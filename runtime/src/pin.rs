@@ -1,0 +1,50 @@
+//! Pins against reuse: the handshake between a thread that enters published code and the compiler process
+//! that wants to reuse memory.
+//!
+//! The thread stores its pin, then loads the head; the compiler publishes, then loads the pins; between store
+//! and load each needs a full barrier (Dekker). The thread's is the cheap half of an asymmetric pair: only
+//! the compiler's `membarrier(GLOBAL_EXPEDITED)` is a real one, and it makes every running thread of
+//! every worker execute one too. Invariant: if the compiler missed a pin, the thread sees a head at least as new
+//! as the compiler had published, and applies it before it runs anything.
+
+use crate::atomic::{AtomicU64, Ordering};
+
+/// The reader's half of the barrier: nothing to the processor, everything to the optimiser. In models, where
+/// there is no membarrier, both halves are fences.
+#[inline(always)]
+pub fn light_barrier() {
+    #[cfg(not(loom))]
+    crate::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(loom)]
+    crate::atomic::fence(Ordering::SeqCst);
+}
+
+/// Pins the calling thread at `generation` and returns the head that it sees afterwards. `fenced`: a real
+/// fence, for a worker that membarrier cannot reach.
+#[inline(always)]
+pub fn enter(pin: &AtomicU64, generation: u64, head: &AtomicU64, fenced: bool) -> u64 {
+    pin.store(generation, Ordering::Relaxed);
+    if fenced {
+        crate::atomic::fence(Ordering::SeqCst);
+    } else {
+        light_barrier();
+    }
+    // Acquire: pairs with the release store of the head in `Ring::publish`.
+    head.load(Ordering::Acquire)
+}
+
+/// Puts back the pin that was there before: 0 when the outermost guard leaves.
+#[inline(always)]
+pub fn leave(pin: &AtomicU64, previous: u64) {
+    // Release: what the thread did inside happens before the compiler's acquire load in `oldest`, and
+    // so before the memory is reused.
+    pin.store(previous, Ordering::Release);
+}
+
+/// The oldest of `pins`, or `None` if nobody is inside. To be called after the heavy half of the barrier.
+pub fn oldest<'a>(pins: impl Iterator<Item = &'a AtomicU64>) -> Option<u64> {
+    // Acquire: pairs with the release in `leave`.
+    pins.map(|pin| pin.load(Ordering::Acquire))
+        .filter(|pin| *pin != 0)
+        .min()
+}

@@ -1,0 +1,255 @@
+//! What the directory's tables hold: units, symbols, imports, pages of cells, and the root over them.
+//!
+//! FORMAT.md draws these bytes. Invariant: records are immutable once a root that reaches them is
+//! committed; what replaces one is a new record, and the old one is retired like text. All but the root begin
+//! with their key and the generation that wrote them ([`index`](crate::index) relies on it).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::SegmentOffset;
+use crate::geometry::Region;
+use crate::memory::{Corrupt, SharedRecord, View};
+use crate::patch::{ImportId, PatchTarget};
+
+/// The longest name of a symbol or unit, bytes.
+pub const MAX_NAME_BYTES: usize = 64 << 10;
+
+/// Cells in a page of cells.
+pub const CELLS_PER_PAGE: u32 = 64;
+
+/// The directory: everything that is published, at one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Root {
+    /// The generation of the publication that wrote it.
+    pub generation: u64,
+    /// `CLOCK_MONOTONIC` at its commit, ns.
+    pub published_ns: u64,
+    /// The newest generation that put text where other text had been.
+    pub reused_text: u64,
+    /// Index of [`SymbolRecord`]s by the hash of their names.
+    pub symbols: SegmentOffset,
+    /// Index of [`UnitRecord`]s by number.
+    pub units: SegmentOffset,
+    /// Index of [`CellPage`]s by number.
+    pub cells: SegmentOffset,
+    /// Index of [`ImportRecord`]s by number.
+    pub imports: SegmentOffset,
+    /// How many units there are.
+    pub unit_count: u32,
+    /// How many symbols there are.
+    pub symbol_count: u32,
+    /// How many imports there are.
+    pub import_count: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A range of window offsets, as it lies in the segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct StoredRegion {
+    /// First offset, bytes.
+    pub start: u32,
+    /// Length, bytes.
+    pub len_bytes: u32,
+}
+
+impl From<Region> for StoredRegion {
+    fn from(region: Region) -> Self {
+        Self { start: region.start, len_bytes: region.len_bytes }
+    }
+}
+
+impl StoredRegion {
+    /// The range, if it does not wrap.
+    pub fn region(self) -> Option<Region> {
+        Region::new(self.start, self.len_bytes)
+    }
+}
+
+/// A unit. Its name follows the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct UnitRecord {
+    /// The unit's number; a new version has a new one.
+    pub key: u64,
+    /// The generation that published it.
+    pub generation: u64,
+    /// Its text.
+    pub text: StoredRegion,
+    /// Its read-only data.
+    pub read_only: StoredRegion,
+    /// Its private data.
+    pub private: StoredRegion,
+    /// The initial bytes of its private data (in control); the rest is zero.
+    pub template: StoredRegion,
+    /// Its [`Patch`](crate::Patch)es (in control).
+    pub patches: StoredRegion,
+    /// Its [`Needs`](crate::needs) (in control).
+    pub needs: StoredRegion,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+    /// [`UNIT_KEPT`].
+    pub flags: u32,
+}
+
+/// [`UnitRecord::flags`]: the memory is not reused after the unit is replaced, since addresses of its
+/// locals may have been handed out.
+pub const UNIT_KEPT: u32 = 1;
+
+/// A published name. The name and then the canonical text of its signature follow the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SymbolRecord {
+    /// The hash of the name ([`hash_name`]).
+    pub key: u64,
+    /// The generation that wrote the record.
+    pub generation: u64,
+    /// `st_size`, bytes; the value of an absolute symbol.
+    pub size: u64,
+    /// The number of the unit that defines it.
+    pub unit: u32,
+    /// [`SYMBOL_FUNCTION`], [`SYMBOL_DATA`] or [`SYMBOL_ABSOLUTE`].
+    pub kind: u32,
+    /// Where the definition is.
+    pub place: SegmentOffset,
+    /// The canonical address of a function.
+    pub stub: SegmentOffset,
+    /// The call cell of a function.
+    pub call_cell: SegmentOffset,
+    /// The address cell, if somebody asked for one.
+    pub address_cell: SegmentOffset,
+    /// The node of its code in the unit's needs.
+    pub node: u32,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+    /// Length of the signature's text, bytes; 0: unknown.
+    pub signature_len: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`SymbolRecord::kind`]: code.
+pub const SYMBOL_FUNCTION: u32 = 0;
+/// [`SymbolRecord::kind`]: a datum.
+pub const SYMBOL_DATA: u32 = 1;
+/// [`SymbolRecord::kind`]: a number.
+pub const SYMBOL_ABSOLUTE: u32 = 2;
+
+/// A host symbol that published code refers to. Its name follows the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ImportRecord {
+    /// The import's number.
+    pub key: u64,
+    /// The generation that wrote the record.
+    pub generation: u64,
+    /// Code that reports the import as missing; what its cells hold in a worker that lacks it.
+    pub trap: SegmentOffset,
+    /// The call cell, if somebody asked for one.
+    pub call_cell: SegmentOffset,
+    /// The address cell, if somebody asked for one.
+    pub address_cell: SegmentOffset,
+    /// 1: weak, and so 0 where it is missing.
+    pub weak: u32,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The values of [`CELLS_PER_PAGE`] consecutive cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellPage {
+    /// The number of its first cell / [`CELLS_PER_PAGE`].
+    pub key: u64,
+    /// The generation that wrote it.
+    pub generation: u64,
+    /// [`CellValue`]s.
+    pub values: [u64; CELLS_PER_PAGE as usize],
+}
+
+/// Size of a [`CellPage`] in the segment, bytes.
+pub const CELL_PAGE_BYTES: u32 = 16 + CELLS_PER_PAGE * 8;
+
+// SAFETY: numbers and offsets.
+unsafe impl SharedRecord for Root {}
+// SAFETY: numbers and offsets.
+unsafe impl SharedRecord for UnitRecord {}
+// SAFETY: numbers and offsets.
+unsafe impl SharedRecord for SymbolRecord {}
+// SAFETY: numbers and offsets.
+unsafe impl SharedRecord for ImportRecord {}
+
+const _: () = assert!(size_of::<Root>() == 56);
+const _: () = assert!(size_of::<UnitRecord>() == 72);
+const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
+const _: () = assert!(size_of::<ImportRecord>() == 40);
+
+/// The call cell that the segment's traps jump through: each worker stores its handler there when it attaches.
+pub const TRAP_CELL: SegmentOffset = SegmentOffset::new(0);
+
+/// What a cell holds: a place in the window or a host symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellValue(u64);
+
+impl CellValue {
+    /// The bits that one value takes.
+    pub const BITS: u32 = 36;
+    /// Nothing: the worker stores the address of its trap.
+    pub const UNBOUND: Self = Self(0);
+
+    /// The value that leads to `target`.
+    pub fn new(target: PatchTarget) -> Self {
+        match target {
+            PatchTarget::Window(offset) => Self(1 << 32 | u64::from(offset.get())),
+            PatchTarget::Host(import) => Self(2 << 32 | u64::from(import.get())),
+        }
+    }
+
+    /// The value with these bits; anything beyond [`CellValue::BITS`] is cut off.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits & ((1 << Self::BITS) - 1))
+    }
+
+    /// The value as bits.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Where it leads; `None`: unbound (or a kind that this version does not write).
+    pub fn target(self) -> Option<PatchTarget> {
+        let payload = self.0 as u32;
+        match self.0 >> 32 {
+            1 => Some(PatchTarget::Window(SegmentOffset::new(payload))),
+            2 => Some(PatchTarget::Host(ImportId::new(payload))),
+            _ => None,
+        }
+    }
+}
+
+/// The hash under which a name is found: xxh3-64, seeded per segment.
+pub fn hash_name(name: &[u8], seed: u64) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(name, seed)
+}
+
+/// Reads the text of `len_bytes` that follows the record `R` at `at`, `skip` bytes further on.
+///
+/// # Errors
+/// [`Corrupt`] if it is too long, not readable or not UTF-8.
+pub fn trailing_text<R>(
+    view: &View,
+    at: SegmentOffset,
+    skip: u32,
+    len_bytes: u32,
+) -> Result<String, Corrupt> {
+    let corrupt = Corrupt { what: "name", at };
+    let (skip, len) = (skip as usize, len_bytes as usize);
+    if len > MAX_NAME_BYTES || skip > MAX_NAME_BYTES {
+        return Err(corrupt);
+    }
+    let start = at.checked_add(size_of::<R>() as u64).ok_or(corrupt)?;
+    let mut bytes = view.bytes(start, skip + len)?;
+    String::from_utf8(bytes.split_off(skip)).map_err(|_| corrupt)
+}

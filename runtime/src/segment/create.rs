@@ -1,0 +1,199 @@
+//! A segment from the compiler process's side: made, mapped, sealed, backed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::FallocateFlags;
+
+use crate::cpu::CpuFeatures;
+use crate::geometry::{Geometry, Region};
+use crate::header::{self, CONTROL_FIXED_BYTES, Header};
+use crate::heap::Backing;
+use crate::memory::Memory;
+use crate::sys;
+
+use super::{NameError, memfd, named};
+
+/// What lies behind a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackEnd {
+    /// An anonymous object, sealed so that no worker can write it.
+    Sealed,
+    /// An object with a name, which the same user can reopen for writing.
+    Named(String),
+}
+
+/// How a segment is to be.
+#[derive(Clone, Debug)]
+pub struct SegmentOptions {
+    /// Its layout.
+    pub geometry: Geometry,
+    /// What its code may use.
+    pub cpu: CpuFeatures,
+    /// Where it lies.
+    pub back_end: BackEnd,
+    /// The path of the compiler's socket, at most 108 bytes; empty if it has none.
+    pub socket: String,
+}
+
+/// Why a segment cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// The system refused a step.
+    #[error("cannot create the segment: {step}: {cause}\n  help: {help}")]
+    System {
+        /// Which step.
+        step: &'static str,
+        /// What to do.
+        help: &'static str,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The name cannot be had.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The socket's path does not fit the header.
+    #[error("the socket's path has {len_bytes} bytes, at most 108 fit\n  help: choose a shorter path")]
+    Socket {
+        /// Its length, bytes.
+        len_bytes: usize,
+    },
+}
+
+/// A segment, as its compiler process holds it.
+#[derive(Debug)]
+pub struct Segment {
+    // Declared, and so dropped, before the mapping that it looks at.
+    memory: Memory,
+    object: Object,
+    geometry: Geometry,
+    header: Header,
+}
+
+#[derive(Debug)]
+enum Object {
+    Sealed(memfd::SealedMemfd),
+    Named(named::NamedObject),
+}
+
+impl Segment {
+    /// Creates a segment with an empty directory.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn create(options: &SegmentOptions) -> Result<Self, SegmentError> {
+        let geometry = options.geometry;
+        let mut socket = [0; 108];
+        let path = options.socket.as_bytes();
+        socket
+            .get_mut(..path.len())
+            .ok_or(SegmentError::Socket { len_bytes: path.len() })?
+            .copy_from_slice(path);
+        let random = |cause| SegmentError::System {
+            step: "getrandom",
+            help: "the kernel has no random numbers yet; try again",
+            cause,
+        };
+        let instance = sys::random().map_err(random)?;
+        let hash_seed = u64::from_le_bytes(sys::random().map_err(random)?);
+        let header = Header::new(&geometry, options.cpu, instance, hash_seed, socket);
+        let len_bytes = geometry.shared().len_bytes;
+        let object = match &options.back_end {
+            BackEnd::Sealed => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
+            BackEnd::Named(name) => Object::Named(named::NamedObject::create(name, len_bytes)?),
+        };
+        let base = match &object {
+            Object::Sealed(object) => object.base(),
+            Object::Named(object) => object.base(),
+        };
+        // SAFETY: the object maps `len_bytes` bytes from `base`, page-aligned, readable and writable; it is
+        // dropped after the memory, and hands out no other access to them.
+        let memory = unsafe { Memory::new(base, geometry.shared()) };
+        let segment = Self { memory, object, geometry, header };
+        let fixed = Region { start: geometry.shared().start, len_bytes: CONTROL_FIXED_BYTES };
+        segment.reserve(fixed).map_err(|cause| SegmentError::System {
+            step: "fallocate of the header",
+            help: "there is no memory for it: enlarge the tmpfs or the memory cgroup",
+            cause,
+        })?;
+        header::format(&segment.memory, &geometry, &header);
+        Ok(segment)
+    }
+
+    /// The compiler's mapping.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The layout.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The constant part of the header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The descriptor for workers, open for reading only.
+    pub fn worker_fd(&self) -> BorrowedFd<'_> {
+        match &self.object {
+            Object::Sealed(object) => object.read_only(),
+            Object::Named(object) => object.read_only(),
+        }
+    }
+
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.object {
+            Object::Sealed(_) => None,
+            Object::Named(object) => Some(object.name()),
+        }
+    }
+
+    /// Keeps the name in the file system when this value is dropped, for workers that still need it.
+    pub fn keep_name(&mut self) {
+        if let Object::Named(object) = &mut self.object {
+            object.keep();
+        }
+    }
+
+    fn writable_fd(&self) -> BorrowedFd<'_> {
+        match &self.object {
+            Object::Sealed(object) => object.writable(),
+            Object::Named(object) => object.writable(),
+        }
+    }
+}
+
+impl Backing for Segment {
+    fn reserve(&self, range: Region) -> io::Result<()> {
+        let start = u64::from(range.start - self.geometry.shared().start);
+        let flags = FallocateFlags::empty();
+        loop {
+            match rustix::fs::fallocate(self.writable_fd(), flags, start, range.len_bytes.into()) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+}
+
+/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker.
+///
+/// # Errors
+/// What the system said.
+pub fn create_mailbox() -> io::Result<(crate::mailbox::Mailbox, sys::Mapping, OwnedFd)> {
+    use rustix::fs::SealFlags;
+    let len_bytes = crate::mailbox::MAILBOX_BYTES;
+    let fd = sys::memfd("jitcast-mailbox", len_bytes.into())?;
+    let mapping = sys::Mapping::shared(fd.as_fd(), len_bytes as usize, true)?;
+    mapping.advise(sys::MappingAdvice::LinuxDontFork)?;
+    sys::seal(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    let mailbox = crate::mailbox::map(&mapping).map_err(io::Error::other)?;
+    mailbox
+        .word(crate::mailbox::Word::Magic)
+        .store(crate::mailbox::MAILBOX_MAGIC, crate::atomic::Ordering::Relaxed);
+    Ok((mailbox, mapping, fd))
+}

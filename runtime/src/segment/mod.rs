@@ -1,0 +1,87 @@
+//! The shared object behind a segment.
+//!
+//! Two back ends, one interface ([`Segment`], the compiler process's side). Invariant of both: workers get a
+//! descriptor that is open for reading only; of the sealed one: nobody but the mapping that the compiler
+//! process made first can ever store to the object.
+
+#[cfg(feature = "create")]
+mod create;
+#[cfg(feature = "create")]
+mod memfd;
+#[cfg(feature = "create")]
+mod named;
+
+use std::io;
+
+use rustix::fs::SealFlags;
+
+use crate::header::HeaderError;
+
+#[cfg(feature = "create")]
+pub use {
+    create::{BackEnd, Segment, SegmentError, SegmentOptions, create_mailbox},
+    named::{DeadSegment, Leftover, examine},
+};
+
+/// What a worker insists on before it executes what it was given.
+pub const SEALS: SealFlags = SealFlags::FUTURE_WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL);
+
+/// Where the C library puts POSIX shared memory objects.
+pub const DEV_SHM: &str = "/dev/shm";
+
+/// Why a name cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// Not a name.
+    #[error("`{name}` cannot name a segment\n  help: use 1 to 200 letters, digits, `-`, `_` or `.`, not beginning with `.`")]
+    Invalid {
+        /// What was given.
+        name: String,
+    },
+    /// A live compiler process has it.
+    #[error("the segment `{name}` belongs to a running compiler process\n  help: end that one, or choose another name")]
+    InUse {
+        /// The name.
+        name: String,
+    },
+    /// Something else has it.
+    #[error("{path} exists and is no segment: {why}\n  help: remove it, or choose another name")]
+    Foreign {
+        /// The object's path.
+        path: String,
+        /// Why not.
+        why: HeaderError,
+    },
+    /// Code cannot be executed from there.
+    #[error("{DEV_SHM} is mounted noexec, so no worker can execute code from a named segment\n  help: use the sealed back end (the default), or remount {DEV_SHM} with exec")]
+    NoExec,
+    /// The system refused.
+    #[error("cannot {step} {path}: {cause}\n  help: check that {DEV_SHM} is a tmpfs and writable")]
+    System {
+        /// Which step.
+        step: &'static str,
+        /// The object's path.
+        path: String,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// The path of the object called `name`.
+///
+/// # Errors
+/// [`NameError::Invalid`].
+pub fn object_path(name: &str) -> Result<String, NameError> {
+    let valid = (1..=200).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !valid {
+        return Err(NameError::Invalid { name: name.to_owned() });
+    }
+    Ok(format!("{DEV_SHM}/jitcast-{name}"))
+}
+

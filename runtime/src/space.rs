@@ -1,0 +1,177 @@
+//! Free ranges of one area: best fit, coalescing, in logarithmic time.
+//!
+//! Invariant: free ranges are disjoint, never adjacent to one another, and listed once by start and once
+//! by length; what is neither free nor above the watermark is in use.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::geometry::Region;
+
+/// The allocator of one area.
+#[derive(Clone, Debug)]
+pub struct Space {
+    area: Region,
+    /// First offset that was never handed out.
+    watermark: u32,
+    by_start: BTreeMap<u32, u32>,
+    by_len: BTreeSet<(u32, u32)>,
+    free_bytes: u64,
+}
+
+impl Space {
+    /// All of `area`, free.
+    pub fn new(area: Region) -> Self {
+        Self {
+            area,
+            watermark: area.start,
+            by_start: BTreeMap::new(),
+            by_len: BTreeSet::new(),
+            free_bytes: 0,
+        }
+    }
+
+    /// The area that is divided.
+    pub fn area(&self) -> Region {
+        self.area
+    }
+
+    /// First offset that was never handed out.
+    pub fn watermark(&self) -> u32 {
+        self.watermark
+    }
+
+    /// Bytes handed out and not returned.
+    pub fn used_bytes(&self) -> u64 {
+        u64::from(self.watermark - self.area.start) - self.free_bytes
+    }
+
+    /// The longest range that could be had now, bytes.
+    pub fn largest_free_bytes(&self) -> u32 {
+        let tail = self.area.end() - self.watermark;
+        self.by_len.last().map_or(tail, |&(len, _)| len.max(tail))
+    }
+
+    /// Takes `len_bytes` at a multiple of `align_bytes` (a power of two); an empty range takes nothing.
+    pub fn alloc(&mut self, len_bytes: u32, align_bytes: u32) -> Option<Region> {
+        debug_assert!(align_bytes.is_power_of_two());
+        if len_bytes == 0 {
+            return Some(Region { start: self.area.start, len_bytes: 0 });
+        }
+        self.alloc_free(len_bytes, align_bytes).or_else(|| self.alloc_fresh(len_bytes, align_bytes))
+    }
+
+    /// Returns a range that [`Space::alloc`] gave.
+    pub fn free(&mut self, range: Region) {
+        if range.len_bytes == 0 {
+            return;
+        }
+        debug_assert!(self.area.contains(range.offset(), range.len_bytes.into()));
+        let mut merged = range;
+        if let Some((&start, &len)) = self.by_start.range(..range.start).next_back() {
+            debug_assert!(start + len <= range.start, "{range} is freed twice");
+            if start + len == range.start {
+                self.forget(start, len);
+                merged = Region { start, len_bytes: merged.len_bytes + len };
+            }
+        }
+        if let Some(&len) = self.by_start.get(&range.end()) {
+            self.forget(range.end(), len);
+            merged.len_bytes += len;
+        }
+        if merged.end() == self.watermark {
+            self.watermark = merged.start;
+        } else {
+            self.remember(merged);
+        }
+    }
+
+    fn alloc_free(&mut self, len_bytes: u32, align_bytes: u32) -> Option<Region> {
+        // The best fit that alignment allows; with few alignments in use, the first candidates fit.
+        let (found_len, start, aligned) = self
+            .by_len
+            .range((len_bytes, 0)..)
+            .take(16)
+            .find_map(|&(len, start)| {
+                let aligned = start.checked_next_multiple_of(align_bytes)?;
+                (aligned - start <= len - len_bytes).then_some((len, start, aligned))
+            })
+            .or_else(|| {
+                let wanted = len_bytes.checked_add(align_bytes - 1)?;
+                let &(len, start) = self.by_len.range((wanted, 0)..).next()?;
+                Some((len, start, start.next_multiple_of(align_bytes)))
+            })?;
+        self.forget(start, found_len);
+        self.remember(Region { start, len_bytes: aligned - start });
+        let end = aligned + len_bytes;
+        self.remember(Region { start: end, len_bytes: start + found_len - end });
+        Some(Region { start: aligned, len_bytes })
+    }
+
+    fn alloc_fresh(&mut self, len_bytes: u32, align_bytes: u32) -> Option<Region> {
+        let aligned = self.watermark.checked_next_multiple_of(align_bytes)?;
+        let end = aligned.checked_add(len_bytes)?;
+        if end > self.area.end() {
+            return None;
+        }
+        let gap = Region { start: self.watermark, len_bytes: aligned - self.watermark };
+        self.watermark = end;
+        self.remember(gap);
+        Some(Region { start: aligned, len_bytes })
+    }
+
+    fn remember(&mut self, range: Region) {
+        if range.len_bytes > 0 {
+            self.by_start.insert(range.start, range.len_bytes);
+            self.by_len.insert((range.len_bytes, range.start));
+            self.free_bytes += u64::from(range.len_bytes);
+        }
+    }
+
+    fn forget(&mut self, start: u32, len: u32) {
+        self.by_start.remove(&start);
+        self.by_len.remove(&(len, start));
+        self.free_bytes -= u64::from(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AREA: Region = Region { start: 4096, len_bytes: 4096 };
+
+    #[test]
+    fn a_full_area_says_so_and_is_whole_again_after_free() {
+        let mut space = Space::new(AREA);
+        let all = space.alloc(4096, 16).unwrap();
+        assert_eq!(space.alloc(1, 1), None);
+        space.free(all);
+        assert_eq!((space.used_bytes(), space.largest_free_bytes()), (0, 4096));
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_disjoint_aligned_and_coalesce(
+            steps in prop::collection::vec((1u32..300, 0u32..8, any::<prop::sample::Index>(), any::<bool>()), 1..200)
+        ) {
+            let mut space = Space::new(AREA);
+            let mut held: Vec<Region> = Vec::new();
+            for (len, align, pick, free) in steps {
+                if free && !held.is_empty() {
+                    space.free(held.swap_remove(pick.index(held.len())));
+                } else if let Some(range) = space.alloc(len, 1 << align) {
+                    prop_assert!(range.start.is_multiple_of(1 << align) && range.len_bytes == len);
+                    prop_assert!(AREA.contains(range.offset(), len.into()));
+                    prop_assert!(held.iter().all(|other| range.end() <= other.start || other.end() <= range.start));
+                    held.push(range);
+                }
+                let used: u64 = held.iter().map(|range| u64::from(range.len_bytes)).sum();
+                prop_assert_eq!(space.used_bytes(), used);
+            }
+            held.drain(..).for_each(|range| space.free(range));
+            prop_assert_eq!((space.used_bytes(), space.watermark()), (0, AREA.start));
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The system calls that the substrate rests on, each wrapped once.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+
+/// `MADV_DONTDUMP`, `MADV_DONTFORK` and `MADV_WIPEONFORK` through one door.
+pub use rustix::mm::Advice as MappingAdvice;
+
+/// A mapping that unmaps itself.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len_bytes: usize,
+}
+
+// SAFETY: a mapping is a range of addresses; what its users may do with the memory is their own contract.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len_bytes` of `fd` from its start, shared, readable and, if `writable`, writable.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn shared(fd: BorrowedFd<'_>, len_bytes: usize, writable: bool) -> io::Result<Self> {
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        // SAFETY: a mapping at an address of the kernel's choice touches no memory that is in use.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, MapFlags::SHARED, fd, 0) }?;
+        Ok(Self::own(base, len_bytes))
+    }
+
+    /// Maps `len_bytes` of private anonymous memory.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn anonymous(len_bytes: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `shared`.
+        let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len_bytes, prot, MapFlags::PRIVATE) }?;
+        Ok(Self::own(base, len_bytes))
+    }
+
+    /// Reserves `len_bytes` of address space, inaccessible, at `hint` if nothing is there.
+    ///
+    /// # Errors
+    /// As mmap(2) with `MAP_FIXED_NOREPLACE`: EEXIST if something is there.
+    pub fn reserve(hint: Option<usize>, len_bytes: usize) -> io::Result<Self> {
+        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        if hint.is_some() {
+            flags |= MapFlags::FIXED_NOREPLACE;
+        }
+        let hint = ptr::without_provenance_mut::<c_void>(hint.unwrap_or(0));
+        // SAFETY: with NOREPLACE, or without an address, no existing mapping is touched.
+        let base = unsafe { rustix::mm::mmap_anonymous(hint, len_bytes, ProtFlags::empty(), flags) }?;
+        let mapping = Self::own(base, len_bytes);
+        if !hint.is_null() && base != hint {
+            // A kernel before 4.17 takes the address for a hint.
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        Ok(mapping)
+    }
+
+    fn own(base: *mut c_void, len_bytes: usize) -> Self {
+        let base = NonNull::new(base.cast()).expect("mmap returned null without an error");
+        Self { base, len_bytes }
+    }
+
+    /// The first byte.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Its length, bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Replaces the part `start..start + len_bytes` by an inaccessible shared mapping of `fd` from its start.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    pub fn overlay(&self, start: usize, len_bytes: usize, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let at = self.part(start, len_bytes);
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range lies in this mapping (checked by `part`), which nobody has a reference into: it
+        // is a reservation until its owner hands out views.
+        unsafe { rustix::mm::mmap(at, len_bytes, ProtFlags::empty(), flags, fd, 0) }?;
+        Ok(())
+    }
+
+    /// Sets the protection of a part.
+    ///
+    /// # Errors
+    /// As mprotect(2).
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    pub fn protect(&self, start: usize, len_bytes: usize, protection: Protection) -> io::Result<()> {
+        let flags = match protection {
+            Protection::Read => MprotectFlags::READ,
+            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+            Protection::ReadExecute => MprotectFlags::READ | MprotectFlags::EXEC,
+        };
+        let at = self.part(start, len_bytes);
+        // SAFETY: the range lies in this mapping; access is only ever widened, so nothing that could be
+        // accessed before stops being so.
+        unsafe { rustix::mm::mprotect(at, len_bytes, flags) }?;
+        Ok(())
+    }
+
+    /// Advises the kernel about the whole mapping. Not for advice that discards contents.
+    ///
+    /// # Errors
+    /// As madvise(2).
+    pub fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: the range is this mapping, and the advice used in this crate changes what a fork or a
+        // core dump does with it, not its contents here.
+        unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len_bytes, advice) }?;
+        Ok(())
+    }
+
+    fn part(&self, start: usize, len_bytes: usize) -> *mut c_void {
+        assert!(start <= self.len_bytes && len_bytes <= self.len_bytes - start);
+        self.base.as_ptr().wrapping_add(start).cast()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours; by the contracts of those who made views of it, none is left.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len_bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// What may be done with a page. Write and execute never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// R--.
+    Read,
+    /// RW-.
+    ReadWrite,
+    /// R-X.
+    ReadExecute,
+}
+
+/// A memfd of `len_bytes`, sparse, not sealed yet.
+///
+/// # Errors
+/// As memfd_create(2) and ftruncate(2).
+pub fn memfd(name: &str, len_bytes: u64) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 does not know the flag.
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
+        other => other?,
+    };
+    rustix::fs::ftruncate(&fd, len_bytes)?;
+    Ok(fd)
+}
+
+/// Adds `seals` to a memfd.
+///
+/// # Errors
+/// As fcntl(2), `F_ADD_SEALS`.
+pub fn seal(fd: impl AsFd, seals: SealFlags) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_add_seals(fd, seals)?)
+}
+
+/// A new, read-only description of the object behind `fd`.
+///
+/// # Errors
+/// As open(2) on `/proc/self/fd`; ENOENT where /proc is not mounted.
+pub fn reopen_read_only(fd: impl AsFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Random bytes.
+///
+/// # Errors
+/// As getrandom(2).
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)?;
+    }
+    Ok(bytes)
+}
+
+/// `CLOCK_MONOTONIC`, ns: the same clock in every process of a machine.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,236 @@
+//! The window of a worker: one reservation at an address of its own, in it the shared object's views and
+//! the private area.
+//!
+//! Invariant: pages become accessible area by area, from the start up to the extents that the segment's
+//! header states; the number of mappings does not depend on what is published; nothing is ever writable and
+//! executable.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::addr::{SegmentOffset, WorkerAddr};
+use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
+use crate::header::CONTROL_FIXED_BYTES;
+use crate::memory::{Corrupt, View};
+use crate::sys::{self, Mapping, MappingAdvice, Protection};
+
+/// Where windows are drawn from: the part of the user's half that is far from what programs, the heap, the
+/// stack and the kernel's own choices use.
+const FIRST_BASE: u64 = 0x1000_0000_0000;
+const LAST_BASE: u64 = 0x6000_0000_0000;
+
+/// Bases are multiples of 2 MiB, so that huge pages fit.
+const BASE_ALIGN: u64 = 2 << 20;
+
+/// Why a window cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// No address space.
+    #[error("cannot reserve {len_bytes} bytes of address space: {cause}\n  help: raise `ulimit -v`, or start the compiler process with a smaller --window")]
+    Reserve {
+        /// The window's length, bytes.
+        len_bytes: u32,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A view cannot be mapped or opened up.
+    #[error("cannot map {area} of the segment: {cause}\n  help: {help}")]
+    Map {
+        /// Which area.
+        area: &'static str,
+        /// What to do.
+        help: &'static str,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The object is shorter than its header says.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}
+
+/// A window, mapped.
+#[derive(Debug)]
+pub struct Window {
+    // Declared, and so dropped, before the mapping that it looks at.
+    control: View,
+    geometry: Geometry,
+    /// First offset of each area that is not accessible yet.
+    ends: [AtomicU32; Area::COUNT],
+    mapping: Mapping,
+}
+
+impl Window {
+    /// Reserves a window at a random base and maps the views of the shared `object` into it.
+    ///
+    /// # Errors
+    /// [`WindowError`].
+    pub fn map(geometry: &Geometry, object: impl AsFd) -> Result<Self, WindowError> {
+        let len_bytes = geometry.window().len_bytes;
+        let mapping = reserve(len_bytes).map_err(|cause| WindowError::Reserve { len_bytes, cause })?;
+        let shared = geometry.shared();
+        let map_error = |cause| WindowError::Map {
+            area: "the views",
+            help: "see `ulimit -v`, the memory cgroup and the security policy of this process",
+            cause,
+        };
+        mapping.overlay(shared.start as usize, shared.len_bytes as usize, object.as_fd()).map_err(map_error)?;
+        // What the compiler holds need not be in a worker's core dump too.
+        mapping.advise(MappingAdvice::LinuxDontDump).map_err(map_error)?;
+        let control = geometry.region(Area::Control);
+        let base = mapping.base();
+        // SAFETY: a base is 2 MiB aligned or the kernel's page-aligned choice, and areas are multiples of
+        // 64 KiB; the span is inside the mapping.
+        let start = unsafe { base.add(control.start as usize) };
+        // SAFETY: the span stays mapped while `mapping` lives, which is dropped after the view. Nothing of it
+        // is readable yet.
+        let view = unsafe { View::new(start, control, control.start) };
+        let ends = Area::ALL.map(|area| AtomicU32::new(geometry.region(area).start));
+        let window = Self { control: view, geometry: *geometry, ends, mapping };
+        window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES))?;
+        Ok(window)
+    }
+
+    /// The layout.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The base: the address of offset 0.
+    pub fn base(&self) -> WorkerAddr {
+        WorkerAddr::new(self.mapping.base().as_ptr().addr() as u64)
+    }
+
+    /// The control area, readable as far as it is open.
+    pub fn control(&self) -> &View {
+        &self.control
+    }
+
+    /// The address of `offset` in this process: the one bridge from offsets to addresses.
+    pub fn addr_of(&self, offset: SegmentOffset) -> WorkerAddr {
+        WorkerAddr::new(self.base().get() + u64::from(offset.get()))
+    }
+
+    /// The offset of `addr`, if it lies in the window.
+    pub fn offset_of(&self, addr: WorkerAddr) -> Option<SegmentOffset> {
+        let distance = addr.get().checked_sub(self.base().get())?;
+        (distance < self.geometry.window().len_bytes.into()).then(|| SegmentOffset::new(distance as u32))
+    }
+
+    /// First offset of `area` that is not accessible.
+    pub fn end(&self, area: Area) -> u32 {
+        self.ends[area.index()].load(Ordering::Acquire)
+    }
+
+    /// Makes `area` accessible up to `end`, if it is not already. For one thread at a time.
+    ///
+    /// # Errors
+    /// [`WindowError::Map`]; [`WindowError::Corrupt`] if `end` is outside the area.
+    pub fn open(&self, area: Area, end: u32) -> Result<(), WindowError> {
+        let region = self.geometry.region(area);
+        let start = self.end(area);
+        if end <= start {
+            return Ok(());
+        }
+        if end > region.end() || !end.is_multiple_of(GRANULE_BYTES) {
+            return Err(Corrupt { what: "extent outside its area", at: SegmentOffset::new(end) }.into());
+        }
+        let (protection, help) = match area {
+            Area::CallCells | Area::AddressCells | Area::Private => {
+                (Protection::ReadWrite, "the system is out of memory to commit (see vm.overcommit_memory, `ulimit -v`)")
+            }
+            Area::Control | Area::ReadOnly => (Protection::Read, "see the security policy of this process"),
+            Area::Stubs | Area::Text => (
+                Protection::ReadExecute,
+                "the segment lies on a noexec file system, or a policy such as SELinux execmem forbids code there",
+            ),
+        };
+        self.mapping
+            .protect(start as usize, (end - start) as usize, protection)
+            .map_err(|cause| WindowError::Map { area: area.name(), help, cause })?;
+        if area == Area::Control {
+            // SAFETY: just made readable.
+            unsafe { self.control.grow(end) };
+        }
+        self.ends[area.index()].store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether `len_bytes` at `at` lie in the accessible part of `area`.
+    pub fn is_open(&self, area: Area, at: SegmentOffset, len_bytes: u64) -> bool {
+        let start = self.geometry.region(area).start;
+        Region { start, len_bytes: self.end(area) - start }.contains(at, len_bytes)
+    }
+
+    /// The eight bytes at `at` in the private area, as an atomic word of this process; `None` unless they are
+    /// aligned and accessible.
+    pub fn private_word(&self, area: Area, at: SegmentOffset) -> Option<&core::sync::atomic::AtomicU64> {
+        if !area.is_private() || !at.get().is_multiple_of(8) || !self.is_open(area, at, 8) {
+            return None;
+        }
+        // SAFETY: inside the mapping, checked just above.
+        let word = unsafe { self.mapping.base().add(at.get() as usize) };
+        // SAFETY: the word is mapped read-write (the area is private and open there), aligned, and lives as
+        // long as the window. Published code reads slots by plain loads of a word, which on x86-64 are
+        // what a relaxed atomic load is.
+        Some(unsafe { core::sync::atomic::AtomicU64::from_ptr(word.as_ptr().cast()) })
+    }
+
+    /// Fills `region` of the private data with `template` and zeros after it.
+    ///
+    /// # Errors
+    /// [`Corrupt`] unless the region is accessible and no shorter than the template.
+    ///
+    /// # Safety
+    /// No code runs that uses the region: it belongs to a unit that is not bound yet.
+    pub unsafe fn fill_private(&self, region: Region, template: &[u8]) -> Result<(), Corrupt> {
+        let len = region.len_bytes as usize;
+        if !self.is_open(Area::Private, region.offset(), region.len_bytes.into()) || template.len() > len {
+            return Err(Corrupt { what: "private data of a unit", at: region.offset() });
+        }
+        // SAFETY: inside the mapping, checked just above.
+        let start = unsafe { self.mapping.base().add(region.start as usize) };
+        // SAFETY: `len` bytes from `start` are mapped read-write, and nobody else uses them (the caller's
+        // promise).
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) };
+        let (head, rest) = bytes.split_at_mut(template.len());
+        head.copy_from_slice(template);
+        rest.fill(0);
+        Ok(())
+    }
+
+    /// Stores `value`, eight bytes at any alignment, at `site` in private data.
+    ///
+    /// # Errors
+    /// [`Corrupt`] unless the site is accessible.
+    ///
+    /// # Safety
+    /// As [`Window::fill_private`].
+    pub unsafe fn patch_private(&self, site: SegmentOffset, value: WorkerAddr) -> Result<(), Corrupt> {
+        if !self.is_open(Area::Private, site, 8) {
+            return Err(Corrupt { what: "site of a patch", at: site });
+        }
+        // SAFETY: inside the mapping, checked just above.
+        let at = unsafe { self.mapping.base().add(site.get() as usize) };
+        // SAFETY: eight bytes from `at` are mapped read-write, and nobody else uses them.
+        unsafe { at.as_ptr().cast::<u64>().write_unaligned(value.get()) };
+        Ok(())
+    }
+}
+
+/// Reserves address space at a base drawn at random: siblings forked from one parent would otherwise all
+/// be given the same one.
+fn reserve(len_bytes: u32) -> io::Result<Mapping> {
+    let places = (LAST_BASE - FIRST_BASE) / BASE_ALIGN;
+    for _ in 0..64 {
+        let draw = u64::from_le_bytes(sys::random()?);
+        let hint = FIRST_BASE + draw % places * BASE_ALIGN;
+        match Mapping::reserve(Some(hint as usize), len_bytes as usize) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other,
+        }
+    }
+    Mapping::reserve(None, len_bytes as usize)
+}

@@ -1,0 +1,207 @@
+//! The frames that travel over the compiler's socket, and the descriptors beside them.
+//!
+//! A frame is a header and a payload. Whoever receives one trusts neither its length nor its kind nor what
+//! came along. Payloads of attaching are fixed records; those of publishing are the compiler crate's.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The first four bytes of every frame; the last is the protocol's version.
+pub const FRAME_MAGIC: [u8; 4] = *b"JCP\x01";
+
+/// The longest payload that a worker accepts, bytes.
+pub const MAX_WORKER_PAYLOAD: u32 = 64 << 10;
+
+/// The most descriptors in a frame.
+pub const MAX_FDS: usize = 4;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FrameKind {
+    /// Worker to compiler: let me in. [`AttachRequest`].
+    Attach = 1,
+    /// Compiler to worker: [`AttachReply`], with the descriptors of the segment and the mailbox.
+    Attached = 2,
+    /// Compiler to anyone: refused, with the reason as text.
+    Refused = 3,
+    /// Publisher to compiler: publish this.
+    Publish = 4,
+    /// Compiler to publisher: done.
+    Published = 5,
+    /// Anyone to compiler: tell me.
+    Status = 6,
+    /// Compiler to anyone: the answer.
+    StatusReply = 7,
+}
+
+impl FrameKind {
+    /// The kind with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        use FrameKind::{Attach, Attached, Publish, Published, Refused, Status, StatusReply};
+        [Attach, Attached, Refused, Publish, Published, Status, StatusReply]
+            .into_iter()
+            .find(|kind| *kind as u32 == number)
+    }
+}
+
+/// What every frame begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FrameHeader {
+    /// [`FRAME_MAGIC`].
+    pub magic: [u8; 4],
+    /// [`FrameKind`].
+    pub kind: u32,
+    /// Length of the payload, bytes.
+    pub len_bytes: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl FrameHeader {
+    /// The header of a frame of `len_bytes`.
+    pub fn new(kind: FrameKind, len_bytes: u32) -> Self {
+        Self { magic: FRAME_MAGIC, kind: kind as u32, len_bytes, reserved: 0 }
+    }
+}
+
+/// A worker's request to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AttachRequest {
+    /// [`FORMAT_VERSION`](crate::header::FORMAT_VERSION) of the worker.
+    pub format_version: u32,
+    /// 1: membarrier cannot reach the worker, its guards use fences.
+    pub fenced: u32,
+    /// A label for people, NUL-padded UTF-8.
+    pub label: [u8; 64],
+}
+
+/// The compiler's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AttachReply {
+    /// The number by which the compiler knows the worker.
+    pub worker: u64,
+    /// 1: the segment is sealed, and the worker is to insist on the seals.
+    pub sealed: u32,
+    /// 1: the compiler process has no membarrier, so the worker's guards are to use fences.
+    pub fenced: u32,
+}
+
+/// A frame, received.
+#[derive(Debug)]
+pub struct Frame {
+    /// What it is.
+    pub kind: FrameKind,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// The descriptors that came with it, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Sends a frame with `fds` beside its first byte; blocks if the socket does.
+///
+/// # Errors
+/// As sendmsg(2); `InvalidInput` if the payload exceeds 4 GiB.
+pub fn send(
+    socket: impl AsFd,
+    kind: FrameKind,
+    payload: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let len_bytes = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let header = FrameHeader::new(kind, len_bytes);
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(payload);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let parts = [IoSlice::new(&bytes[sent..])];
+        match rustix::net::sendmsg(&socket, &parts, &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(count) => {
+                sent += count;
+                ancillary.clear();
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Receives some bytes and whatever descriptors come with them.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_some(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let count = loop {
+        let mut parts = [IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?.bytes,
+        }
+    };
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(count)
+}
+
+/// Receives a whole frame from a blocking socket; a payload over `max_len_bytes` is refused.
+///
+/// # Errors
+/// `UnexpectedEof` if the other side closed, `InvalidData` if it speaks something else, else as recvmsg(2).
+pub fn receive(socket: impl AsFd, max_len_bytes: u32) -> io::Result<Frame> {
+    let mut fds = Vec::new();
+    let mut header = [0; size_of::<FrameHeader>()];
+    fill(&socket, &mut header, &mut fds)?;
+    let (kind, len_bytes) = check_header(&header, max_len_bytes)?;
+    let mut payload = vec![0; len_bytes as usize];
+    fill(&socket, &mut payload, &mut fds)?;
+    Ok(Frame { kind, payload, fds })
+}
+
+/// The kind and the payload's length that a header states.
+///
+/// # Errors
+/// `InvalidData` if it is no header of this protocol, or states more than `max_len_bytes`.
+pub fn check_header(bytes: &[u8; size_of::<FrameHeader>()], max_len_bytes: u32) -> io::Result<(FrameKind, u32)> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let header = FrameHeader::read_from_bytes(bytes).map_err(|_| invalid("no frame".into()))?;
+    if header.magic != FRAME_MAGIC {
+        return Err(invalid(format!("the other side speaks another protocol: it began with {:02x?}", header.magic)));
+    }
+    let kind = FrameKind::from_number(header.kind)
+        .ok_or_else(|| invalid(format!("frame of the unknown kind {}", header.kind)))?;
+    if header.len_bytes > max_len_bytes {
+        return Err(invalid(format!("a frame of {} bytes exceeds the limit of {max_len_bytes}", header.len_bytes)));
+    }
+    Ok((kind, header.len_bytes))
+}
+
+fn fill(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match receive_some(&socket, &mut buffer[filled..], fds)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
+        }
+    }
+    Ok(())
+}

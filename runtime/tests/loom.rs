@@ -1,0 +1,187 @@
+//! Models of the protocols, explored exhaustively within loom's bounds. Run by
+//! `RUSTFLAGS="--cfg loom" cargo test -p jitcast-runtime --release --test loom`.
+//!
+//! The code under test is the code that runs in shared memory; only the atomics are loom's. Loom has no
+//! membarrier, so both halves of that barrier are `SeqCst` fences here, and it executes what the compiler
+//! emitted, so a missing *compiler* fence stays invisible.
+#![cfg(loom)]
+
+use std::sync::atomic::AtomicUsize;
+
+use jitcast_runtime::atomic::{AtomicU64, Ordering, fence};
+use jitcast_runtime::pin;
+use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
+use loom::sync::Arc;
+use loom::thread;
+
+/// Every execution with at most three preemptions: more explode without having found anything new.
+fn bounded() -> loom::model::Builder {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder
+}
+
+/// Explores `model` and says how many executions that took.
+fn explore(name: &str, model: impl Fn() + Sync + Send + 'static) {
+    static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
+    let before = EXECUTIONS.load(std::sync::atomic::Ordering::Relaxed);
+    bounded().check(move || {
+        EXECUTIONS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        model();
+    });
+    let count = EXECUTIONS.load(std::sync::atomic::Ordering::Relaxed) - before;
+    println!("{name}: {count} executions");
+}
+
+/// Whether exploring `model` finds a fault.
+fn fails(model: impl Fn() + Sync + Send + 'static) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bounded().check(model))).is_err()
+}
+
+/// A ring of two places, so that a third record laps the first.
+struct SmallRing {
+    head: AtomicU64,
+    intent: AtomicU64,
+    words: Vec<AtomicU64>,
+}
+
+impl SmallRing {
+    fn new() -> Self {
+        let words = (0..2 * RECORD_WORDS).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            head: AtomicU64::new(1),
+            intent: AtomicU64::new(1),
+            words,
+        }
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        Ring::new(&self.head, &self.intent, &self.words)
+    }
+}
+
+/// Every word tells which generation wrote it.
+fn record(generation: u64) -> Record {
+    [generation; RECORD_WORDS]
+}
+
+#[test]
+fn a_reader_sees_a_record_whole_or_learns_that_it_was_lapped() {
+    explore("ring", || {
+        let shared = Arc::new(SmallRing::new());
+        shared.ring().publish(&record(2));
+        let writer = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                (3..=4).for_each(|generation| shared.ring().publish(&record(generation)))
+            })
+        };
+        let head = shared.ring().head();
+        // The writer laps 2 with 4; whatever is published cannot be missed but by being lapped.
+        for generation in [2, head.max(3)]
+            .into_iter()
+            .filter(|generation| *generation <= head)
+        {
+            match shared.ring().read(generation) {
+                Some(read) => assert_eq!(read, record(generation)),
+                None => assert!(generation == 2),
+            }
+        }
+        writer.join().unwrap();
+        assert_eq!(shared.ring().head(), 4);
+        assert_eq!(shared.ring().read(4), Some(record(4)));
+        assert_eq!(shared.ring().read(2), None);
+    });
+}
+
+/// The story: without the release fence between announcement and record, a reader can copy words of the
+/// record that laps it and still read the old announcement.
+#[test]
+fn a_ring_without_its_fence_is_caught() {
+    let publish_without_fence = |ring: &SmallRing, generation: u64| {
+        ring.intent.store(generation, Ordering::Relaxed);
+        let at = (generation as usize & 1) * RECORD_WORDS;
+        for (word, value) in ring.words[at..].iter().zip(record(generation)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        ring.head.store(generation, Ordering::Release);
+    };
+    assert!(fails(move || {
+        let shared = Arc::new(SmallRing::new());
+        shared.ring().publish(&record(2));
+        let writer = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                (3..=4).for_each(|generation| publish_without_fence(&shared, generation))
+            })
+        };
+        if let Some(read) = shared.ring().read(2) {
+            assert_eq!(read, record(2));
+        }
+        writer.join().unwrap();
+    }));
+}
+
+/// What the compiler and one thread of a worker share: the head, the pin, and one word of text, which holds
+/// the generation whose code it is.
+struct Text {
+    head: AtomicU64,
+    pin: AtomicU64,
+    text: AtomicU64,
+}
+
+/// The thread runs generation 1's code, which generation 2 retires; the compiler reuses it for generation 3.
+fn pin_against_reuse(thread_fence: bool, compiler_fence: bool) {
+    let shared = Arc::new(Text {
+        head: AtomicU64::new(1),
+        pin: AtomicU64::new(0),
+        text: AtomicU64::new(1),
+    });
+    let worker = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let head = if thread_fence {
+                pin::enter(&shared.pin, 1, &shared.head, false)
+            } else {
+                shared.pin.store(1, Ordering::Relaxed);
+                shared.head.load(Ordering::Acquire)
+            };
+            // Something new: it would be applied, and this text not entered.
+            if head == 1 {
+                assert_eq!(
+                    shared.text.load(Ordering::Relaxed),
+                    1,
+                    "the text was reused under the guard"
+                );
+            }
+            pin::leave(&shared.pin, 0);
+        })
+    };
+    shared.head.store(2, Ordering::Release);
+    if compiler_fence {
+        fence(Ordering::SeqCst);
+    }
+    let oldest = pin::oldest([&shared.pin].into_iter());
+    // Retired by generation 2.
+    if oldest.is_none_or(|oldest| oldest >= 2) {
+        shared.text.store(3, Ordering::Relaxed);
+    }
+    worker.join().unwrap();
+}
+
+#[test]
+fn text_is_not_reused_under_a_pin() {
+    explore("pin against reuse", || pin_against_reuse(true, true));
+}
+
+#[test]
+fn leaving_out_either_half_of_the_barrier_is_caught() {
+    assert!(
+        fails(|| pin_against_reuse(false, true)),
+        "the thread's half"
+    );
+    assert!(
+        fails(|| pin_against_reuse(true, false)),
+        "the compiler's half"
+    );
+}

@@ -1,0 +1,249 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use jitcast::compiler::Reclaim;
+use jitcast::compiler::front;
+use jitcast::runtime::signature::{CallExpr, NamedSignature};
+
+/// Compile once, link once, run in every worker.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Compile files, link them once, and call functions in worker processes.
+    #[command(
+        after_help = "Example:\n  jitcast run examples/score.clif --call 'score(21)' --workers 4"
+    )]
+    Run(RunArgs),
+    /// Be the compiler process: let workers attach and publishers publish.
+    #[command(
+        after_help = "Example:\n  jitcast serve --socket /run/jitcast.sock --allow-attach uid:33"
+    )]
+    Serve(ServeArgs),
+    /// Publish a unit through a running compiler process.
+    #[command(
+        after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
+    )]
+    Publish(PublishArgs),
+    /// Be a worker: attach and call functions.
+    #[command(
+        after_help = "Example:\n  jitcast worker --socket /run/jitcast.sock --call 'score(21)'"
+    )]
+    Worker(WorkerArgs),
+    /// Show what is published and who runs it.
+    #[command(after_help = "Example:\n  jitcast status --socket /run/jitcast.sock --json")]
+    Status(StatusArgs),
+}
+
+/// The files of a unit and how they are compiled.
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct UnitArgs {
+    /// CLIF (.clif), C (.c), ELF objects (.o) and archives (.a): one unit together.
+    #[arg(required = true)]
+    pub(super) files: Vec<PathBuf>,
+    /// The unit's name; publishing the same name again replaces it [default: the first file's stem].
+    #[arg(long)]
+    pub(super) unit: Option<String>,
+    /// A signature to record, as `score(long) -> long`; may be repeated.
+    #[arg(long = "sig", value_name = "SIGNATURE")]
+    pub(super) signatures: Vec<NamedSignature>,
+    /// The C compiler.
+    #[arg(long, default_value = front::cc::DEFAULT_CC)]
+    pub(super) cc: String,
+    /// Its flags, in place of `-O2 -fPIC -fno-plt`.
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
+    pub(super) cflags: Option<String>,
+    /// Reuse the unit's memory once it is replaced; `no`: never [default: CLIF yes, C and objects no,
+    /// since addresses of their static functions may have been handed out].
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", require_equals = true)]
+    pub(super) reclaim: Option<YesNo>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum YesNo {
+    Yes,
+    No,
+}
+
+impl UnitArgs {
+    /// The unit's name.
+    pub(super) fn name(&self) -> String {
+        self.unit
+            .clone()
+            .unwrap_or_else(|| front::unit_name(&self.files[0]))
+    }
+
+    /// What happens to its memory.
+    pub(super) fn reclaim(&self) -> Reclaim {
+        match self.reclaim {
+            None => Reclaim::Auto,
+            Some(YesNo::Yes) => Reclaim::Yes,
+            Some(YesNo::No) => Reclaim::No,
+        }
+    }
+
+    /// How it is compiled.
+    pub(super) fn options(&self, cpu: Cpu) -> front::Options {
+        let mut options = front::Options {
+            cc: self.cc.clone(),
+            cpu: cpu.into(),
+            ..front::Options::default()
+        };
+        if let Some(flags) = &self.cflags {
+            options.cflags = flags.split_whitespace().map(str::to_owned).collect();
+        }
+        options
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(super) enum Cpu {
+    /// This machine's processor.
+    #[default]
+    Host,
+    /// Any x86-64.
+    Baseline,
+}
+
+impl From<Cpu> for front::Cpu {
+    fn from(cpu: Cpu) -> Self {
+        match cpu {
+            Cpu::Host => Self::Host,
+            Cpu::Baseline => Self::Baseline,
+        }
+    }
+}
+
+/// How the segment is to be.
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct SegmentArgs {
+    /// Length of the window, MiB of address space (not memory): 8 to 2047.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub(super) window: u64,
+    /// Use a named segment in /dev/shm instead of a sealed one.
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// The processor that CLIF is compiled for.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) cpu: Cpu,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) unit: UnitArgs,
+    #[command(flatten)]
+    pub(super) segment: SegmentArgs,
+    /// A call, as `score(21)` or `norm(1.5, 2.0) -> f64`; may be repeated.
+    #[arg(long = "call", value_name = "CALL", required = true)]
+    pub(super) calls: Vec<CallExpr>,
+    /// How many worker processes.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(super) workers: u32,
+    /// A shared library that each worker loads, as `libstdc++.so.6`; may be repeated.
+    #[arg(long = "lib", value_name = "LIBRARY")]
+    pub(super) libs: Vec<String>,
+    /// Go on calling; recompile and replace the unit whenever a file is saved.
+    #[arg(long)]
+    pub(super) watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct ServeArgs {
+    /// Where to listen: a path, or, after an `@`, a name in the abstract name space.
+    #[arg(long)]
+    pub(super) socket: String,
+    #[command(flatten)]
+    pub(super) segment: SegmentArgs,
+    /// Who else may attach: `uid:N` or `gid:N`; may be repeated [default: the same user].
+    #[arg(long, value_name = "WHO")]
+    pub(super) allow_attach: Vec<Who>,
+    /// Who else may publish: `uid:N` or `gid:N`; may be repeated [default: the same user].
+    #[arg(long, value_name = "WHO")]
+    pub(super) allow_publish: Vec<Who>,
+    /// Remove a named segment at the end even while workers are attached.
+    #[arg(long, requires = "name")]
+    pub(super) remove_on_exit: bool,
+}
+
+/// A user or a group.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Who {
+    Uid(u32),
+    Gid(u32),
+}
+
+impl std::str::FromStr for Who {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |number: &str| {
+            number
+                .parse()
+                .map_err(|_| format!("`{number}` is no number"))
+        };
+        match text.split_once(':') {
+            Some(("uid", uid)) => Ok(Self::Uid(number(uid)?)),
+            Some(("gid", gid)) => Ok(Self::Gid(number(gid)?)),
+            None if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Uid(number(text)?)),
+            _ => Err("expected `uid:N` or `gid:N`".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PublishArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    #[command(flatten)]
+    pub(super) unit: UnitArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct WorkerArgs {
+    /// The compiler process's socket.
+    #[arg(long, required_unless_present = "name", conflicts_with = "name")]
+    pub(super) socket: Option<String>,
+    /// A named segment, whose header says where the socket is.
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// A call, as `score(21)` or `norm(1.5, 2.0) -> f64`; may be repeated.
+    #[arg(long = "call", value_name = "CALL", required = true)]
+    pub(super) calls: Vec<CallExpr>,
+    /// A shared library to load, as `libstdc++.so.6`; may be repeated.
+    #[arg(long = "lib", value_name = "LIBRARY")]
+    pub(super) libs: Vec<String>,
+    /// The label that `status` shows.
+    #[arg(long, default_value = "")]
+    pub(super) label: String,
+    /// How long to wait for functions that are not published yet, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(super) wait: u64,
+    /// Call in a loop, and report whenever another generation runs.
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// Report in JSON, a line for each event.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// End when the parent process ends.
+    #[arg(long, hide = true)]
+    pub(super) with_parent: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct StatusArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}

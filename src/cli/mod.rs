@@ -1,0 +1,53 @@
+//! The command line: one file for each subcommand.
+
+mod args;
+mod children;
+mod publish;
+mod report;
+mod run;
+mod serve;
+mod signals;
+mod status;
+mod watch;
+mod worker;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// A failure, as it is shown. The parts below have said what, where, why and what to do.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("JITCAST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let done = match args.command {
+        Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::serve(&args),
+        Command::Publish(args) => publish::publish(&args),
+        Command::Worker(args) => worker::worker(&args),
+        Command::Status(args) => status::status(&args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(Failure(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `jitcast serve`: the compiler process.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use jitcast::compiler::front;
+use jitcast::compiler::{Access, Compiler, Policy, Server};
+use jitcast::runtime::segment::{Leftover, examine};
+
+use super::Failure;
+use super::args::{SegmentArgs, ServeArgs, Who};
+use super::run::compiler_options;
+use super::signals::Ending;
+
+pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
+    let ending = Ending::listen()?;
+    hide_memory()?;
+    let mut policy = Policy::default();
+    grant(&mut policy.attach, &args.allow_attach);
+    grant(&mut policy.publish, &args.allow_publish);
+    let options = front::Options {
+        cpu: args.segment.cpu.into(),
+        ..front::Options::default()
+    };
+    let server = Server::bind(&args.socket, policy, options)?;
+    clear_leftover(&args.segment)?;
+    let compiler = Arc::new(Compiler::create(&compiler_options(
+        &args.segment,
+        &args.socket,
+    )?)?);
+    let stop = server.stopper()?;
+    let what = match &args.segment.name {
+        Some(name) => format!("the named segment `{name}`"),
+        None => "a sealed segment".to_owned(),
+    };
+    eprintln!("serving {what} at {}", args.socket);
+    if args.allow_attach.is_empty() {
+        eprintln!(
+            "note: workers run as the same user, so they are trusted like the compiler process itself"
+        );
+    }
+    let thread = {
+        let compiler = Arc::clone(&compiler);
+        std::thread::Builder::new()
+            .name("server".into())
+            .spawn(move || server.run(compiler))?
+    };
+    ending.wait();
+    stop.stop();
+    thread
+        .join()
+        .map_err(|_| "the server's thread has panicked")??;
+    let workers = compiler.worker_count();
+    if let Ok(mut compiler) = Arc::try_unwrap(compiler).map_err(drop)
+        && let Some(name) = args
+            .segment
+            .name
+            .as_ref()
+            .filter(|_| workers > 0 && !args.remove_on_exit)
+    {
+        compiler.keep_name();
+        eprintln!(
+            "keeping the named segment `{name}`: {workers} workers are attached (--remove-on-exit removes it)"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn grant(access: &mut Access, who: &[Who]) {
+    for who in who {
+        match who {
+            Who::Uid(uid) => access.allow_uid(*uid),
+            Who::Gid(gid) => access.allow_gid(*gid),
+        };
+    }
+}
+
+/// Keeps other processes of the same user from reading or writing this one's memory through /proc or ptrace.
+pub(super) fn hide_memory() -> Result<(), Failure> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Unlinks what a dead compiler process left under the segment's name.
+pub(super) fn clear_leftover(segment: &SegmentArgs) -> Result<(), Failure> {
+    let Some(name) = &segment.name else {
+        return Ok(());
+    };
+    if let Leftover::Dead(dead) = examine(name)? {
+        eprintln!(
+            "note: {} was left by a compiler process that is dead; unlinking it (workers that live keep their mappings)",
+            dead.path()
+        );
+        dead.unlink()?;
+    }
+    Ok(())
+}

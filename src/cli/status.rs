@@ -1,0 +1,108 @@
+//! `jitcast status`: what is published and who runs it.
+
+use std::process::ExitCode;
+
+use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use jitcast::compiler::{Status, request};
+
+use super::Failure;
+use super::args::StatusArgs;
+use super::publish::connect;
+use super::report::kib;
+
+pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
+    let status = request::status(connect(&args.socket)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        show(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(status: &Status) {
+    let segment = status
+        .segment
+        .as_ref()
+        .map_or("sealed".to_owned(), |name| format!("named `{name}`"));
+    println!(
+        "generation {}, {segment} segment, window {}",
+        status.generation,
+        kib(status.window_bytes)
+    );
+    let mut units = new_table(&[
+        "unit",
+        "generation",
+        "text",
+        "read-only",
+        "private",
+        "when replaced",
+    ]);
+    for unit in &status.units {
+        units.add_row([
+            unit.name.clone(),
+            unit.generation.to_string(),
+            kib(unit.text_bytes),
+            kib(unit.read_only_bytes),
+            kib(unit.private_bytes),
+            if unit.keeps { "kept" } else { "reclaimed" }.to_owned(),
+        ]);
+    }
+    println!("{units}");
+    let mut symbols = new_table(&["symbol", "kind", "unit", "signature"]);
+    for symbol in &status.symbols {
+        let signature = if symbol.signature.is_empty() {
+            "unknown"
+        } else {
+            &symbol.signature
+        };
+        symbols.add_row([&symbol.name, &symbol.kind, &symbol.unit, signature]);
+    }
+    println!("{symbols}");
+    let mut workers = new_table(&[
+        "worker",
+        "pid",
+        "uid",
+        "label",
+        "base",
+        "applied",
+        "inside at",
+        "missing",
+    ]);
+    for worker in &status.workers {
+        workers.add_row([
+            worker.number.to_string(),
+            worker.pid.to_string(),
+            worker.uid.to_string(),
+            worker.label.clone(),
+            format!("{:#x}", worker.base),
+            worker.applied.to_string(),
+            worker.pinned.map_or("-".to_owned(), |pin| pin.to_string()),
+            worker.missing.to_string(),
+        ]);
+    }
+    println!("{workers}");
+    let mut areas = new_table(&["area", "used", "size"]);
+    for area in &status.areas {
+        areas.add_row([
+            area.name.clone(),
+            kib(area.used_bytes),
+            kib(area.area_bytes),
+        ]);
+    }
+    println!("{areas}");
+    let kept: u64 = status.kept.iter().map(|kept| kept.len_bytes).sum();
+    println!(
+        "retired {}, kept {} of {} replaced units",
+        kib(status.retired_bytes),
+        kib(kept),
+        status.kept.len()
+    );
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_BORDERS_ONLY).set_header(header);
+    table
+}

@@ -1,0 +1,176 @@
+//! What can go wrong in a worker, as data.
+
+use std::io;
+
+use jitcast_runtime::header::HeaderError;
+use jitcast_runtime::memory::Corrupt;
+use jitcast_runtime::window::WindowError;
+
+/// Why a worker cannot attach.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no compiler process to talk to.
+    #[error(
+        "cannot reach the compiler process at {path}: {cause}\n  help: start it with `jitcast serve --socket {path}`, or check the path and its permissions"
+    )]
+    Connect {
+        /// The socket's path.
+        path: String,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The conversation broke off.
+    #[error(
+        "the compiler process does not answer as it should: {cause}\n  help: check that the socket is jitcast's, and of the same version"
+    )]
+    Protocol {
+        /// What went wrong.
+        #[source]
+        cause: io::Error,
+    },
+    /// The compiler process said no.
+    #[error("the compiler process refused: {reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+    /// The compiler process is somebody else's.
+    #[error(
+        "the compiler process runs as uid {found}, and code of uid {found} would be executed here as uid {own}\n  help: run the compiler process as uid {own} or root, or allow uid {found} explicitly"
+    )]
+    ForeignCompiler {
+        /// Its uid.
+        found: u32,
+        /// This process's uid.
+        own: u32,
+    },
+    /// The object is not sealed, though it should be.
+    #[error(
+        "the segment is not sealed against writing: its seals are {found:#x}, needed are {needed:#x}\n  help: do not use it; check who runs the compiler process"
+    )]
+    NotSealed {
+        /// The seals found.
+        found: u32,
+        /// The seals needed.
+        needed: u32,
+    },
+    /// The descriptor could be written through.
+    #[error(
+        "the segment's descriptor is open for writing\n  help: do not use it; check who runs the compiler process"
+    )]
+    Writable,
+    /// The segment is not one that this process can use.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// It cannot be mapped.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// A step of the system failed.
+    #[error("cannot attach: {step}: {cause}")]
+    System {
+        /// Which step.
+        step: &'static str,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// What was published cannot be bound.
+    #[error("cannot bind what is published: {0}")]
+    Update(#[from] UpdateError),
+}
+
+/// Why a publication cannot be applied in this worker.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The segment says something impossible.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// More of the window cannot be made accessible.
+    #[error("{0}")]
+    Window(String),
+}
+
+impl From<WindowError> for UpdateError {
+    fn from(error: WindowError) -> Self {
+        match error {
+            WindowError::Corrupt(corrupt) => Self::Corrupt(corrupt),
+            other => Self::Window(other.to_string()),
+        }
+    }
+}
+
+/// Why a guard cannot be entered. The host goes on without published code.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EnterError {
+    /// This process was forked from the worker.
+    #[error(
+        "this process was forked from an attached worker and is not attached itself\n  help: attach in the child, after the fork"
+    )]
+    Forked,
+    /// Too many threads are inside.
+    #[error(
+        "all {max} thread records of this worker are in use\n  help: let threads end, or use fewer of them for published code"
+    )]
+    TooManyThreads {
+        /// How many there are.
+        max: u32,
+    },
+    /// What was published cannot be applied, and what was before may be gone.
+    #[error("cannot apply what was published: {0}")]
+    Update(#[from] UpdateError),
+}
+
+/// Why a name leads to nothing callable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// Nobody published it.
+    #[error(
+        "`{name}` is not published\n  help: publish a unit that defines it; `jitcast status` lists what there is"
+    )]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// It is something else.
+    #[error("`{name}` is {found}, not a function")]
+    NotAFunction {
+        /// The name.
+        name: String,
+        /// What it is.
+        found: &'static str,
+    },
+    /// It was published with another signature.
+    #[error("`{name}` has the signature {recorded}, not {asked}")]
+    Signature {
+        /// The name.
+        name: String,
+        /// The signature recorded at publication.
+        recorded: String,
+        /// The signature asked for.
+        asked: String,
+    },
+    /// Nobody said what its signature is.
+    #[error(
+        "the signature of `{name}` was not recorded\n  help: publish it with --sig, or use the unsafe lookup"
+    )]
+    UnknownSignature {
+        /// The name.
+        name: String,
+    },
+    /// It needs a host symbol that this process does not have.
+    #[error(
+        "`{name}` needs the host symbol `{import}`, which is missing in this worker (pid {pid})\n  help: load a library that has it (--lib), define it in the worker's host table, or publish a unit that defines it together with `{name}`"
+    )]
+    MissingImport {
+        /// The name.
+        name: String,
+        /// The host symbol.
+        import: String,
+        /// This process.
+        pid: u32,
+    },
+    /// The directory cannot be read.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}

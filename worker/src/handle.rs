@@ -1,0 +1,290 @@
+//! Handles: typed functions that follow updates.
+//!
+//! A handle is a cell of this process's heap that obeys the rules of slots: it changes only while a
+//! publication is applied. Invariant: a handle's cell leads to code of the signature that the handle was made
+//! for, or to a trap.
+
+use core::marker::PhantomData;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+
+use jitcast_runtime::signature::{Signature, Type};
+use jitcast_runtime::{SegmentOffset, WorkerAddr};
+
+use crate::apply::removed_trap;
+use crate::error::LookupError;
+use crate::guard::Guard;
+use crate::worker::{Inner, State, Worker};
+
+/// A published function of type `F`, an `extern "C" fn`. Follows updates; calling it takes a guard.
+#[derive(Debug)]
+pub struct Function<F> {
+    cell: Arc<HandleCell>,
+    _type: PhantomData<F>,
+}
+
+impl<F> Clone for Function<F> {
+    fn clone(&self) -> Self {
+        Self {
+            cell: Arc::clone(&self.cell),
+            _type: PhantomData,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct HandleCell {
+    target: AtomicU64,
+    /// Which worker the target belongs to; compared, never followed.
+    worker: *const Inner,
+    name: String,
+    /// The signature asked for; `None`: the caller vouched for it.
+    signature: Option<Signature>,
+}
+
+// SAFETY: the pointer is only compared; everything else is `Send`.
+unsafe impl Send for HandleCell {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for HandleCell {}
+
+/// The handles of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    all: Vec<Weak<HandleCell>>,
+    by_cell: HashMap<SegmentOffset, Vec<Weak<HandleCell>>>,
+}
+
+impl Handles {
+    /// A slot holds another version now; so do its handles.
+    pub(crate) fn cell_changed(&self, cell: SegmentOffset, address: WorkerAddr) {
+        for handle in self
+            .by_cell
+            .get(&cell)
+            .into_iter()
+            .flatten()
+            .filter_map(Weak::upgrade)
+        {
+            handle.target.store(address.get(), Ordering::Release);
+        }
+    }
+}
+
+impl Inner {
+    /// Finds for every handle what its name means now.
+    pub(crate) fn look_up_handles(&self, state: &mut State) {
+        if state.handles.all.is_empty() {
+            return;
+        }
+        let mut handles = std::mem::take(&mut state.handles);
+        handles.all.retain(|handle| handle.strong_count() > 0);
+        handles.by_cell.clear();
+        for handle in &handles.all {
+            let Some(cell) = handle.upgrade() else {
+                continue;
+            };
+            let target = match self.find(state, &cell) {
+                Ok((slot, code)) => {
+                    handles
+                        .by_cell
+                        .entry(slot)
+                        .or_default()
+                        .push(Weak::clone(handle));
+                    code
+                }
+                Err(LookupError::MissingImport { import, .. }) => {
+                    let lacking = state.imports.values().find(|known| known.name == import);
+                    lacking.map_or_else(removed_trap, |import| import.trap)
+                }
+                Err(_) => removed_trap(),
+            };
+            cell.target.store(target.get(), Ordering::Release);
+        }
+        state.handles = handles;
+    }
+
+    fn find(
+        &self,
+        state: &State,
+        handle: &HandleCell,
+    ) -> Result<(SegmentOffset, WorkerAddr), LookupError> {
+        let symbol = self.look_up(state, &handle.name)?;
+        if let Some(asked) = &handle.signature {
+            check_signature(&handle.name, symbol.signature.as_deref(), asked)?;
+        }
+        Ok((symbol.call_cell, symbol.code))
+    }
+}
+
+impl Worker {
+    /// The function `name`, whose recorded signature must be that of `F`.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub fn function<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, Some(F::signature()))
+    }
+
+    /// The function `name`, whatever signature was recorded.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    ///
+    /// # Safety
+    /// `name` is, in every version that will be published, a function of type `F`.
+    pub unsafe fn function_unchecked<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, None)
+    }
+
+    fn handle<F>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        signature: Option<Signature>,
+    ) -> Result<Function<F>, LookupError> {
+        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        let inner = self.inner();
+        let mut state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
+        let cell = HandleCell {
+            target: AtomicU64::new(0),
+            worker: core::ptr::from_ref(inner),
+            name: name.to_owned(),
+            signature,
+        };
+        let (slot, code) = inner.find(&state, &cell)?;
+        cell.target.store(code.get(), Ordering::Relaxed);
+        let cell = Arc::new(cell);
+        state.handles.all.push(Arc::downgrade(&cell));
+        state
+            .handles
+            .by_cell
+            .entry(slot)
+            .or_default()
+            .push(Arc::downgrade(&cell));
+        Ok(Function {
+            cell,
+            _type: PhantomData,
+        })
+    }
+}
+
+fn check_signature(
+    name: &str,
+    recorded: Option<&str>,
+    asked: &Signature,
+) -> Result<(), LookupError> {
+    let Some(text) = recorded else {
+        return Err(LookupError::UnknownSignature {
+            name: name.to_owned(),
+        });
+    };
+    if text
+        .parse::<Signature>()
+        .is_ok_and(|recorded| recorded.compatible(asked))
+    {
+        return Ok(());
+    }
+    Err(LookupError::Signature {
+        name: name.to_owned(),
+        recorded: text.to_owned(),
+        asked: asked.to_string(),
+    })
+}
+
+impl<F> Function<F> {
+    /// The entry point of the current version, for the guard's worker.
+    #[inline(always)]
+    fn target(&self, guard: &Guard<'_>) -> *const () {
+        assert!(
+            core::ptr::eq(self.cell.worker, guard.worker().inner()),
+            "a handle is called with a guard of its own worker"
+        );
+        core::ptr::with_exposed_provenance(self.cell.target.load(Ordering::Acquire) as usize)
+    }
+
+    /// The name that the handle follows.
+    pub fn name(&self) -> &str {
+        &self.cell.name
+    }
+}
+
+/// A type that published functions take or return.
+pub trait AbiType: Copy {
+    /// Its type in signatures; `None`: nothing is returned.
+    const TYPE: Option<Type>;
+}
+
+macro_rules! abi_types {
+    ($($rust:ty => $abi:ident),* $(,)?) => {
+        $(impl AbiType for $rust { const TYPE: Option<Type> = Some(Type::$abi); })*
+    };
+}
+
+abi_types! {
+    i8 => I8, i16 => I16, i32 => I32, i64 => I64, u8 => U8, u16 => U16, u32 => U32, u64 => U64,
+    isize => I64, usize => U64, f32 => F32, f64 => F64,
+}
+
+impl AbiType for () {
+    const TYPE: Option<Type> = None;
+}
+
+impl<T> AbiType for *const T {
+    const TYPE: Option<Type> = Some(Type::Ptr);
+}
+
+impl<T> AbiType for *mut T {
+    const TYPE: Option<Type> = Some(Type::Ptr);
+}
+
+/// An `extern "C" fn` type that a handle can have.
+pub trait FunctionType {
+    /// Its signature.
+    fn signature() -> Signature;
+}
+
+macro_rules! function_types {
+    ($($($param:ident $arg:ident),* ;)*) => { $(
+        impl<$($param: AbiType,)* R: AbiType> FunctionType for extern "C" fn($($param),*) -> R {
+            fn signature() -> Signature {
+                let params: &[Option<Type>] = &[$($param::TYPE),*];
+                Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
+            }
+        }
+
+        impl<$($param: AbiType,)* R: AbiType> Function<extern "C" fn($($param),*) -> R> {
+            /// Calls the current version. If it is not published any more, or needs a host symbol that this
+            /// worker lacks, the process ends with a message.
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "as many as the function takes")]
+            pub fn call(&self, guard: &Guard<'_>, $($arg: $param),*) -> R {
+                let target = self.target(guard);
+                // SAFETY: the cell leads to a published function of this signature (checked when the handle was
+                // made and whenever its name was republished, or vouched for by `function_unchecked`), or to
+                // a trap; the guard keeps the code from being reused.
+                let function: extern "C" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
+                function($($arg),*)
+            }
+        }
+    )* };
+}
+
+function_types! {
+    ;
+    A a;
+    A a, B b;
+    A a, B b, C c;
+    A a, B b, C c, D d;
+    A a, B b, C c, D d, E e;
+    A a, B b, C c, D d, E e, G g;
+    A a, B b, C c, D d, E e, G g, H h;
+    A a, B b, C c, D d, E e, G g, H h, I i;
+}

@@ -1,0 +1,194 @@
+//! Host symbols: what published code may import from this process.
+//!
+//! An explicit table comes first, then, unless switched off, `dlsym` over the process and the libraries
+//! loaded for the purpose. Some names `dlsym` does not know, since static parts of the C library define
+//! them; they are here.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_void};
+
+use jitcast_runtime::WorkerAddr;
+
+/// The host symbols of a worker.
+#[derive(Debug)]
+pub struct HostTable {
+    defined: HashMap<String, WorkerAddr>,
+    libraries: Vec<Library>,
+    search_process: bool,
+}
+
+/// A library cannot be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot load the library `{name}`: {why}\n  help: give the name that the dynamic linker knows, as `libstdc++.so.6`, or a path"
+)]
+pub struct LibraryError {
+    /// The name given.
+    pub name: String,
+    /// What the dynamic linker said.
+    pub why: String,
+}
+
+/// A handle of dlopen(3), never closed: published code may hold addresses into the library.
+#[derive(Debug)]
+struct Library(*mut c_void);
+
+// SAFETY: a handle is a key that dlsym(3) accepts from any thread.
+unsafe impl Send for Library {}
+// SAFETY: as for `Send`; dlsym(3) is MT-Safe.
+unsafe impl Sync for Library {}
+
+impl Default for HostTable {
+    /// The process's own symbols, those of libm, and nothing else.
+    fn default() -> Self {
+        let mut table = Self {
+            defined: HashMap::new(),
+            libraries: Vec::new(),
+            search_process: true,
+        };
+        // Whatever C code needs; a host without libm has no use for it.
+        let _ = table.load("libm.so.6");
+        table
+    }
+}
+
+impl HostTable {
+    /// A table that binds only what [`HostTable::define`] names.
+    pub fn strict() -> Self {
+        Self {
+            defined: HashMap::new(),
+            libraries: Vec::new(),
+            search_process: false,
+        }
+    }
+
+    /// Defines `name`, before anything that `dlsym` finds.
+    ///
+    /// # Safety
+    /// `address` is what published code takes `name` for: a function of the signature it calls, or a datum of
+    /// the type it accesses, valid while the worker is attached.
+    pub unsafe fn define(&mut self, name: &str, address: *const c_void) -> &mut Self {
+        self.defined
+            .insert(name.to_owned(), WorkerAddr::new(address.addr() as u64));
+        self
+    }
+
+    /// Loads a shared library whose symbols published code may import.
+    ///
+    /// # Errors
+    /// [`LibraryError`] with the dynamic linker's words.
+    pub fn load(&mut self, name: &str) -> Result<&mut Self, LibraryError> {
+        let error = |why: String| LibraryError {
+            name: name.to_owned(),
+            why,
+        };
+        let path = CString::new(name).map_err(|_| error("the name contains a zero byte".into()))?;
+        // SAFETY: `path` is a C string. Loading runs the library's constructors, which is what the caller asks
+        // for.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if handle.is_null() {
+            return Err(error(dlerror()));
+        }
+        self.libraries.push(Library(handle));
+        Ok(self)
+    }
+
+    /// The address of `name` in this process, if there is one.
+    pub fn resolve(&self, name: &str) -> Option<WorkerAddr> {
+        if let Some(address) = self.defined.get(name) {
+            return Some(*address);
+        }
+        if !self.search_process {
+            return None;
+        }
+        let c_name = CString::new(name).ok()?;
+        builtin(name)
+            .or_else(|| dlsym(libc::RTLD_DEFAULT, &c_name))
+            .or_else(|| {
+                self.libraries
+                    .iter()
+                    .find_map(|library| dlsym(library.0, &c_name))
+            })
+    }
+}
+
+fn dlsym(handle: *mut c_void, name: &CStr) -> Option<WorkerAddr> {
+    // SAFETY: `handle` is RTLD_DEFAULT or an open handle, `name` a C string.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!address.is_null()).then(|| WorkerAddr::new(address.addr() as u64))
+}
+
+fn dlerror() -> String {
+    // SAFETY: dlerror(3) returns null or a string that is valid until this thread's next call.
+    let text = unsafe { libc::dlerror() };
+    if text.is_null() {
+        return "unknown error".to_owned();
+    }
+    // SAFETY: not null, so a C string (see above).
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+unsafe extern "C" {
+    fn at_quick_exit(handler: extern "C" fn()) -> c_int;
+}
+
+/// The identity of published code towards `__cxa_atexit`: an address that is the same for all units, so
+/// that their exit handlers run when the process ends.
+static DSO_HANDLE: u64 = 0;
+
+/// What the static part of the C library would have given.
+fn builtin(name: &str) -> Option<WorkerAddr> {
+    let address = match name {
+        "atexit" => libc::atexit as *const c_void,
+        "at_quick_exit" => at_quick_exit as *const c_void,
+        "pthread_atfork" => libc::pthread_atfork as *const c_void,
+        "__dso_handle" => (&raw const DSO_HANDLE).cast(),
+        _ => return None,
+    };
+    Some(WorkerAddr::new(address.addr() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_libm_and_the_static_parts_are_found() {
+        let table = HostTable::default();
+        for name in [
+            "malloc",
+            "printf",
+            "cos",
+            "atexit",
+            "at_quick_exit",
+            "pthread_atfork",
+            "__dso_handle",
+        ] {
+            assert!(table.resolve(name).is_some(), "{name}");
+        }
+        assert_eq!(table.resolve("no_such_symbol_anywhere"), None);
+        assert_eq!(table.resolve("zero\0byte"), None);
+    }
+
+    #[test]
+    fn the_explicit_table_wins_and_strict_binds_nothing_else() {
+        let mut table = HostTable::strict();
+        assert_eq!(table.resolve("malloc"), None);
+        // SAFETY: nothing is called through it.
+        unsafe { table.define("malloc", core::ptr::without_provenance(0x1000)) };
+        assert_eq!(table.resolve("malloc"), Some(WorkerAddr::new(0x1000)));
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_named() {
+        let error = HostTable::default()
+            .load("libnothing-of-the-kind.so")
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("libnothing-of-the-kind.so"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! The worker side of jitcast: attach, poll, bind, call.
+//!
+//! Small: no linker, no compiler, no threads, no signal handlers. Nothing here allocates or locks while
+//! nothing is new.
+
+mod apply;
+mod attach;
+mod barrier;
+mod error;
+mod guard;
+mod handle;
+mod host;
+pub mod invoke;
+mod life;
+mod lookup;
+mod trap;
+mod worker;
+
+pub use attach::Endpoint;
+pub use error::{AttachError, EnterError, LookupError, UpdateError};
+pub use guard::{Guard, Token};
+pub use handle::{AbiType, Function, FunctionType};
+pub use host::{HostTable, LibraryError};
+pub use lookup::Symbol;
+pub use worker::{Worker, WorkerOptions, WorkerStats};

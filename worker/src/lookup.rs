@@ -1,0 +1,161 @@
+//! Finding published functions by name, and whether this worker has what they need.
+
+use std::collections::HashSet;
+use std::sync::PoisonError;
+
+use jitcast_runtime::index;
+use jitcast_runtime::needs::{Needs, Reference};
+use jitcast_runtime::records::{
+    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SymbolRecord, UnitRecord, hash_name, trailing_text,
+};
+use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
+
+use crate::error::LookupError;
+use crate::guard::Guard;
+use crate::worker::{Inner, State, Worker};
+
+/// A published function, as the directory describes it at one generation.
+#[derive(Clone, Debug)]
+pub struct Symbol {
+    /// Its canonical address: the stub, which always leads to the current version.
+    pub stub: WorkerAddr,
+    /// The code of this version.
+    pub code: WorkerAddr,
+    /// The signature recorded at publication, in its canonical text.
+    pub signature: Option<String>,
+    /// The generation that published this version.
+    pub generation: u64,
+    /// The call cell.
+    pub(crate) call_cell: SegmentOffset,
+}
+
+impl Worker {
+    /// Finds the function `name`, and makes sure that what it needs is there.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub fn symbol(&self, guard: &Guard<'_>, name: &str) -> Result<Symbol, LookupError> {
+        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        let state = self
+            .inner()
+            .state()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.inner().look_up(&state, name)
+    }
+
+    /// `CLOCK_MONOTONIC` at the moment when the generation of `guard` was published, ns.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    pub fn published_ns(&self, guard: &Guard<'_>) -> Result<u64, Corrupt> {
+        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        let state = self
+            .inner()
+            .state()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(self.inner().root(&state)?.published_ns)
+    }
+}
+
+impl Inner {
+    /// The directory of the applied generation, at which the calling thread is pinned.
+    fn root(&self, state: &State) -> Result<Root, Corrupt> {
+        self.window().control().read(state.root_at)
+    }
+
+    pub(crate) fn look_up(&self, state: &State, name: &str) -> Result<Symbol, LookupError> {
+        let view = self.window().control();
+        let root = self.root(state)?;
+        let not_found = || LookupError::NotFound {
+            name: name.to_owned(),
+        };
+        let hash = hash_name(name.as_bytes(), self.hash_seed());
+        let at = index::get(view, root.symbols, hash)?.ok_or_else(not_found)?;
+        let record: SymbolRecord = view.read(at)?;
+        if trailing_text::<SymbolRecord>(view, at, 0, record.name_len)? != name {
+            return Err(not_found());
+        }
+        if record.kind != SYMBOL_FUNCTION {
+            let found = if record.kind == SYMBOL_DATA {
+                "a datum"
+            } else {
+                "an absolute symbol"
+            };
+            return Err(LookupError::NotAFunction {
+                name: name.to_owned(),
+                found,
+            });
+        }
+        self.check_needs(state, &root, name, &record)?;
+        let signature =
+            trailing_text::<SymbolRecord>(view, at, record.name_len, record.signature_len)?;
+        Ok(Symbol {
+            stub: self.window().addr_of(record.stub),
+            code: self.window().addr_of(record.place),
+            signature: (!signature.is_empty()).then_some(signature),
+            generation: record.generation,
+            call_cell: record.call_cell,
+        })
+    }
+
+    /// Refuses a function whose code reaches a host symbol that this worker lacks, in its own unit or in
+    /// another.
+    fn check_needs(
+        &self,
+        state: &State,
+        root: &Root,
+        name: &str,
+        record: &SymbolRecord,
+    ) -> Result<(), LookupError> {
+        let missing: HashSet<ImportId> = state
+            .imports
+            .iter()
+            .filter(|(_, import)| import.address.is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let view = self.window().control();
+        let mut seen = HashSet::new();
+        let mut pending = vec![(record.unit, record.node)];
+        while let Some((unit, node)) = pending.pop() {
+            if !seen.insert((unit, node)) {
+                continue;
+            }
+            for reference in self.needs(root, unit)?.reachable(node) {
+                match reference {
+                    Reference::Import(import) if missing.contains(&import) => {
+                        return Err(LookupError::MissingImport {
+                            name: name.to_owned(),
+                            import: state.imports[&import].name.clone(),
+                            pid: std::process::id(),
+                        });
+                    }
+                    Reference::Import(_) => {}
+                    Reference::Symbol(hash) => {
+                        if let Some(at) = index::get(view, root.symbols, hash)? {
+                            let other: SymbolRecord = view.read(at)?;
+                            pending.push((other.unit, other.node));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn needs(&self, root: &Root, unit: u32) -> Result<Needs, Corrupt> {
+        let view = self.window().control();
+        let Some(at) = index::get(view, root.units, unit.into())? else {
+            return Ok(Needs::default());
+        };
+        let record: UnitRecord = view.read(at)?;
+        match record.needs.region() {
+            Some(region) if region.len_bytes > 0 => Needs::read(view, region),
+            _ => Ok(Needs::default()),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Where slots lead that nothing binds: a message that names what is missing, and the end of the process,
+//! instead of a jump to garbage.
+
+use std::sync::{Mutex, PoisonError, Weak};
+
+use jitcast_runtime::{ImportId, WorkerAddr};
+
+use crate::worker::Inner;
+
+/// The workers of this process, by the bases of their windows.
+static WORKERS: Mutex<Vec<(WorkerAddr, Weak<Inner>)>> = Mutex::new(Vec::new());
+
+pub(crate) fn register(base: WorkerAddr, worker: Weak<Inner>) {
+    let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    workers.retain(|(_, worker)| worker.strong_count() > 0);
+    workers.push((base, worker));
+}
+
+/// What the segment's traps for host symbols jump to: the import's number and the base of the window.
+pub(crate) extern "C" fn missing_import(import: u32, base: u64) -> ! {
+    let workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let worker = workers
+        .iter()
+        .find(|(known, _)| known.get() == base)
+        .and_then(|(_, worker)| worker.upgrade());
+    let name = worker.and_then(|worker| worker.import_name(ImportId::new(import)));
+    let name = name.unwrap_or_else(|| format!("number {import}"));
+    fatal(&format!(
+        "published code called the host symbol `{name}`, which is missing in this worker"
+    ))
+}
+
+/// What slots hold whose function is not published any more.
+pub(crate) extern "C" fn removed() -> ! {
+    fatal("a function was called that is not published any more")
+}
+
+fn fatal(what: &str) -> ! {
+    // The one place where this library prints: the process is about to end.
+    eprintln!("jitcast: {what} (pid {})", std::process::id());
+    std::process::abort()
+}

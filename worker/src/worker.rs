@@ -1,0 +1,277 @@
+//! A worker: one process's attachment to a segment.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jitcast_runtime::geometry::Area;
+use jitcast_runtime::header::{Control, Header};
+use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::sys::Mapping;
+use jitcast_runtime::window::Window;
+use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
+use rustix::thread::futex;
+
+use crate::attach::{self, Endpoint};
+use crate::barrier::Barriers;
+use crate::error::AttachError;
+use crate::handle::Handles;
+use crate::host::HostTable;
+use crate::life::LifePage;
+use crate::trap;
+
+/// A process's attachment to a segment. Cheap to clone; the window is unmapped with the last clone.
+#[derive(Clone, Debug)]
+pub struct Worker(Arc<Inner>);
+
+/// How to attach.
+#[derive(Debug, Default)]
+pub struct WorkerOptions {
+    /// A label that `status` shows, at most 63 bytes.
+    pub label: String,
+    /// The host symbols that published code may import.
+    pub host: HostTable,
+    /// Uids, besides this process's own and root, whose compiler process is trusted.
+    pub trusted_uids: Vec<u32>,
+}
+
+/// What a worker can say about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// The number by which the compiler process knows it.
+    pub number: u64,
+    /// The base of its window.
+    pub base: WorkerAddr,
+    /// The generation that it has applied.
+    pub applied: u64,
+    /// Publications applied.
+    pub updates: u64,
+    /// Times that it read the directory instead of the ring.
+    pub resyncs: u64,
+    /// Host symbols that it lacks.
+    pub missing: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    window: Window,
+    mailbox: Mailbox,
+    _mailbox_mapping: Mapping,
+    life: LifePage,
+    barriers: Barriers,
+    fenced: bool,
+    hash_seed: u64,
+    number: u64,
+    host: HostTable,
+    state: Mutex<State>,
+    socket: OwnedFd,
+}
+
+/// What changes when a publication is applied.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The applied generation (also where `life` says 0 meanwhile).
+    pub(crate) applied: u64,
+    /// The directory of that generation. Whoever is pinned at it can read all of it.
+    pub(crate) root_at: SegmentOffset,
+    /// Host symbols looked up so far.
+    pub(crate) imports: HashMap<ImportId, Import>,
+    pub(crate) handles: Handles,
+}
+
+/// A host symbol, looked up.
+#[derive(Clone, Debug)]
+pub(crate) struct Import {
+    pub(crate) name: String,
+    /// The address; null for a weak symbol that nobody has; `None`: missing.
+    pub(crate) address: Option<WorkerAddr>,
+    /// What cells hold instead where it is missing.
+    pub(crate) trap: WorkerAddr,
+}
+
+impl Worker {
+    /// Attaches this process: maps the segment at a base of its own and binds what is published.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing is left behind then.
+    pub fn attach(endpoint: Endpoint<'_>, options: WorkerOptions) -> Result<Self, AttachError> {
+        let barriers = Barriers::register();
+        let attachment = attach::attach(
+            endpoint,
+            &options.label,
+            !barriers.global,
+            &options.trusted_uids,
+        )?;
+        let window = Window::map(&attachment.geometry, &attachment.segment)?;
+        let life = LifePage::new().map_err(|cause| AttachError::System {
+            step: "mmap of the life page",
+            cause,
+        })?;
+        let Header { hash_seed, .. } = attachment.header;
+        let inner = Arc::new(Inner {
+            window,
+            mailbox: attachment.mailbox,
+            _mailbox_mapping: attachment.mailbox_mapping,
+            life,
+            barriers,
+            fenced: !barriers.global || attachment.fenced,
+            hash_seed,
+            number: attachment.number,
+            host: options.host,
+            state: Mutex::new(State::default()),
+            socket: attachment.socket,
+        });
+        trap::register(inner.window.base(), Arc::downgrade(&inner));
+        inner
+            .mailbox
+            .word(Word::Fenced)
+            .store(inner.fenced.into(), Ordering::Release);
+        inner
+            .mailbox
+            .word(Word::Base)
+            .store(inner.window.base().get(), Ordering::Relaxed);
+        inner.bind_everything()?;
+        Ok(Self(inner))
+    }
+
+    /// Waits until something newer than generation `seen` is published, or `timeout` passes: whether there
+    /// is something new.
+    pub fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
+        let head = self.0.head();
+        let deadline = timeout.map(|timeout| std::time::Instant::now() + timeout);
+        loop {
+            if head.load(Ordering::Acquire) != seen {
+                return true;
+            }
+            let left = deadline
+                .map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            let timeout = left.map(|left| futex::Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            // Interrupted, timed out, changed meanwhile: the loop looks again.
+            let _ = futex::wait(
+                low_half(head),
+                futex::Flags::empty(),
+                seen as u32,
+                timeout.as_ref(),
+            );
+        }
+    }
+
+    /// The descriptor of the connection to the compiler process: it hangs up when that ends.
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+
+    /// What the worker can say about itself.
+    pub fn stats(&self) -> WorkerStats {
+        let mailbox = &self.0.mailbox;
+        let word = |word| mailbox.word(word).load(Ordering::Relaxed);
+        WorkerStats {
+            number: self.0.number,
+            base: self.0.window.base(),
+            applied: word(Word::Applied),
+            updates: word(Word::Updates),
+            resyncs: word(Word::Resyncs),
+            missing: word(Word::Missing),
+        }
+    }
+
+    /// The layout of the window.
+    pub fn geometry(&self) -> &Geometry {
+        self.0.window.geometry()
+    }
+
+    /// The window, for those who look at their own mappings.
+    pub fn window(&self) -> &Window {
+        &self.0.window
+    }
+
+    #[inline(always)]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+impl Inner {
+    #[inline(always)]
+    pub(crate) fn life(&self) -> &LifePage {
+        &self.life
+    }
+
+    #[inline(always)]
+    pub(crate) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    #[inline(always)]
+    pub(crate) fn fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// The word that every guard looks at.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> &AtomicU64 {
+        self.control().head_word()
+    }
+
+    pub(crate) fn control(&self) -> Control<'_> {
+        Control::new(self.window.control())
+            .expect("the fixed part is opened when the window is mapped")
+    }
+
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    pub(crate) fn state(&self) -> &Mutex<State> {
+        &self.state
+    }
+
+    pub(crate) fn barriers(&self) -> Barriers {
+        self.barriers
+    }
+
+    pub(crate) fn hash_seed(&self) -> u64 {
+        self.hash_seed
+    }
+
+    pub(crate) fn host(&self) -> &HostTable {
+        &self.host
+    }
+
+    /// Whether this is the process that attached, and not a forked child of it.
+    #[inline(always)]
+    pub(crate) fn is_attached_here(&self) -> bool {
+        self.life.alive().load(Ordering::Relaxed) != 0
+    }
+
+    /// The name of a host symbol, for the message of a trap.
+    pub(crate) fn import_name(&self, import: ImportId) -> Option<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.imports.get(&import).map(|import| import.name.clone())
+    }
+
+    /// The word of a slot, whichever area it is in.
+    pub(crate) fn slot(&self, at: SegmentOffset) -> Option<&AtomicU64> {
+        self.window
+            .private_word(Area::CallCells, at)
+            .or_else(|| self.window.private_word(Area::AddressCells, at))
+    }
+}
+
+/// The half of the head that changes with every publication: what a futex compares.
+fn low_half(head: &AtomicU64) -> &AtomicU32 {
+    // SAFETY: the first four bytes of an aligned eight, little-endian; both are accessed atomically only.
+    unsafe { AtomicU32::from_ptr(head.as_ptr().cast()) }
+}
