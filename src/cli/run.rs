@@ -6,9 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jitcast::compiler::front::{self, compile_file};
-use jitcast::compiler::{
-    Compiler, CompilerOptions, Policy, Publication, Server, Stop, UnitFile, UnitSource,
-};
+use jitcast::compiler::{Compiler, CompilerOptions, Policy, Publication, Server, Stop, UnitSource};
 use jitcast::runtime::segment::BackEnd;
 use jitcast::runtime::sys;
 
@@ -81,28 +79,19 @@ fn check_calls(args: &RunArgs, publication: &Publication) -> Result<(), Failure>
 
 /// Compiles the files of a unit.
 pub(super) fn compile(args: &UnitArgs, options: &front::Options) -> Result<UnitSource, Failure> {
-    let mut signatures: Vec<_> = args
-        .signatures
-        .iter()
-        .map(|named| (named.name.clone(), named.signature.clone()))
-        .collect();
     let mut files = Vec::new();
     for path in &args.files {
         let compiled = compile_file(path, options)?;
         eprint!("{}", compiled.messages);
-        signatures.extend(compiled.signatures);
-        files.push(UnitFile {
-            name: compiled.name,
-            bytes: compiled.bytes,
-            dialect: compiled.dialect,
-        });
+        files.push(compiled);
     }
-    Ok(UnitSource {
-        name: args.name(),
-        files,
-        signatures,
-        reclaim: args.reclaim(),
-    })
+    let mut unit = UnitSource::new(args.name(), files);
+    let given = args.signatures.iter();
+    let given = given.map(|named| (named.name.clone(), named.signature.clone()));
+    // The first one counts, and what was said explicitly comes first.
+    unit.signatures.splice(0..0, given);
+    unit.reclaim = args.reclaim();
+    Ok(unit)
 }
 
 fn worker_arguments(args: &RunArgs, socket: &str) -> Vec<String> {

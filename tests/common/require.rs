@@ -1,0 +1,44 @@
+//! What a test needs of its surroundings: looked for, and said loudly if it is not there.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Says that a test, or a part of one, cannot run here: past libtest's capture, since nobody reads the output
+/// of tests that pass. With `JITCAST_REQUIRE=all` it fails instead.
+pub(crate) fn skipped(why: &str) {
+    assert!(
+        std::env::var("JITCAST_REQUIRE").as_deref() != Ok("all"),
+        "JITCAST_REQUIRE=all, and this test cannot run here: {why}"
+    );
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test").to_owned();
+    // Nothing is lost if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+}
+
+/// Whether there is a C compiler with its assembler and archiver; says so if not.
+pub(crate) fn cc() -> bool {
+    tool("cc") && tool("ar")
+}
+
+fn tool(name: &str) -> bool {
+    let found = Command::new(name)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !found {
+        skipped(&format!("`{name}` is not on PATH"));
+    }
+    found
+}
+
+/// Whether this process may become another user; says so if not.
+pub(crate) fn root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skipped("only root can start processes of another uid");
+    }
+    is_root
+}
