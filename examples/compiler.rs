@@ -1,9 +1,9 @@
-//! A compiler process in twenty lines: publish a function, then a better one.
+//! A compiler process in about twenty lines: publish a function, then a better one.
 
 use std::sync::Arc;
 
 use jitcast::compiler::front::{Options, compile_file};
-use jitcast::compiler::{Compiler, CompilerOptions, Policy, Reclaim, Server, UnitFile, UnitSource};
+use jitcast::compiler::{Compiler, CompilerOptions, Policy, Server, UnitSource};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let compiler = Arc::new(Compiler::create(&CompilerOptions::default())?);
@@ -12,18 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let serving = std::thread::spawn(move || server.run(shared));
     for version in ["examples/score.clif", "examples/score2.clif"] {
         let file = compile_file(version.as_ref(), &Options::default())?;
-        let files = vec![UnitFile {
-            name: file.name,
-            bytes: file.bytes,
-            dialect: file.dialect,
-        }];
-        let (name, signatures, reclaim) = ("score".into(), file.signatures, Reclaim::Auto);
-        let done = compiler.publish(&[UnitSource {
-            name,
-            files,
-            signatures,
-            reclaim,
-        }])?;
+        let done = compiler.publish(&[UnitSource::new("score", [file])])?;
         println!("{version} is generation {}; press Enter", done.generation);
         std::io::stdin().read_line(&mut String::new())?;
     }

@@ -1,4 +1,4 @@
-//! A worker in twenty lines: call the current version, whatever it is by now.
+//! A worker in about twenty lines: call the current version, whatever it is by now.
 
 use std::path::Path;
 use std::time::Duration;

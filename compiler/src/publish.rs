@@ -24,6 +24,7 @@ use zerocopy::IntoBytes;
 
 use crate::catalog::{Catalog, Import, Kind, Symbol, Unit};
 use crate::error::PublishError;
+use crate::front::Compiled;
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -59,6 +60,34 @@ pub struct UnitSource {
     pub signatures: Vec<(String, Signature)>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
+}
+
+impl UnitSource {
+    /// The unit `name` of these files, with the signatures that their compilers know.
+    pub fn new(name: impl Into<String>, compiled: impl IntoIterator<Item = Compiled>) -> Self {
+        let (mut files, mut signatures) = (Vec::new(), Vec::new());
+        for file in compiled {
+            let Compiled {
+                name,
+                bytes,
+                dialect,
+                ..
+            } = file;
+            signatures.extend(file.signatures);
+            files.push(UnitFile {
+                name,
+                bytes,
+                dialect,
+            });
+        }
+        let (name, reclaim) = (name.into(), Reclaim::Auto);
+        Self {
+            name,
+            files,
+            signatures,
+            reclaim,
+        }
+    }
 }
 
 /// What a publication did.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
-use crate::publish::{Publication, Reclaim, UnitFile, UnitSource};
+use crate::publish::{Publication, Reclaim, UnitSource};
 use crate::status::Status;
 
 /// The longest request that the compiler process accepts from a publisher, bytes.
@@ -118,21 +118,14 @@ fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource
                 file.name
             ));
         }
-        let compiled = front::compile_bytes(&file.name, file.bytes, options)
-            .map_err(|error: FrontError| error.to_string())?;
-        signatures.extend(compiled.signatures);
-        files.push(UnitFile {
-            name: compiled.name,
-            bytes: compiled.bytes,
-            dialect: compiled.dialect,
-        });
+        let compiled = front::compile_bytes(&file.name, file.bytes, options);
+        files.push(compiled.map_err(|error: FrontError| error.to_string())?);
     }
-    Ok(UnitSource {
-        name: unit.name,
-        files,
-        signatures,
-        reclaim: unit.reclaim,
-    })
+    let mut source = UnitSource::new(unit.name, files);
+    // The first one counts, and what was said explicitly comes first.
+    source.signatures.splice(0..0, signatures);
+    source.reclaim = unit.reclaim;
+    Ok(source)
 }
 
 /// Carries a request out.

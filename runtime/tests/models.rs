@@ -1,0 +1,160 @@
+//! The ring and the directory's index against models of them: a list, and a sorted map.
+#![cfg(not(loom))]
+
+use std::collections::BTreeMap;
+use std::io;
+
+use jitcast_runtime::atomic::AtomicU64;
+use jitcast_runtime::geometry::{Area, Geometry, MIN_WINDOW_BYTES, Region};
+use jitcast_runtime::heap::{Backing, Heap};
+use jitcast_runtime::memory::{Corrupt, HeapMemory};
+use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
+use jitcast_runtime::{SegmentOffset, index};
+use proptest::prelude::*;
+
+/// Memory that needs no backing.
+struct Backed;
+
+impl Backing for Backed {
+    fn reserve(&self, _range: Region) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What happens to the ring.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The writer publishes so many records.
+    Publish(u8),
+    /// A reader reads the record that is so far behind the head.
+    Read(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1u8..8).prop_map(Step::Publish),
+        (0u8..40).prop_map(Step::Read)
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_ring_keeps_the_newest_records_and_no_others(steps in prop::collection::vec(step(), 1..80)) {
+        const PLACES: usize = 16;
+        let (head, intent) = (AtomicU64::new(1), AtomicU64::new(1));
+        let words: Vec<AtomicU64> = (0..PLACES * RECORD_WORDS).map(|_| AtomicU64::new(0)).collect();
+        let ring = Ring::new(&head, &intent, &words);
+        let mut published: Vec<Record> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Publish(count) => for _ in 0..count {
+                    let generation = published.len() as u64 + 2;
+                    let record = std::array::from_fn(|word| generation + (word as u64) * 1_000_003);
+                    ring.publish(&record);
+                    published.push(record);
+                },
+                Step::Read(behind) => {
+                    let Some(generation) = ring.head().checked_sub(behind.into()).filter(|at| *at >= 2) else {
+                        continue;
+                    };
+                    let expected = (usize::from(behind) < PLACES).then(|| published[generation as usize - 2]);
+                    prop_assert_eq!(ring.read(generation), expected);
+                }
+            }
+            prop_assert_eq!(ring.head(), published.len() as u64 + 1);
+        }
+    }
+
+    #[test]
+    fn an_index_is_a_map_and_old_roots_keep_their_meaning(
+        batches in prop::collection::vec(
+            prop::collection::vec((prop_oneof![0u64..40, any::<u64>(), (0u64..4).prop_map(|n| n << 62)], any::<bool>()), 1..30),
+            1..12,
+        )
+    ) {
+        let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
+        let heap_memory = HeapMemory::new(geometry.shared());
+        let memory = heap_memory.memory();
+        let mut heap = Heap::new(&geometry);
+        let (mut root, mut model) = (SegmentOffset::NONE, BTreeMap::new());
+        let mut history = Vec::new();
+        for (number, batch) in batches.into_iter().enumerate() {
+            let generation = number as u64 + 2;
+            let mut txn = heap.begin(memory, &Backed, generation);
+            for (key, keep) in batch {
+                if keep {
+                    let record = txn.alloc(Area::Control, 16, 8).unwrap().offset();
+                    memory.store(record, key);
+                    memory.store(SegmentOffset::new(record.get() + 8), generation);
+                    root = index::insert(&mut txn, root, record).unwrap();
+                    model.insert(key, generation);
+                } else {
+                    root = index::remove(&mut txn, root, key).unwrap();
+                    model.remove(&key);
+                }
+            }
+            txn.commit();
+            history.push((generation, root, model.clone()));
+        }
+        // Nothing was reclaimed, so every root must still mean what it meant.
+        for (generation, root, model) in &history {
+            for applied in [0, generation / 2, *generation] {
+                let mut found = BTreeMap::new();
+                index::walk(memory, *root, applied, &mut |record| {
+                    found.insert(memory.load(record)?, memory.load(SegmentOffset::new(record.get() + 8))?);
+                    Ok::<_, Corrupt>(())
+                }).unwrap();
+                let newer: BTreeMap<_, _> =
+                    model.iter().filter(|(_, written)| **written > applied).map(|(k, v)| (*k, *v)).collect();
+                prop_assert_eq!(found, newer);
+            }
+            for key in model.keys() {
+                let record = index::get(memory, *root, *key).unwrap().unwrap();
+                prop_assert_eq!(memory.load(record).unwrap(), *key);
+            }
+        }
+        // And what everybody has left behind is free again.
+        let (before, retired) = (heap.used_bytes(Area::Control), heap.retired_bytes());
+        heap.reclaim(u64::MAX);
+        prop_assert_eq!(heap.used_bytes(Area::Control), before - retired);
+    }
+
+    #[test]
+    fn a_hostile_index_is_refused_or_read_without_harm(
+        words in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..0x4_0000_0000, Just(0x0000_0001_0000_0001)], 64),
+        root in 0u32..600, key in any::<u64>(),
+    ) {
+        let span = Region { start: 0, len_bytes: 512 };
+        let heap_memory = HeapMemory::new(span);
+        for (at, word) in words.iter().enumerate() {
+            heap_memory.memory().store(SegmentOffset::new(at as u32 * 8), *word);
+        }
+        let _ = index::get(heap_memory.memory(), SegmentOffset::new(root), key);
+        let mut visits = 0u32;
+        let _ = index::walk(heap_memory.memory(), SegmentOffset::new(root), 0, &mut |at| {
+            visits += 1;
+            if visits > 10_000 { Err(Corrupt { what: "cycle", at }) } else { Ok(()) }
+        });
+    }
+
+    #[test]
+    fn a_transaction_that_fails_leaves_no_trace(sizes in prop::collection::vec(1u32..5000, 1..40)) {
+        let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
+        let heap_memory = HeapMemory::new(geometry.shared());
+        let mut heap = Heap::new(&geometry);
+        let used = |heap: &Heap| Area::ALL.map(|area| heap.used_bytes(area));
+        let before = used(&heap);
+        let mut txn = heap.begin(heap_memory.memory(), &Backed, 2);
+        for (number, size) in sizes.iter().enumerate() {
+            let area = Area::ALL[number % Area::COUNT];
+            if let Ok(region) = txn.alloc(area, size.next_multiple_of(16), 16)
+                && number % 3 == 0
+            {
+                txn.retire(area, region);
+            }
+        }
+        drop(txn);
+        prop_assert_eq!(used(&heap), before);
+        prop_assert_eq!(heap.retired_bytes(), 0);
+    }
+}
