@@ -1,0 +1,191 @@
+//! The rules of the architecture, as tests whose messages say how to mend the fault.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file of the project, by its path from the root.
+fn sources() -> Vec<(String, String)> {
+    let mut pending: Vec<PathBuf> = [
+        "src", "runtime", "linker", "worker", "compiler", "tests", "benches", "examples",
+    ]
+    .map(|name| root().join(name))
+    .into();
+    let mut found = Vec::new();
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(
+                fs::read_dir(path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root()).unwrap().display().to_string();
+            found.push((name, fs::read_to_string(path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The crates of the workspace that `folder`'s crate depends on, tests aside.
+fn dependencies(folder: &str) -> BTreeSet<String> {
+    let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+    let section = manifest
+        .split("\n[dependencies]\n")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("jitcast-"))
+        .map(|line| line.split(['.', ' ', '=']).next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn crates_depend_on_one_another_in_one_direction() {
+    let allowed: [(&str, &[&str]); 4] = [
+        ("runtime", &[]),
+        ("linker", &["runtime"]),
+        ("worker", &["runtime"]),
+        ("compiler", &["linker", "runtime"]),
+    ];
+    for (folder, allowed) in allowed {
+        let allowed: BTreeSet<String> = allowed.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            dependencies(folder),
+            allowed,
+            "{folder}/Cargo.toml: a worker must not carry the linker, nor the runtime anybody; move the code \
+             to the crate that may know both, or change ARCHITECTURE.md and this test together"
+        );
+    }
+}
+
+/// The files that may contain unsafe code outside tests.
+const UNSAFE: &[&str] = &[
+    "compiler/src/compiler.rs",
+    "compiler/src/server/connection.rs",
+    "runtime/src/memory.rs",
+    "runtime/src/mailbox.rs",
+    "runtime/src/patch.rs",
+    "runtime/src/header.rs",
+    "runtime/src/records.rs",
+    "runtime/src/segment/create.rs",
+    "runtime/src/segment/named.rs",
+    "runtime/src/sys.rs",
+    "runtime/src/window.rs",
+    "src/cli/worker.rs",
+    "worker/src/apply.rs",
+    "worker/src/guard.rs",
+    "worker/src/handle.rs",
+    "worker/src/host.rs",
+    "worker/src/invoke.rs",
+    "worker/src/life.rs",
+    "worker/src/worker.rs",
+];
+
+#[test]
+fn unsafe_code_is_where_it_is_expected() {
+    let is_unsafe = |text: &str| {
+        text.lines()
+            .map(str::trim_start)
+            .filter(|line| !line.starts_with("//"))
+            .any(|line| {
+                [
+                    "unsafe {",
+                    "unsafe fn",
+                    "unsafe impl",
+                    "unsafe trait",
+                    "unsafe extern",
+                ]
+                .iter()
+                .any(|form| line.contains(form))
+            })
+    };
+    let is_test = |name: &str| {
+        name.starts_with("tests/") || name.starts_with("benches/") || name.contains("/tests")
+    };
+    let found: BTreeSet<String> = sources()
+        .into_iter()
+        .filter(|(name, text)| !is_test(name) && is_unsafe(text))
+        .map(|(name, _)| name)
+        .collect();
+    let expected: BTreeSet<String> = UNSAFE.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found, expected,
+        "unsafe code belongs into few files: move it to one of them, or add (or remove) the file here \
+         with an argument in ARCHITECTURE.md"
+    );
+}
+
+#[test]
+fn crates_without_unsafe_code_forbid_it() {
+    let linker = fs::read_to_string(root().join("linker/src/lib.rs")).unwrap();
+    assert!(
+        linker.contains("#![forbid(unsafe_code)]"),
+        "linker/src/lib.rs: the linker needs no unsafe code"
+    );
+}
+
+#[test]
+fn the_examples_in_readme_are_the_examples() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for name in ["compiler", "worker"] {
+        let text = fs::read_to_string(root().join(format!("examples/{name}.rs"))).unwrap();
+        let code = text[text.find("use ").unwrap()..].trim_end();
+        assert!(
+            readme.contains(code),
+            "README.md: copy the code of examples/{name}.rs into it"
+        );
+        let lines = code.lines().filter(|line| !line.trim().is_empty()).count();
+        assert!(
+            lines <= 25,
+            "examples/{name}.rs has {lines} lines; an example is short"
+        );
+    }
+}
+
+#[test]
+fn there_is_one_version_of_object() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let versions = lock
+        .split("[[package]]")
+        .filter(|package| package.contains("name = \"object\"\n"));
+    assert_eq!(
+        versions.count(),
+        1,
+        "Cargo.lock: use the version of `object` that Cranelift brings"
+    );
+}
+
+#[test]
+fn architecture_names_every_dependency() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let section = manifest
+        .split("\n[workspace.dependencies]\n")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    for line in section
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with("jitcast-"))
+    {
+        let name = line.split([' ', '=']).next().unwrap();
+        let known = text.contains(&format!("`{name}`"))
+            || (name.starts_with("cranelift") && text.contains("`cranelift-*`"));
+        assert!(
+            known,
+            "ARCHITECTURE.md: say why the project depends on `{name}`"
+        );
+    }
+}
