@@ -3,25 +3,20 @@
 //! Versions return increasing numbers, one for each generation, so a result tells exactly which version
 //! ran. Workers are processes of their own: this test binary, started again.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use common::host::Host;
+use common::process::{PATIENCE, Process, await_some};
+use common::role::{self, next_report, report};
 use jitcast::compiler::front::{Options, compile_bytes};
-use jitcast::compiler::{
-    Compiler, CompilerOptions, Policy, Reclaim, Server, Stop, UnitFile, UnitSource,
-};
+use jitcast::compiler::{CompilerOptions, Reclaim, UnitFile, UnitSource};
 use jitcast::linker::Dialect;
 use jitcast::runtime::signature::Signature;
 use jitcast::worker::{Endpoint, Worker, WorkerOptions};
-
-/// Where a started worker finds the compiler.
-const SOCKET: &str = "JITCAST_TEST_SOCKET";
-
-/// How long anything may take before the test gives up on it.
-const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// Stands for the number that a version returns.
 const MARK: u32 = 0x5a17_c0de;
@@ -90,103 +85,19 @@ impl Template {
     }
 }
 
-/// A compiler with its server in threads of this process.
-struct Serving {
-    compiler: Arc<Compiler>,
-    socket: String,
-    stop: Stop,
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[("caller", caller), ("idler", idler)]);
 }
 
-impl Serving {
-    fn start(options: &CompilerOptions) -> Self {
-        let random = u64::from_le_bytes(jitcast::runtime::sys::random().unwrap());
-        let socket = format!("@jitcast-test-{random:016x}");
-        let compiler = Arc::new(Compiler::create(options).unwrap());
-        let server = Server::bind(&socket, Policy::default(), Options::default()).unwrap();
-        let stop = server.stopper().unwrap();
-        let shared = Arc::clone(&compiler);
-        std::thread::spawn(move || server.run(shared).unwrap());
-        Self {
-            compiler,
-            socket,
-            stop,
-        }
-    }
-
-    /// Starts a worker process: this binary, running only `test`.
-    fn worker(&self, test: &str) -> WorkerProcess {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(SOCKET, &self.socket)
-            // Kept open until the worker is to end.
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        WorkerProcess(Some(child))
-    }
-
-    /// Waits until all of `count` workers have applied `generation`.
-    fn wait_for(&self, count: usize, generation: u64) {
-        let deadline = Instant::now() + WATCHDOG;
-        loop {
-            let workers = self.compiler.status().workers;
-            let applied = workers
-                .iter()
-                .filter(|worker| worker.applied >= generation)
-                .count();
-            if applied >= count {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{count} workers at generation {generation}: {workers:?}"
-            );
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.stop.stop();
-    }
-}
-
-struct WorkerProcess(Option<Child>);
-
-impl WorkerProcess {
-    /// What it printed, if it ended well.
-    fn finish(mut self) -> Result<String, String> {
-        let output = self.0.take().unwrap().wait_with_output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        if output.status.success() {
-            Ok(text)
-        } else {
-            Err(format!("{}: {text}", output.status))
-        }
-    }
-}
-
-impl Drop for WorkerProcess {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn attach() -> Option<Worker> {
-    let socket = std::env::var(SOCKET).ok()?;
-    Some(Worker::attach(Endpoint::Path(Path::new(&socket)), WorkerOptions::default()).unwrap())
+fn attach(socket: &str) -> Worker {
+    let endpoint = Endpoint::Path(Path::new(socket));
+    Worker::attach(endpoint, WorkerOptions::default()).unwrap()
 }
 
 /// A worker: calls as fast as it can until it has seen the number 0, and reports what it saw.
-#[test]
-fn calling_process() {
-    let Some(worker) = attach() else { return };
+fn caller(socket: &str) {
+    let worker = attach(socket);
     let guard = worker.enter().unwrap();
     let first = guard.generation();
     let version = worker
@@ -195,7 +106,7 @@ fn calling_process() {
     let first_number = version.call(&guard);
     drop(guard);
     let (mut seen, mut newest) = (BTreeSet::new(), first_number);
-    let deadline = Instant::now() + WATCHDOG;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let guard = worker.enter().unwrap();
         let expected = first_number + (guard.generation() - first).cast_signed();
@@ -203,7 +114,7 @@ fn calling_process() {
         for _ in 0..200 {
             let number = version.call(&guard);
             if number == 0 {
-                println!("\nseen={} last={newest}", seen.len());
+                report(format!("{} {newest}", seen.len()));
                 return;
             }
             assert_eq!(number, expected, "at generation {}", guard.generation());
@@ -216,15 +127,26 @@ fn calling_process() {
 }
 
 /// A worker that never enters again after its first look.
-#[test]
-fn idle_process() {
-    let Some(worker) = attach() else { return };
-    let seen = worker.poll().unwrap();
-    let deadline = Instant::now() + WATCHDOG;
-    let mut line = String::new();
-    println!("\nidle since generation {seen}");
-    std::io::stdin().read_line(&mut line).unwrap();
-    assert!(Instant::now() < deadline);
+fn idler(socket: &str) {
+    let worker = attach(socket);
+    worker.poll().unwrap();
+    role::next_line();
+}
+
+/// Waits until all of `count` workers have applied what is published, or one of them has ended.
+fn everybody_catches_up(host: &Host, count: usize) {
+    let generation = host.compiler.status().generation;
+    await_some("every worker at the newest generation", || {
+        let workers = host.compiler.status().workers;
+        let applied = workers.iter().filter(|worker| worker.applied >= generation);
+        (applied.count() >= count || workers.len() < count).then_some(())
+    });
+}
+
+fn everybody_attaches(host: &Host, count: usize) {
+    await_some("every worker attached", || {
+        (host.compiler.worker_count() == count).then_some(())
+    });
 }
 
 fn options(reclaim_above_bytes: u64) -> CompilerOptions {
@@ -234,69 +156,44 @@ fn options(reclaim_above_bytes: u64) -> CompilerOptions {
     }
 }
 
-fn swap_under_load(swaps: u32) -> Vec<Result<String, String>> {
-    let serving = Serving::start(&options(0));
-    let template = Template::clif();
-    serving
-        .compiler
-        .publish(&[template.unit(1, Reclaim::Auto)])
-        .unwrap();
-    let workers = [
-        serving.worker("calling_process"),
-        serving.worker("calling_process"),
-    ];
-    serving.wait_for(2, serving.compiler.status().generation);
-    for number in 2..=swaps {
-        let done = serving
-            .compiler
-            .publish(&[template.unit(number, Reclaim::Auto)])
-            .unwrap();
-        // Now and then everybody catches up, so that each worker sees many versions.
-        if number % 8 == 0 && serving.compiler.worker_count() == 2 {
-            wait_while_both_live(&serving, done.generation);
-        }
-    }
-    serving
-        .compiler
-        .publish(&[template.unit(0, Reclaim::Auto)])
-        .unwrap();
-    workers.into_iter().map(WorkerProcess::finish).collect()
+fn publish(host: &Host, unit: UnitSource) {
+    host.compiler
+        .publish(&[unit])
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// As `wait_for`, but a worker that has ended (since it noticed a fault) is not waited for.
-fn wait_while_both_live(serving: &Serving, generation: u64) {
-    let deadline = Instant::now() + WATCHDOG;
-    while serving.compiler.worker_count() == 2 {
-        let workers = serving.compiler.status().workers;
-        if workers.iter().all(|worker| worker.applied >= generation) {
-            return;
+/// Replaces the function under two callers; what each of them saw, if it ended well.
+fn swap_under_load(swaps: u32) -> Vec<Option<String>> {
+    let host = Host::with(options(0));
+    let template = Template::clif();
+    publish(&host, template.unit(1, Reclaim::Auto));
+    let start = || role::start("caller", &host.socket);
+    let mut callers: [Process; 2] = [start(), start()];
+    everybody_attaches(&host, 2);
+    for number in 2..=swaps {
+        publish(&host, template.unit(number, Reclaim::Auto));
+        // Now and then everybody catches up, so that each worker sees many versions.
+        if number % 8 == 0 {
+            everybody_catches_up(&host, 2);
         }
-        assert!(
-            Instant::now() < deadline,
-            "both workers at generation {generation}: {workers:?}"
-        );
-        std::thread::yield_now();
     }
+    publish(&host, template.unit(0, Reclaim::Auto));
+    let survived = host.compiler.worker_count() == 2;
+    let reports = callers
+        .iter_mut()
+        .map(|caller| survived.then(|| next_report(caller)));
+    reports.collect()
 }
 
 #[test]
 fn every_call_gives_the_version_of_its_generation() {
     const SWAPS: u32 = 10_000;
     for report in swap_under_load(SWAPS) {
-        let report = report.unwrap();
-        let line = report
-            .lines()
-            .find(|line| line.starts_with("seen="))
-            .expect("a report");
-        let mut numbers = line
-            .split(['=', ' '])
-            .filter_map(|word| word.parse::<u32>().ok());
+        let report = report.expect("the worker has ended before its time");
+        let mut numbers = report.split(' ').map(|word| word.parse::<u32>().unwrap());
         let (seen, last) = (numbers.next().unwrap(), numbers.next().unwrap());
         assert!(seen >= 1000, "only {seen} distinct versions");
-        assert!(
-            last + 8 >= SWAPS,
-            "the last version seen before the end is {last}"
-        );
+        assert_eq!(last, SWAPS, "the last version was not seen");
     }
 }
 
@@ -305,9 +202,11 @@ fn every_call_gives_the_version_of_its_generation() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn reusing_text_too_early_is_noticed() {
+    use std::process::{Command, Stdio};
+
     if std::env::var_os("JITCAST_FAULT").is_some() {
         let reports = swap_under_load(10_000);
-        assert!(reports.iter().all(Result::is_ok), "{reports:?}");
+        assert!(reports.iter().all(Option::is_some), "{reports:?}");
         return;
     }
     let status = Command::new(std::env::current_exe().unwrap())
@@ -321,41 +220,31 @@ fn reusing_text_too_early_is_noticed() {
 }
 
 fn swaps_run_in_bounded_memory(template: &Template, swaps: u32) {
-    let serving = Serving::start(&options(64 << 10));
-    serving
-        .compiler
-        .publish(&[template.unit(1, Reclaim::Yes)])
-        .unwrap();
-    let caller = serving.worker("calling_process");
-    let mut idle = serving.worker("idle_process");
-    serving.wait_for(2, serving.compiler.status().generation);
-    let used = |serving: &Serving| {
-        let status = serving.compiler.status();
-        status.areas.iter().map(|area| area.used_bytes).sum::<u64>()
+    let host = Host::with(options(64 << 10));
+    publish(&host, template.unit(1, Reclaim::Yes));
+    let mut caller = role::start("caller", &host.socket);
+    let _idler = role::start("idler", &host.socket);
+    everybody_attaches(&host, 2);
+    let used = || -> u64 {
+        let areas = host.compiler.status().areas;
+        areas.iter().map(|area| area.used_bytes).sum()
     };
     let mut early = 0;
     for number in 2..=swaps {
-        serving
-            .compiler
-            .publish(&[template.unit(number, Reclaim::Yes)])
-            .unwrap();
+        publish(&host, template.unit(number, Reclaim::Yes));
         if number == 1000 {
-            early = used(&serving);
+            early = used();
         }
     }
-    let late = used(&serving);
-    serving
-        .compiler
-        .publish(&[template.unit(0, Reclaim::Yes)])
-        .unwrap();
-    caller.finish().unwrap();
+    let late = used();
+    publish(&host, template.unit(0, Reclaim::Yes));
+    next_report(&mut caller);
     // What is retired and not yet looked through may differ by the threshold and what one guard pins.
     assert!(
         late < early + (4 << 20),
         "{early} bytes after 1,000 swaps, {late} after {swaps}"
     );
-    assert_eq!(serving.compiler.status().kept, []);
-    idle.0.take().unwrap().kill().unwrap();
+    assert_eq!(host.compiler.status().kept, []);
 }
 
 #[test]
@@ -365,5 +254,7 @@ fn a_hundred_thousand_swaps_of_clif_run_in_bounded_memory() {
 
 #[test]
 fn a_hundred_thousand_swaps_of_reclaimed_c_run_in_bounded_memory() {
-    swaps_run_in_bounded_memory(&Template::c(), 100_000);
+    if common::require::cc() {
+        swaps_run_in_bounded_memory(&Template::c(), 100_000);
+    }
 }

@@ -13,7 +13,7 @@ use jitcast_runtime::records::{Root, TRAP_CELL};
 use jitcast_runtime::segment::{self, BackEnd, Segment, SegmentOptions};
 use jitcast_runtime::{SegmentOffset, sys};
 use parking_lot::Mutex;
-use rustix::thread::futex;
+use rustix::thread::{MembarrierCommand, futex, membarrier};
 
 use crate::catalog::Catalog;
 use crate::error::{PublishError, StartError};
@@ -222,6 +222,11 @@ impl Compiler {
     /// Whether the segment is sealed against writing.
     pub fn is_sealed(&self) -> bool {
         self.segment.name().is_none()
+    }
+
+    /// Whether workers must use fences, since this process cannot reach them by membarrier.
+    pub(crate) fn needs_fences(&self) -> bool {
+        membarrier(MembarrierCommand::GlobalExpedited).is_err()
     }
 
     /// How many workers are attached.

@@ -30,7 +30,7 @@ pub(super) struct Report {
     pub(super) generation: u64,
     /// What each call gave: its result, or why there is none.
     pub(super) results: Vec<Result<String, String>>,
-    /// From the publication to the first result, ns.
+    /// From the publication to the first result, ns; 0: there was none.
     pub(super) latency_ns: u64,
     /// Resident bytes of the window that all workers share.
     pub(super) shared_bytes: u64,
@@ -78,7 +78,10 @@ pub(super) fn table(calls: &[String], rows: &[Row]) -> Table {
                     Ok(value) => value.clone(),
                     Err(_) => "failed".to_owned(),
                 }));
-                cells.push(format!("{:.1?}", Duration::from_nanos(report.latency_ns)));
+                cells.push(match report.latency_ns {
+                    0 => "-".to_owned(),
+                    ns => format!("{:.1?}", Duration::from_nanos(ns)),
+                });
                 cells.extend([kib(report.shared_bytes), kib(report.private_bytes)]);
             }
             Row::Lost { pid, how } => {

@@ -24,7 +24,7 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 pub(super) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let ending = Ending::listen()?;
     let options = args.unit.options(args.segment.cpu);
-    let unit = compile(&args.unit, &options)?;
+    let unit = with_types_of_calls(compile(&args.unit, &options)?, args)?;
     let socket = format!("@jitcast-run-{:016x}", u64::from_le_bytes(sys::random()?));
     let serving = Serving::start(&args.segment, &socket, &options)?;
     let mut children = Children::start(args.workers, &worker_arguments(args, &socket))?;
@@ -75,6 +75,20 @@ fn check_calls(args: &RunArgs, publication: &Publication) -> Result<(), Failure>
             },
         ))),
     }
+}
+
+/// Records the types that the calls themselves have for functions whose signature nobody stated.
+pub(super) fn with_types_of_calls(
+    mut unit: UnitSource,
+    args: &RunArgs,
+) -> Result<UnitSource, Failure> {
+    for call in &args.calls {
+        if unit.signatures.iter().all(|(name, _)| *name != call.name) {
+            let (signature, _) = call.resolve(None)?;
+            unit.signatures.push((call.name.clone(), signature));
+        }
+    }
+    Ok(unit)
 }
 
 /// Compiles the files of a unit.

@@ -12,7 +12,7 @@ use super::Failure;
 use super::args::RunArgs;
 use super::children::{Children, News};
 use super::report::{Event, Report};
-use super::run::{TICK, compile};
+use super::run::{TICK, compile, with_types_of_calls};
 use super::signals::Ending;
 
 /// Editors save in several steps; what follows this closely is one save.
@@ -48,6 +48,7 @@ pub(super) fn watch(
 /// Compiles and publishes anew; whatever goes wrong, the old code runs on.
 fn republish(args: &RunArgs, options: &front::Options, compiler: &Compiler) {
     let published = compile(&args.unit, options)
+        .and_then(|unit| with_types_of_calls(unit, args))
         .and_then(|unit| Ok(compiler.publish(std::slice::from_ref(&unit))?));
     match published {
         Ok(publication) => println!("generation {}: published", publication.generation),

@@ -29,12 +29,19 @@ pub(crate) struct Host {
 impl Host {
     /// Serves a segment of `back_end` with a small window.
     pub(crate) fn start(back_end: BackEnd) -> Self {
+        Self::with(CompilerOptions {
+            back_end,
+            ..CompilerOptions::with_window(WINDOW_BYTES).unwrap()
+        })
+    }
+
+    /// Serves a segment made by `options`, at a socket of its own.
+    pub(crate) fn with(options: CompilerOptions) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("socket");
         let options = CompilerOptions {
-            back_end,
             socket: socket.clone(),
-            ..CompilerOptions::with_window(WINDOW_BYTES).unwrap()
+            ..options
         };
         let compiler =
             Arc::new(Compiler::create(&options).unwrap_or_else(|error| panic!("{error}")));

@@ -35,7 +35,8 @@ pub struct Token(u64);
 /// A thread's record in a worker's mailbox.
 #[derive(Debug)]
 pub(crate) struct ThreadRecord {
-    worker: *const Inner,
+    /// [`Inner::id`] of the worker.
+    worker: u64,
     owner: Weak<Inner>,
     index: u32,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
@@ -80,7 +81,7 @@ impl Worker {
         let last = LAST.get();
         // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
         if let Some(record) = unsafe { last.as_ref() }
-            && core::ptr::eq(record.worker, inner)
+            && record.worker == inner.id()
         {
             return self.enter_with(record);
         }
@@ -154,10 +155,7 @@ impl Worker {
             return Err(EnterError::Forked);
         }
         let known = RECORDS.with_borrow(|records| {
-            let found = records
-                .0
-                .iter()
-                .find(|record| core::ptr::eq(record.worker, inner));
+            let found = records.0.iter().find(|record| record.worker == inner.id());
             found.map(|record| core::ptr::from_ref::<ThreadRecord>(record))
         });
         let record = match known {
@@ -183,7 +181,7 @@ impl Worker {
             .claim(tid.into())
             .ok_or(EnterError::TooManyThreads { max: MAX_THREADS })?;
         let record = Box::new(ThreadRecord {
-            worker: core::ptr::from_ref(inner),
+            worker: inner.id(),
             owner: self.downgrade(),
             index,
             serialised: std::cell::Cell::new(0),

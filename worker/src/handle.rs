@@ -36,17 +36,12 @@ impl<F> Clone for Function<F> {
 #[derive(Debug)]
 pub(crate) struct HandleCell {
     target: AtomicU64,
-    /// Which worker the target belongs to; compared, never followed.
-    worker: *const Inner,
+    /// [`Inner::id`] of the worker that the target belongs to.
+    worker: u64,
     name: String,
     /// The signature asked for; `None`: the caller vouched for it.
     signature: Option<Signature>,
 }
-
-// SAFETY: the pointer is only compared; everything else is `Send`.
-unsafe impl Send for HandleCell {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for HandleCell {}
 
 /// The handles of a worker.
 #[derive(Debug, Default)]
@@ -150,12 +145,12 @@ impl Worker {
         name: &str,
         signature: Option<Signature>,
     ) -> Result<Function<F>, LookupError> {
-        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
         let mut state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
         let cell = HandleCell {
             target: AtomicU64::new(0),
-            worker: core::ptr::from_ref(inner),
+            worker: inner.id(),
             name: name.to_owned(),
             signature,
         };
@@ -204,7 +199,7 @@ impl<F> Function<F> {
     #[inline(always)]
     fn target(&self, guard: &Guard<'_>) -> *const () {
         assert!(
-            core::ptr::eq(self.cell.worker, guard.worker().inner()),
+            self.cell.worker == guard.worker().inner().id(),
             "a handle is called with a guard of its own worker"
         );
         core::ptr::with_exposed_provenance(self.cell.target.load(Ordering::Acquire) as usize)

@@ -35,7 +35,7 @@ impl Worker {
     /// # Errors
     /// [`LookupError`].
     pub fn symbol(&self, guard: &Guard<'_>, name: &str) -> Result<Symbol, LookupError> {
-        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let state = self
             .inner()
             .state()
@@ -49,7 +49,7 @@ impl Worker {
     /// # Errors
     /// [`Corrupt`].
     pub fn published_ns(&self, guard: &Guard<'_>) -> Result<u64, Corrupt> {
-        debug_assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
+        assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let state = self
             .inner()
             .state()

@@ -56,6 +56,8 @@ pub struct WorkerStats {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Different from that of every other worker that this process has had.
+    id: u64,
     window: Window,
     mailbox: Mailbox,
     _mailbox_mapping: Mapping,
@@ -110,7 +112,9 @@ impl Worker {
             cause,
         })?;
         let Header { hash_seed, .. } = attachment.header;
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             window,
             mailbox: attachment.mailbox,
             _mailbox_mapping: attachment.mailbox_mapping,
@@ -204,6 +208,11 @@ impl Worker {
 }
 
 impl Inner {
+    #[inline(always)]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     #[inline(always)]
     pub(crate) fn life(&self) -> &LifePage {
         &self.life

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,6 +78,8 @@ pub enum ServeError {
 pub struct Server {
     listener: UnixListener,
     path: String,
+    /// What lies at the path: another compiler process may bind there later.
+    file: Option<(u64, u64)>,
     policy: Policy,
     options: front::Options,
     stop: UnixStream,
@@ -117,9 +119,11 @@ impl Server {
         let (stop, stopped) = UnixStream::pair().map_err(system("set up"))?;
         stop.set_nonblocking(true).map_err(system("set up"))?;
         stopped.set_nonblocking(true).map_err(system("set up"))?;
+        let file = identity(path);
         Ok(Self {
             listener,
             path: path.to_owned(),
+            file,
             policy,
             options,
             stop,
@@ -187,11 +191,17 @@ fn bind_path(path: &Path, policy: &Policy) -> Result<UnixListener, ServeError> {
 impl Drop for Server {
     /// Removes the socket, also of a compiler process that did not get as far as serving.
     fn drop(&mut self) {
-        if !self.path.starts_with('@') {
+        if self.file.is_some() && identity(&self.path) == self.file {
             // Whoever removed it before has done what is to be done.
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Which file lies at `path`: its device and inode; `None` in the abstract name space.
+fn identity(path: &str) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// A request on its way to the publisher.
@@ -449,7 +459,7 @@ impl<'a> Loop<'a> {
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: 0,
+            fenced: self.compiler.needs_fences().into(),
         };
         let fds = [self.compiler.worker_fd(), admission.mailbox.as_fd()];
         // The first frame to a peer always fits the socket's buffer, so it goes out at once or not at all.
