@@ -1,5 +1,6 @@
 //! The compiler: a segment, what is published in it, and the workers that map it.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -329,10 +330,11 @@ fn commit(
 }
 
 fn describe(root: &Root, changes: &Changes) -> Publication {
-    let functions = changes
-        .symbols
-        .iter()
-        .filter(|(_, symbol)| symbol.call_cell.is_some());
+    let units: HashSet<&str> = changes.units.iter().map(|(name, _)| name.as_str()).collect();
+    // Symbols of other units are among the changes too, if they got an address cell.
+    let functions = changes.symbols.iter().filter(|(_, symbol)| {
+        symbol.call_cell.is_some() && units.contains(symbol.unit.as_str())
+    });
     Publication {
         generation: root.generation,
         published_ns: root.published_ns,

@@ -76,6 +76,16 @@ pub enum PublishError {
         /// The units that use it.
         users: Vec<String>,
     },
+    /// A number of another unit is taken for a place.
+    #[error("the unit `{unit}` refers to `{symbol}`, which is an absolute symbol of the unit `{other}`: only its own unit can use it\n  help: define it in each unit that uses it, or publish them as one unit")]
+    Absolute {
+        /// The symbol.
+        symbol: String,
+        /// The unit that refers to it.
+        unit: String,
+        /// The unit that defines it.
+        other: String,
+    },
     /// Two names have one hash.
     #[error(
         "`{symbol}` cannot be published: its 64-bit hash is that of `{other}`\n  help: rename it"

@@ -336,7 +336,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         edit: &mut Edit,
     ) -> Result<Changes, PublishError> {
         let placements = self.place(txn)?;
-        self.place_symbols(txn, &placements)?;
+        self.place_symbols(txn, edit, &placements)?;
         for (unit, placement) in placements.iter().enumerate() {
             let bindings = self.bind(txn, edit, unit)?;
             let linked = self.units[unit].link(placement, &bindings)?;
@@ -369,6 +369,7 @@ impl<'a, 'p> Batch<'a, 'p> {
     fn place_symbols(
         &mut self,
         txn: &mut Txn<'_>,
+        edit: &mut Edit,
         placements: &[Placement],
     ) -> Result<(), PublishError> {
         let placed = self
@@ -401,6 +402,11 @@ impl<'a, 'p> Batch<'a, 'p> {
             if let (Some(old), None) = (old, same_function) {
                 // A datum's cell belongs to its version: old code may still read it.
                 retire_cells(txn, old);
+                if let Some(cell) = old.call_cell {
+                    // What was a function is none any more: no handle or pointer may reach its old code.
+                    edit.set_cell(cell, CellValue::UNBOUND);
+                    edit.flag(record_flags::NAMES | record_flags::RESYNC);
+                }
             }
             let call_cell = match (same_function, kind) {
                 (Some(old), _) => old.call_cell,
@@ -436,11 +442,11 @@ impl<'a, 'p> Batch<'a, 'p> {
         txn: &mut Txn<'_>,
         edit: &mut Edit,
         unit: usize,
-    ) -> Result<Vec<Binding>, SegmentFull> {
+    ) -> Result<Vec<Binding>, PublishError> {
         let references = self.units[unit].references();
         references
             .iter()
-            .map(|reference| self.bind_one(txn, edit, reference))
+            .map(|reference| self.bind_one(txn, edit, unit, reference))
             .collect()
     }
 
@@ -448,15 +454,24 @@ impl<'a, 'p> Batch<'a, 'p> {
         &mut self,
         txn: &mut Txn<'_>,
         edit: &mut Edit,
+        unit: usize,
         reference: &Reference<'p>,
-    ) -> Result<Binding, SegmentFull> {
+    ) -> Result<Binding, PublishError> {
         if !self.is_segments(reference.name) {
-            return self.bind_host(txn, edit, reference);
+            return Ok(self.bind_host(txn, edit, reference)?);
         }
         let mut symbol = match self.changes.symbols.get(reference.name) {
             Some(symbol) => symbol.clone(),
             None => self.site.catalog.symbols[reference.name].clone(),
         };
+        if symbol.kind == Kind::Absolute {
+            // Cells and patches hold places of the window or host symbols, no numbers.
+            return Err(PublishError::Absolute {
+                symbol: reference.name.to_owned(),
+                unit: self.sources[unit].name.clone(),
+                other: symbol.unit,
+            });
+        }
         let target = symbol_target(self.site.geometry, &symbol);
         if reference.address_cell && symbol.address_cell.is_none() {
             let cell = txn
@@ -616,11 +631,16 @@ impl<'a, 'p> Batch<'a, 'p> {
         if let Some(old) = self.site.catalog.units.get(&source.name) {
             edit.remove_unit(txn, old.number.into())?;
         }
+        // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
+        let is_own = |reference: &Reference<'p>| {
+            let own = reference.own.map(|index| (unit, index));
+            own.is_some() && self.defined.get(reference.name).copied() == own
+        };
         let names = |wanted: bool| {
             let references = prepared
                 .references()
                 .iter()
-                .filter(|reference| reference.own.is_none());
+                .filter(|reference| !is_own(reference));
             references
                 .map(|reference| reference.name)
                 .filter(|name| self.is_segments(name) == wanted)

@@ -71,10 +71,9 @@ impl Connection {
         }
     }
 
-    pub(super) fn socket(&self) -> &OwnedFd {
-        self.socket
-            .as_ref()
-            .expect("a connection that is only watched has no events of its socket")
+    /// The socket; `None` once only the process is watched.
+    pub(super) fn socket(&self) -> Option<&OwnedFd> {
+        self.socket.as_ref()
     }
 
     pub(super) fn pid(&self) -> i32 {
@@ -123,7 +122,7 @@ impl Connection {
         const SO_PEERPIDFD: libc::c_int = 77;
         let mut fd: libc::c_int = -1;
         let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-        let socket = self.socket().as_raw_fd();
+        let socket = self.socket()?.as_raw_fd();
         // SAFETY: the option writes one int into `fd` and its size into `len`, both of which live across the
         // call.
         let result = unsafe {

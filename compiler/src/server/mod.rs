@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use jitcast_runtime::header::FORMAT_VERSION;
-use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameKind};
+use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind};
 use rustix::event::epoll;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -344,13 +344,9 @@ impl<'a> Loop<'a> {
         stream.set_nonblocking(true)?;
         let token = self.next;
         self.next += 2;
+        let data = epoll::EventData::new_u64(token);
+        epoll::add(&self.poller, &stream, data, epoll::EventFlags::IN)?;
         let connection = Connection::new(stream.into(), Instant::now() + PATIENCE)?;
-        epoll::add(
-            &self.poller,
-            connection.socket(),
-            epoll::EventData::new_u64(token),
-            epoll::EventFlags::IN,
-        )?;
         self.connections.insert(token, connection);
         Ok(())
     }
@@ -463,12 +459,8 @@ impl<'a> Loop<'a> {
         };
         let fds = [self.compiler.worker_fd(), admission.mailbox.as_fd()];
         // The first frame to a peer always fits the socket's buffer, so it goes out at once or not at all.
-        let sent = jitcast_runtime::wire::send(
-            connection.socket(),
-            FrameKind::Attached,
-            reply.as_bytes(),
-            &fds,
-        );
+        let socket = connection.socket().ok_or("the connection is gone")?;
+        let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
         sent.map_err(|error| format!("the reply cannot be sent: {error}"))?;
         if let Some(pidfd) = pidfd {
             let data = epoll::EventData::new_u64(token | 1);
@@ -488,7 +480,9 @@ impl<'a> Loop<'a> {
                 let mut flags = epoll::EventFlags::IN;
                 flags.set(epoll::EventFlags::OUT, pending);
                 let data = epoll::EventData::new_u64(token);
-                let _ = epoll::modify(&self.poller, connection.socket(), data, flags);
+                if let Some(socket) = connection.socket() {
+                    let _ = epoll::modify(&self.poller, socket, data, flags);
+                }
             }
             Err(_) => self.close(token),
         }
