@@ -313,7 +313,7 @@ fn a_noexec_dev_shm_is_named_with_the_back_end_to_use() {
     let mut command = jitcast(&["serve", "--socket", &socket, "--name", &name.0]);
     // SAFETY: between fork and exec only async-signal-safe functions may be called: the closure makes system
     // calls with constant arguments, and allocates nothing.
-    unsafe { command.pre_exec(mount_noexec) };
+    unsafe { command.pre_exec(|| mount_shm(libc::MS_NOEXEC, None)) };
     match Process::try_start(command.stdin(Stdio::null())) {
         Ok(serve) => drop(serve.finish().refused(&[
             "/dev/shm is mounted noexec",
@@ -326,9 +326,40 @@ fn a_noexec_dev_shm_is_named_with_the_back_end_to_use() {
     assert!(!name.exists());
 }
 
-/// Mounts an empty, noexec /dev/shm in a mount namespace of this process's own; as an ordinary user, inside a
-/// user namespace.
-fn mount_noexec() -> std::io::Result<()> {
+/// The story: storing to a page for which a tmpfs has no room left is a SIGBUS, so room is asked for first.
+#[test]
+fn a_full_dev_shm_refuses_the_publication_and_what_ran_goes_on() {
+    let name = Name::new("full");
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("socket");
+    let mut command = jitcast(&["serve", "--socket", &socket, "--name", &name.0]);
+    // SAFETY: as in the test before.
+    unsafe { command.pre_exec(|| mount_shm(0, Some(c"size=1m"))) };
+    let process = match Process::try_start(command.stdin(Stdio::null())) {
+        Ok(process) => process,
+        Err(error) => {
+            return require::skipped(&format!(
+                "no mount namespace of its own can be had: {error}"
+            ));
+        }
+    };
+    let serve = Serve::adopt(process, socket, scratch);
+    serve.publish_adds("small", 1);
+    let large = Maker::new().read_only("large", &vec![7; 2 << 20]).finish();
+    let file = serve.scratch.write("large.o", large);
+    serve.publish(&[&file]).refused(&[
+        "segment full",
+        "the system refused to back them",
+        "help: enlarge the tmpfs",
+    ]);
+    assert_eq!(serve.call("small(1)"), "2");
+    serve.publish_adds("small", 2);
+    assert_eq!(serve.call("small(1)"), "3");
+}
+
+/// Mounts an empty /dev/shm in a mount namespace of this process's own; as an ordinary user, inside a user
+/// namespace.
+fn mount_shm(flags: libc::c_ulong, data: Option<&std::ffi::CStr>) -> std::io::Result<()> {
     let done = |result: i32| match result {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
@@ -341,8 +372,9 @@ fn mount_noexec() -> std::io::Result<()> {
     // SAFETY: the target is a C string; the rest is ignored for a change of propagation.
     done(unsafe { libc::mount(none, root.as_ptr(), none, private, none.cast()) })?;
     let (tmpfs, shm) = (tmpfs.as_ptr(), shm.as_ptr());
-    // SAFETY: source, target and type are C strings, and tmpfs takes no data.
-    done(unsafe { libc::mount(tmpfs, shm, tmpfs, libc::MS_NOEXEC, none.cast()) })
+    let data = data.map_or(std::ptr::null(), |data| data.as_ptr().cast());
+    // SAFETY: source, target, type and data are C strings (or null for no data).
+    done(unsafe { libc::mount(tmpfs, shm, tmpfs, flags, data) })
 }
 
 /// A compiler process that dies between creating the object and writing its header leaves zeros.

@@ -330,11 +330,16 @@ fn commit(
 }
 
 fn describe(root: &Root, changes: &Changes) -> Publication {
-    let units: HashSet<&str> = changes.units.iter().map(|(name, _)| name.as_str()).collect();
+    let units: HashSet<&str> = changes
+        .units
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     // Symbols of other units are among the changes too, if they got an address cell.
-    let functions = changes.symbols.iter().filter(|(_, symbol)| {
-        symbol.call_cell.is_some() && units.contains(symbol.unit.as_str())
-    });
+    let functions = changes
+        .symbols
+        .iter()
+        .filter(|(_, symbol)| symbol.call_cell.is_some() && units.contains(symbol.unit.as_str()));
     Publication {
         generation: root.generation,
         published_ns: root.published_ns,

@@ -77,7 +77,9 @@ pub enum PublishError {
         users: Vec<String>,
     },
     /// A number of another unit is taken for a place.
-    #[error("the unit `{unit}` refers to `{symbol}`, which is an absolute symbol of the unit `{other}`: only its own unit can use it\n  help: define it in each unit that uses it, or publish them as one unit")]
+    #[error(
+        "the unit `{unit}` refers to `{symbol}`, which is an absolute symbol of the unit `{other}`: only its own unit can use it\n  help: define it in each unit that uses it, or publish them as one unit"
+    )]
     Absolute {
         /// The symbol.
         symbol: String,

@@ -457,6 +457,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         unit: usize,
         reference: &Reference<'p>,
     ) -> Result<Binding, PublishError> {
+        check_name(reference.name)?;
         if !self.is_segments(reference.name) {
             return Ok(self.bind_host(txn, edit, reference)?);
         }
@@ -502,15 +503,16 @@ impl<'a, 'p> Batch<'a, 'p> {
         if self.defined.contains_key(name) {
             return true;
         }
-        let users = self
-            .site
-            .catalog
-            .imports
-            .get(name)
-            .map_or(0, |import| import.users);
-        let staying = users > self.leaving_users.get(name).copied().unwrap_or(0);
+        let staying = self.is_imported_by_others(name);
         let published = self.site.catalog.symbols.get(name);
         !staying && published.is_some_and(|symbol| !self.replaces(&symbol.unit))
+    }
+
+    /// Whether units that this publication does not replace refer to the host symbol `name`.
+    fn is_imported_by_others(&self, name: &str) -> bool {
+        let import = self.site.catalog.imports.get(name);
+        let users = import.map_or(0, |import| import.users);
+        users > self.leaving_users.get(name).copied().unwrap_or(0)
     }
 
     fn bind_host(
@@ -543,10 +545,21 @@ impl<'a, 'p> Batch<'a, 'p> {
                 }
             }
         };
-        if import.weak && !reference.weak {
-            (import.weak, changed) = (false, true);
-        }
         let target = PatchTarget::Host(import.id);
+        // Weak while everybody who refers to it does so weakly; who is the first again decides anew.
+        let is_first =
+            !self.changes.imports.contains_key(name) && !self.is_imported_by_others(name);
+        let weak = reference.weak && (import.weak || is_first);
+        if import.weak != weak {
+            (import.weak, changed) = (weak, true);
+            // A worker that lacks it has stored 0 and now it must be a trap, or the other way round.
+            for cell in [import.call_cell, import.address_cell]
+                .into_iter()
+                .flatten()
+            {
+                edit.set_cell(cell, CellValue::new(target));
+            }
+        }
         if (reference.stub || reference.call_cell) && import.call_cell.is_none() {
             let cell = self.new_call_cell(txn)?;
             edit.set_cell(cell, CellValue::new(target));

@@ -44,6 +44,16 @@ impl Serve {
         }
     }
 
+    /// One that was started at `socket`; waits until it serves.
+    pub(crate) fn adopt(mut process: Process, socket: String, scratch: Scratch) -> Self {
+        await_serving(&mut process);
+        Self {
+            process,
+            socket,
+            scratch,
+        }
+    }
+
     /// Starts one at `socket`, and waits until it serves.
     pub(crate) fn start_at(socket: &str, options: &[&str]) -> Process {
         Self::await_service(jitcast(&["serve", "--socket", socket]).args(options))
@@ -51,7 +61,7 @@ impl Serve {
 
     fn await_service(command: &mut Command) -> Process {
         let mut process = Process::start(command);
-        process.await_line(Stream::Err, "`serving`", |line| line.starts_with("serving"));
+        await_serving(&mut process);
         process
     }
 
@@ -87,6 +97,10 @@ impl Serve {
         let status = self.command("status", &["--json"]).succeeded();
         serde_json::from_str(&status.stdout).unwrap()
     }
+}
+
+fn await_serving(process: &mut Process) {
+    process.await_line(Stream::Err, "`serving`", |line| line.starts_with("serving"));
 }
 
 /// The results in a worker's last line of JSON; errors as they are.
