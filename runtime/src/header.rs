@@ -31,6 +31,9 @@ pub const ROOT: u32 = 256;
 /// Distance to the areas' committed ends, a word each, bytes.
 pub const EXTENTS: u32 = 264;
 
+/// Distance to the floor: nothing that a generation after it retired has been reused, bytes.
+pub const FLOOR: u32 = 320;
+
 /// Distance to the head of the ring (alone in its cache line: every poll loads it), bytes.
 pub const HEAD: u32 = 384;
 
@@ -40,7 +43,7 @@ pub const INTENT: u32 = 448;
 /// Distance to the ring's records, bytes.
 pub const RECORDS: u32 = 4096;
 
-const _: () = assert!(EXTENTS as usize + Area::COUNT * 8 <= HEAD as usize && HEAD.is_multiple_of(64));
+const _: () = assert!(EXTENTS as usize + Area::COUNT * 8 <= FLOOR as usize && FLOOR < HEAD && HEAD.is_multiple_of(64));
 const _: () = assert!(size_of::<Header>() <= ROOT as usize);
 const _: () = assert!(CONTROL_FIXED_BYTES <= GRANULE_BYTES * 2);
 
@@ -186,6 +189,7 @@ pub struct Control<'a> {
     extents: &'a [AtomicU64],
     ring: Ring<'a>,
     head: &'a AtomicU64,
+    floor: &'a AtomicU64,
 }
 
 impl<'a> Control<'a> {
@@ -197,9 +201,26 @@ impl<'a> Control<'a> {
         let word = |distance: u32, count| {
             view.words(SegmentOffset::new(view.span().start + distance), count)
         };
-        let head = &word(HEAD, 1)?[0];
+        let head = Self::head_in(view)?;
         let ring = Ring::new(head, &word(INTENT, 1)?[0], word(RECORDS, RING_PLACES * RECORD_WORDS)?);
-        Ok(Self { root: &word(ROOT, 1)?[0], extents: word(EXTENTS, Area::COUNT)?, ring, head })
+        let (root, floor) = (&word(ROOT, 1)?[0], &word(FLOOR, 1)?[0]);
+        Ok(Self { root, extents: word(EXTENTS, Area::COUNT)?, ring, head, floor })
+    }
+
+    /// The word that polls load and sleepers wait on, and nothing else: entering a guard looks for it each time.
+    ///
+    /// # Errors
+    /// As [`Control::new`].
+    #[inline]
+    pub fn head_in(view: &'a View) -> Result<&'a AtomicU64, Corrupt> {
+        let at = SegmentOffset::new(view.span().start + HEAD);
+        Ok(&view.words(at, 1)?[0])
+    }
+
+    /// What a generation after this one retired has not been reused. A thread that wants to stay at an older
+    /// generation pins itself at it, executes a full barrier, and looks here.
+    pub fn floor(&self) -> &'a AtomicU64 {
+        self.floor
     }
 
     /// The ring.

@@ -81,6 +81,7 @@ impl View {
     ///
     /// # Errors
     /// [`Corrupt`] if they are misaligned or not all readable.
+    #[inline]
     pub fn words(&self, at: SegmentOffset, count: usize) -> Result<&[AtomicU64], Corrupt> {
         let readable = Region {
             start: self.span.start,

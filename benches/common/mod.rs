@@ -1,0 +1,179 @@
+//! What the benches share: a serving compiler, and units to publish.
+
+#![allow(
+    dead_code,
+    reason = "each bench is a crate of its own and uses some of the helpers"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jitcast::compiler::front::{self, compile_bytes};
+use jitcast::compiler::{
+    Compiler, CompilerOptions, Policy, Reclaim, Server, Stop, UnitFile, UnitSource,
+};
+use jitcast::linker::Dialect;
+use jitcast::worker::{Endpoint, Worker, WorkerOptions};
+use object::write::{Object, Relocation, StandardSection, Symbol, SymbolId, SymbolSection};
+use object::{
+    Architecture, BinaryFormat, Endianness, RelocationFlags, SymbolFlags, SymbolKind, SymbolScope,
+    elf,
+};
+
+/// A compiler with its server in a thread of this process.
+pub(crate) struct Serving {
+    pub(crate) compiler: Arc<Compiler>,
+    pub(crate) socket: String,
+    stop: Stop,
+}
+
+impl Serving {
+    pub(crate) fn start() -> Self {
+        let random = u64::from_le_bytes(jitcast::runtime::sys::random().unwrap());
+        let socket = format!("@jitcast-bench-{random:016x}");
+        let compiler = Arc::new(Compiler::create(&CompilerOptions::default()).unwrap());
+        let options = front::Options::default();
+        let server = Server::bind(&socket, Policy::default(), options).unwrap();
+        let stop = server.stopper().unwrap();
+        let shared = Arc::clone(&compiler);
+        std::thread::spawn(move || server.run(shared).unwrap());
+        Self {
+            compiler,
+            socket,
+            stop,
+        }
+    }
+
+    pub(crate) fn publish(&self, unit: &UnitSource) {
+        let published = self.compiler.publish(std::slice::from_ref(unit));
+        published.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    pub(crate) fn attach(&self) -> Worker {
+        attach(&self.socket)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+pub(crate) fn attach(socket: &str) -> Worker {
+    let endpoint = Endpoint::Path(Path::new(socket));
+    Worker::attach(endpoint, WorkerOptions::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A unit of CLIF.
+pub(crate) fn clif(unit: &str, text: &str) -> UnitSource {
+    let name = format!("{unit}.clif");
+    let compiled = compile_bytes(&name, text.into(), &front::Options::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    UnitSource {
+        name: unit.to_owned(),
+        files: vec![UnitFile {
+            name,
+            bytes: compiled.bytes,
+            dialect: compiled.dialect,
+        }],
+        signatures: compiled.signatures,
+        reclaim: Reclaim::Auto,
+    }
+}
+
+/// CLIF of a function `name` that adds `bonus` to its argument.
+pub(crate) fn adds(name: &str, bonus: i64) -> String {
+    format!(
+        "function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    v1 = iconst.i64 {bonus}\n    \
+         v2 = iadd v0, v1\n    return v2\n}}\n"
+    )
+}
+
+/// A unit of one object.
+pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
+    UnitSource {
+        name: unit.to_owned(),
+        files: vec![UnitFile {
+            name: format!("{unit}.o"),
+            bytes,
+            dialect: Dialect::Elf,
+        }],
+        signatures: Vec::new(),
+        reclaim: Reclaim::Auto,
+    }
+}
+
+/// How many relocations each function of [`generated_object`] has.
+pub(crate) const RELOCATIONS_PER_FUNCTION: usize = 8;
+
+/// An object of `functions` global functions. Each calls four others of them and, through the GOT, two of a
+/// hundred host functions, and takes the address of two data.
+pub(crate) fn generated_object(functions: usize) -> Vec<u8> {
+    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let text = object.section_id(StandardSection::Text);
+    let data = object.section_id(StandardSection::ReadOnlyData);
+    let mut add = |name: String, kind| object.add_symbol(symbol(name, kind));
+    let own: Vec<_> = (0..functions)
+        .map(|number| add(format!("function_{number}"), SymbolKind::Text))
+        .collect();
+    let host: Vec<_> = (0..100)
+        .map(|number| add(format!("host_{number}"), SymbolKind::Unknown))
+        .collect();
+    let datum = add("datum".into(), SymbolKind::Data);
+    object.add_symbol_data(datum, data, &[7; 64], 16);
+    let near = |step: usize, number: usize| own[(number * 7 + step * 13) % own.len()];
+    for (number, function) in own.iter().enumerate() {
+        let mut code = Code::default();
+        for step in 0..4 {
+            code.refer(&[0xe8], elf::R_X86_64_PLT32, near(step, number));
+        }
+        for step in 0..2 {
+            let callee = host[(number + step) % host.len()];
+            code.refer(&[0xff, 0x15], elf::R_X86_64_GOTPCRELX, callee);
+        }
+        for _ in 0..2 {
+            code.refer(&[0x48, 0x8d, 0x05], elf::R_X86_64_PC32, datum);
+        }
+        code.bytes.push(0xc3);
+        let start = object.add_symbol_data(*function, text, &code.bytes, 16);
+        for mut relocation in code.relocations {
+            relocation.offset += start;
+            object.add_relocation(text, relocation).unwrap();
+        }
+    }
+    object.write().unwrap()
+}
+
+#[derive(Default)]
+struct Code {
+    bytes: Vec<u8>,
+    relocations: Vec<Relocation>,
+}
+
+impl Code {
+    /// An instruction that ends in a PC-relative field.
+    fn refer(&mut self, opcode: &[u8], r_type: u32, symbol: SymbolId) {
+        self.bytes.extend(opcode);
+        self.relocations.push(Relocation {
+            offset: self.bytes.len() as u64,
+            symbol,
+            addend: -4,
+            flags: RelocationFlags::Elf { r_type },
+        });
+        self.bytes.extend([0; 4]);
+    }
+}
+
+fn symbol(name: String, kind: SymbolKind) -> Symbol {
+    Symbol {
+        name: name.into_bytes(),
+        value: 0,
+        size: 0,
+        kind,
+        scope: SymbolScope::Dynamic,
+        weak: false,
+        section: SymbolSection::Undefined,
+        flags: SymbolFlags::None,
+    }
+}

@@ -1,0 +1,103 @@
+//! From the bytes of objects to a linked unit, without publishing it.
+#![allow(
+    missing_docs,
+    reason = "criterion's macros write undocumented functions"
+)]
+
+mod common;
+#[path = "../tests/lua/archive.rs"]
+mod lua_archive;
+
+use std::hint::black_box;
+use std::process::Command;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use jitcast::linker::{Binding, Dialect, Input, Linked, Options, Placement, Prepared};
+use jitcast::runtime::{ImportId, PatchTarget, SegmentOffset};
+
+/// The areas of the window, further apart than any unit here is long.
+const AREA_BYTES: u32 = 64 << 20;
+
+/// Links `files` as a publisher does, with cells for every reference.
+fn link(files: &[(&str, &[u8])]) -> Linked {
+    let input = |&(name, bytes)| Input {
+        name,
+        bytes,
+        dialect: Dialect::Elf,
+    };
+    let inputs: Vec<_> = files.iter().map(input).collect();
+    let prepared = Prepared::read("bench", &inputs, &Options::default()).unwrap();
+    let bindings: Vec<_> = (0..)
+        .zip(prepared.references())
+        .map(|(index, reference)| binding(index, reference.own.is_some()))
+        .collect();
+    let placement = Placement {
+        private: SegmentOffset::new(AREA_BYTES),
+        text: SegmentOffset::new(3 * AREA_BYTES),
+        read_only: SegmentOffset::new(4 * AREA_BYTES),
+    };
+    prepared.link(&placement, &bindings).unwrap()
+}
+
+fn binding(index: u32, own: bool) -> Binding {
+    let stub = SegmentOffset::new(2 * AREA_BYTES + index * 16);
+    let target = if own {
+        PatchTarget::Window(stub)
+    } else {
+        PatchTarget::Host(ImportId::new(index))
+    };
+    Binding {
+        target,
+        call_cell: Some(SegmentOffset::new(index * 16)),
+        address_cell: Some(SegmentOffset::new(index * 16 + 8)),
+        stub: Some(stub),
+    }
+}
+
+/// An object that needs every member of Lua that scripts need.
+fn lua_root(folder: &std::path::Path) -> Vec<u8> {
+    let scratch = tempfile::tempdir().unwrap();
+    let object = scratch.path().join("driver.o");
+    let status = Command::new("cc")
+        .args(["-O2", "-fPIC", "-fno-plt", "-c", "-I"])
+        .arg(folder.join("include"))
+        .arg("-o")
+        .arg(&object)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lua/driver.c"))
+        .status();
+    assert!(status.unwrap().success());
+    std::fs::read(object).unwrap()
+}
+
+fn benches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("link");
+
+    let tiny = common::generated_object(1);
+    group.bench_function("tiny_object", |bencher| {
+        bencher.iter(|| link(black_box(&[("tiny.o", &tiny)])));
+    });
+
+    if Command::new("cc").arg("--version").output().is_ok() {
+        let folder = lua_archive::lua();
+        let driver = lua_root(folder);
+        let archive = std::fs::read(lua_archive::archive(folder)).unwrap();
+        group.bench_function("lua_archive", |bencher| {
+            let files = [("driver.o", &driver[..]), ("liblua5.4.a", &archive[..])];
+            bencher.iter(|| link(black_box(&files)));
+        });
+    } else {
+        eprintln!("SKIPPED: link/lua_archive: no C compiler");
+    }
+
+    let functions = 5000;
+    let many = common::generated_object(functions);
+    let relocations = functions * common::RELOCATIONS_PER_FUNCTION;
+    group.throughput(Throughput::Elements(relocations as u64));
+    group.bench_function("5000_functions_40000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&[("many.o", &many)])));
+    });
+    group.finish();
+}
+
+criterion_group!(link_benches, benches);
+criterion_main!(link_benches);
