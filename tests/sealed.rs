@@ -189,7 +189,7 @@ impl Offer {
 
     /// How a worker's attach to it fails.
     fn refusal(&self) -> AttachError {
-        let (_, _mapping, mailbox) = create_mailbox().unwrap();
+        let (_, mailbox) = create_mailbox().unwrap();
         let reply = AttachReply {
             worker: 1,
             sealed: self.sealed,

@@ -175,13 +175,23 @@ impl Heap {
         // Growth by an eighth keeps the number of steps (each an mprotect in every worker) logarithmic.
         let stride = ((start - self.geometry.region(area).start) / 8).max(GRANULE_BYTES);
         let generous = end.max(start.saturating_add(stride)).next_multiple_of(GRANULE_BYTES).min(limit);
-        if !area.is_private() {
-            let range = Region { start, len_bytes: generous - start };
-            backing
-                .reserve(range)
-                .map_err(|cause| self.full(area, range.len_bytes.into(), Some(cause.to_string())))?;
-        }
-        self.backed[area.index()] = generous;
+        let reserve = |end: u32| {
+            let range = Region { start, len_bytes: end - start };
+            if area.is_private() { Ok(()) } else { backing.reserve(range) }
+        };
+        let exact = end.next_multiple_of(GRANULE_BYTES).min(limit);
+        let end = match reserve(generous) {
+            Ok(()) => generous,
+            // There may be room for what is needed, though not for more.
+            Err(_) => match reserve(exact) {
+                Ok(()) => exact,
+                Err(cause) => {
+                    let asked_bytes = u64::from(exact - start);
+                    return Err(self.full(area, asked_bytes, Some(cause.to_string())));
+                }
+            },
+        };
+        self.backed[area.index()] = end;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::addr::SegmentOffset;
 use crate::atomic::Ordering;
 use crate::geometry::Region;
 use crate::memory::{Corrupt, View};
+use crate::sys::Mapping;
 
 /// The first word of every mailbox.
 pub const MAILBOX_MAGIC: u64 = u64::from_le_bytes(*b"JCMAIL\0\x01");
@@ -52,6 +53,8 @@ pub enum Word {
     Resyncs = 6,
     /// Host symbols that it lacks.
     Missing = 7,
+    /// 1: it has detached; no thread of it will enter again.
+    Detached = 8,
 }
 
 /// A word of a thread's record, by its position.
@@ -66,20 +69,33 @@ pub enum ThreadWord {
 /// A mailbox, mapped.
 #[derive(Debug)]
 pub struct Mailbox {
+    // Declared, and so dropped, before the mapping that it looks at.
     view: View,
+    _mapping: Mapping,
 }
 
 /// The offsets that a mailbox's view spans. It is no part of the window; they are distances in the mailbox.
 pub const MAILBOX_SPAN: Region = Region { start: 0, len_bytes: MAILBOX_BYTES };
 
 impl Mailbox {
-    /// The mailbox in `view`, whose span is [`MAILBOX_SPAN`].
+    /// The mailbox that `mapping`, a writable one, maps.
     ///
     /// # Errors
-    /// [`Corrupt`] if the view is shorter.
-    pub fn new(view: View) -> Result<Self, Corrupt> {
-        view.words(SegmentOffset::new(0), MAILBOX_BYTES as usize / 8)?;
-        Ok(Self { view })
+    /// [`Corrupt`] if the mapping is shorter than a mailbox.
+    pub fn new(mapping: Mapping) -> Result<Self, Corrupt> {
+        if mapping.len_bytes() < MAILBOX_BYTES as usize {
+            return Err(Corrupt {
+                what: "mailbox shorter than its format",
+                at: SegmentOffset::NONE,
+            });
+        }
+        // SAFETY: the mapping is long enough (checked above), page-aligned, and lives as long as the view;
+        // the memory is accessed atomically only.
+        let view = unsafe { View::new(mapping.base(), MAILBOX_SPAN, MAILBOX_SPAN.end()) };
+        Ok(Self {
+            view,
+            _mapping: mapping,
+        })
     }
 
     /// A word of the header.
@@ -88,6 +104,7 @@ impl Mailbox {
     }
 
     /// A word of thread record `index`, which is below [`MAX_THREADS`].
+    #[inline]
     pub fn thread(&self, index: u32, word: ThreadWord) -> &core::sync::atomic::AtomicU64 {
         let at = (HEADER_BYTES + index.min(MAX_THREADS - 1) * THREAD_BYTES) as usize / 8;
         &self.words()[at + word as usize]
@@ -120,23 +137,10 @@ impl Mailbox {
         self.thread(index, ThreadWord::Tid).store(0, Ordering::Release);
     }
 
+    #[inline]
     fn words(&self) -> &[core::sync::atomic::AtomicU64] {
         self.view
             .words(SegmentOffset::new(0), MAILBOX_BYTES as usize / 8)
             .expect("checked by `new`, and a view never shrinks")
     }
-}
-
-/// The mailbox that `mapping` maps.
-///
-/// # Errors
-/// [`Corrupt`] if the mapping is shorter than a mailbox.
-#[cfg(not(loom))]
-pub fn map(mapping: &crate::sys::Mapping) -> Result<Mailbox, Corrupt> {
-    if mapping.len_bytes() < MAILBOX_BYTES as usize {
-        return Err(Corrupt { what: "mailbox shorter than its format", at: SegmentOffset::NONE });
-    }
-    // SAFETY: the mapping is long enough (checked above), page-aligned, readable and writable, and its
-    // owner keeps it while the mailbox lives; the memory is accessed atomically only.
-    Mailbox::new(unsafe { View::new(mapping.base(), MAILBOX_SPAN, MAILBOX_SPAN.end()) })
 }

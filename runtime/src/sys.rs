@@ -205,3 +205,38 @@ pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+/// Who is at the other end of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process, in this process's pid namespace; 0 if it has no number there.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+/// The credentials that the peer of a Unix socket had when it connected (`SO_PEERCRED`, unix(7)).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    use std::os::fd::AsRawFd;
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    let value = (&raw mut peer).cast();
+    // SAFETY: the option writes one `ucred` into `peer` and its size into `len`; both live across the call.
+    let result = unsafe { libc::getsockopt(fd, level, name, value, &raw mut len) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let libc::ucred { pid, uid, gid } = peer;
+    Ok(Peer { pid, uid, gid })
+}

@@ -136,6 +136,7 @@ fn the_numbers_are_those_of_the_code() {
         format!("format version {}", header::FORMAT_VERSION),
         format!("root at {}", header::ROOT),
         format!("extents at {}", header::EXTENTS),
+        format!("floor at {}", header::FLOOR),
         format!("head at {}", header::HEAD),
         format!("intent at {}", header::INTENT),
         format!("records at {}", header::RECORDS),

@@ -55,16 +55,21 @@ impl Inner {
     pub(crate) fn catch_up(&self, thread: u32) -> Result<(), UpdateError> {
         let mut state = self.state().lock().unwrap_or_else(PoisonError::into_inner);
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
+        let applied = self.life().applied().load(Ordering::Relaxed);
+        if applied != 0 && pin::enter(word, applied, self.head(), true) == applied {
+            // Another thread has applied it while this one waited for the lock.
+            return Ok(());
+        }
         // From here on, whoever enters finds 0 and waits for the lock.
         self.life().applied().store(0, Ordering::Relaxed);
         let alone = self.mailbox().word(Word::Threads).load(Ordering::Relaxed) == 1;
         if !alone {
             self.barriers().all_threads();
         }
-        // Pinned at what is applied before the others are looked at a last time: if one of them is inside,
-        // its pin has covered this generation all along.
-        let head = pin::enter(word, state.applied, self.head(), self.fenced() || !alone);
-        let result = if !alone && self.others_stay(thread) {
+        // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
+        // this thread sees the floor that it announced before it reused anything.
+        let head = pin::enter(word, state.applied, self.head(), true);
+        let result = if !alone && self.others_stay(thread, state.applied) {
             Ok(state.applied)
         } else {
             self.apply(&mut state, head)
@@ -101,12 +106,22 @@ impl Inner {
         // After an error it stays 0: every guard tries again.
     }
 
-    /// Whether other threads stay inside for longer than is worth waiting.
-    fn others_stay(&self, thread: u32) -> bool {
-        (0..PATIENCE).all(|_| {
-            std::hint::spin_loop();
-            self.others_inside(thread)
-        })
+    /// Whether other threads stay inside for longer than is worth waiting, at a generation that this thread may
+    /// join. One that only looks, and will wait for the lock, has a pin for a moment too; so somebody's being
+    /// inside does not prove that the generation's memory is still there. The floor does.
+    fn others_stay(&self, thread: u32, applied: u64) -> bool {
+        let mut looks = 0;
+        while self.others_inside(thread) {
+            looks += 1;
+            if looks < PATIENCE {
+                std::hint::spin_loop();
+            } else if self.control().floor().load(Ordering::Acquire) <= applied {
+                return true;
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        false
     }
 
     fn others_inside(&self, thread: u32) -> bool {
@@ -241,6 +256,10 @@ impl Inner {
             at,
         })?;
         let name = trailing_text::<ImportRecord>(view, at, 0, record.name_len)?;
+        if state.imports.contains_key(&ImportId::new(import)) {
+            // Its cells and patches hold what was found first, and go on to.
+            return Ok(());
+        }
         let found = self.host().resolve(&name);
         let address = found.or_else(|| (record.weak == 1).then_some(WorkerAddr::NULL));
         let trap = self.window().addr_of(record.trap);

@@ -9,9 +9,9 @@ use std::path::Path;
 use jitcast_runtime::Geometry;
 use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::header::{FORMAT_VERSION, Header};
-use jitcast_runtime::mailbox::{self, MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
+use jitcast_runtime::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
 use jitcast_runtime::segment::{SEALS, object_path};
-use jitcast_runtime::sys::{Mapping, MappingAdvice};
+use jitcast_runtime::sys::{self, Mapping, MappingAdvice};
 use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind};
 use rustix::fs::{Mode, OFlags};
 use zerocopy::{FromBytes, IntoBytes};
@@ -37,7 +37,6 @@ pub(crate) struct Attachment {
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
     pub(crate) mailbox: Mailbox,
-    pub(crate) mailbox_mapping: Mapping,
     pub(crate) number: u64,
     /// The compiler process cannot reach anybody by membarrier.
     pub(crate) fenced: bool,
@@ -65,7 +64,7 @@ pub(crate) fn attach(
     mapping
         .advise(MappingAdvice::LinuxDontDump)
         .map_err(step("madvise of the mailbox"))?;
-    let mailbox = mailbox::map(&mapping).map_err(|cause| AttachError::Update(cause.into()))?;
+    let mailbox = Mailbox::new(mapping).map_err(|cause| AttachError::Update(cause.into()))?;
     if mailbox
         .word(Word::Magic)
         .load(core::sync::atomic::Ordering::Relaxed)
@@ -79,7 +78,6 @@ pub(crate) fn attach(
         geometry,
         header,
         mailbox,
-        mailbox_mapping: mapping,
         number: reply.worker,
         fenced: reply.fenced != 0,
     })
@@ -130,12 +128,11 @@ fn socket_of(name: &str) -> Result<String, AttachError> {
 }
 
 fn check_peer(socket: &OwnedFd, allowed_uids: &[u32]) -> Result<(), AttachError> {
-    let peer =
-        rustix::net::sockopt::socket_peercred(socket).map_err(|cause| AttachError::System {
-            step: "SO_PEERCRED",
-            cause: cause.into(),
-        })?;
-    let (found, own) = (peer.uid.as_raw(), rustix::process::geteuid().as_raw());
+    let peer = sys::peer(socket).map_err(|cause| AttachError::System {
+        step: "SO_PEERCRED",
+        cause,
+    })?;
+    let (found, own) = (peer.uid, rustix::process::geteuid().as_raw());
     if found == own || found == 0 || allowed_uids.contains(&found) {
         return Ok(());
     }

@@ -14,6 +14,11 @@ pub(crate) struct Barriers {
 }
 
 impl Barriers {
+    /// Whether guards must do without: with fences, and serialising in each thread.
+    pub(crate) fn incomplete(self) -> bool {
+        !(self.global && self.private && self.sync_core)
+    }
+
     /// Registers this process for what the kernel offers; seccomp may forbid any of it.
     pub(crate) fn register() -> Self {
         let allowed = std::env::var_os("JITCAST_NO_MEMBARRIER").is_none();

@@ -116,6 +116,11 @@ pub enum EnterError {
         /// How many there are.
         max: u32,
     },
+    /// The thread is past the end of its life: its thread-local data are gone.
+    #[error(
+        "this thread is ending, and its records are gone\n  help: do not call published code from destructors of thread-local data"
+    )]
+    ThreadEnds,
     /// What was published cannot be applied, and what was before may be gone.
     #[error("cannot apply what was published: {0}")]
     Update(#[from] UpdateError),

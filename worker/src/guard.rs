@@ -6,7 +6,7 @@
 //! reused.
 
 use core::marker::PhantomData;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, Weak};
 
@@ -24,13 +24,12 @@ use crate::worker::{Inner, Worker};
 pub struct Guard<'a> {
     worker: &'a Worker,
     thread: *const ThreadRecord,
-    previous: u64,
     _not_send: PhantomData<*const ()>,
 }
 
-/// What was pinned before a guard was entered: for hosts that leave by longjmp.
+/// How deep a thread was inside before a guard was entered: for hosts that leave by longjmp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(u64);
+pub struct Token(u32);
 
 /// A thread's record in a worker's mailbox.
 #[derive(Debug)]
@@ -39,15 +38,17 @@ pub(crate) struct ThreadRecord {
     worker: u64,
     owner: Weak<Inner>,
     index: u32,
+    /// How many guards this thread holds. The pin is set while it is not 0: guards may be dropped in any order.
+    depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
-    serialised: std::cell::Cell<u64>,
+    serialised: Cell<u64>,
 }
 
 thread_local! {
     /// This thread's records, one for each worker that it entered. Boxed, since guards point at them.
     static RECORDS: RefCell<Records> = const { RefCell::new(Records(Vec::new())) };
     /// The record used last.
-    static LAST: std::cell::Cell<*const ThreadRecord> = const { std::cell::Cell::new(core::ptr::null()) };
+    static LAST: Cell<*const ThreadRecord> = const { Cell::new(core::ptr::null()) };
 }
 
 #[derive(Debug)]
@@ -59,12 +60,16 @@ impl Drop for Records {
     fn drop(&mut self) {
         LAST.set(core::ptr::null());
         for record in self.0.drain(..) {
-            if let Some(worker) = record
-                .owner
-                .upgrade()
-                .filter(|worker| worker.is_attached_here())
-            {
+            let worker = record.owner.upgrade();
+            if let Some(worker) = worker.filter(|worker| worker.is_attached_here()) {
+                // The end of a thread leaves its guards, those that were forgotten too.
                 worker.mailbox().release(record.index);
+            }
+            if record.depth.get() > 0 {
+                // A guard in another thread-local may be dropped after this: it finds its record, and never
+                // gets to touch a pin that is another thread's by then.
+                record.depth.set(u32::MAX / 2);
+                std::mem::forget(record);
             }
         }
     }
@@ -75,17 +80,15 @@ impl Worker {
     ///
     /// # Errors
     /// [`EnterError`]; the host then goes on without published code.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self) -> Result<Guard<'_>, EnterError> {
-        let inner = self.inner();
         let last = LAST.get();
         // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
-        if let Some(record) = unsafe { last.as_ref() }
-            && record.worker == inner.id()
-        {
-            return self.enter_with(record);
-        }
-        self.enter_with(self.record()?)
+        let record = match unsafe { last.as_ref() } {
+            Some(record) if record.worker == self.inner().id() => record,
+            _ => self.record()?,
+        };
+        self.enter_with(record)
     }
 
     /// Looks for what is new and applies it, unless this thread is inside a guard. Returns the generation
@@ -97,47 +100,52 @@ impl Worker {
         self.enter().map(|guard| guard.generation())
     }
 
-    /// Puts back what was pinned before the guard that gave `token` was entered, as leaving would: for hosts
-    /// that jump out of published code past their guards.
-    pub fn unwind(&self, token: Token) {
+    /// Leaves every guard that was entered after `token` was taken: for hosts that jump out of published
+    /// code past their guards.
+    ///
+    /// # Safety
+    /// Those guards are never used or dropped any more; `token` is of this worker and this thread, and the
+    /// guard that gave it, or an outer one, has not been left.
+    pub unsafe fn unwind(&self, token: Token) {
         if let (Ok(record), true) = (self.record(), self.inner().is_attached_here()) {
-            pin::leave(record.pin(self.inner()), token.0);
+            record.depth.set(token.0);
+            if token.0 == 0 {
+                pin::leave(record.pin(self.inner()), 0);
+            }
         }
     }
 
     #[inline(always)]
     fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
         let inner = self.inner();
-        let word = record.pin(inner);
-        // Only this thread writes its pin: if it is set, this thread is inside.
-        let previous = word.load(Ordering::Relaxed);
+        let depth = record.depth.get();
         let applied = inner.life().applied().load(Ordering::Relaxed);
         if applied == 0 {
-            self.enter_slowly(record, previous)?;
-        } else if previous == 0 {
-            let head = pin::enter(word, applied, inner.head(), inner.fenced());
+            self.enter_slowly(record)?;
+        } else if depth == 0 {
+            let head = pin::enter(record.pin(inner), applied, inner.head(), inner.fenced());
             if head != applied || inner.life().applied().load(Ordering::Relaxed) != applied {
-                self.enter_slowly(record, 0)?;
+                self.enter_slowly(record)?;
             } else if inner.fenced() {
                 record.serialise_if_needed(inner);
             }
         }
+        record.depth.set(depth + 1);
         Ok(Guard {
             worker: self,
             thread: core::ptr::from_ref(record),
-            previous,
             _not_send: PhantomData,
         })
     }
 
     /// Everything but the common case: a forked child, another thread that applies, something new.
     #[cold]
-    fn enter_slowly(&self, record: &ThreadRecord, previous: u64) -> Result<(), EnterError> {
+    fn enter_slowly(&self, record: &ThreadRecord) -> Result<(), EnterError> {
         let inner = self.inner();
         if !inner.is_attached_here() {
             return Err(EnterError::Forked);
         }
-        if previous == 0 {
+        if record.depth.get() == 0 {
             // While this thread waits for another that applies, it is not inside.
             pin::leave(record.pin(inner), 0);
             inner.catch_up(record.index)?;
@@ -149,15 +157,18 @@ impl Worker {
     }
 
     /// This thread's record, made if need be.
+    #[cold]
     fn record(&self) -> Result<&ThreadRecord, EnterError> {
         let inner = self.inner();
         if !inner.is_attached_here() {
             return Err(EnterError::Forked);
         }
-        let known = RECORDS.with_borrow(|records| {
+        let known = RECORDS.try_with(|records| {
+            let records = records.borrow();
             let found = records.0.iter().find(|record| record.worker == inner.id());
             found.map(|record| core::ptr::from_ref::<ThreadRecord>(record))
         });
+        let known = known.map_err(|_| EnterError::ThreadEnds)?;
         let record = match known {
             Some(record) => record,
             None => self.register_thread()?,
@@ -184,7 +195,8 @@ impl Worker {
             worker: inner.id(),
             owner: self.downgrade(),
             index,
-            serialised: std::cell::Cell::new(0),
+            depth: Cell::new(0),
+            serialised: Cell::new(0),
         });
         let pointer = core::ptr::from_ref::<ThreadRecord>(&record);
         RECORDS.with_borrow_mut(|records| {
@@ -222,24 +234,34 @@ impl Guard<'_> {
         self.worker
     }
 
-    /// What [`Worker::unwind`] takes, should this guard never be dropped.
+    /// What [`Worker::unwind`] takes to leave what was entered after this guard, should those guards never be
+    /// dropped.
     pub fn token(&self) -> Token {
-        Token(self.previous)
+        Token(self.record().depth.get())
     }
 
+    #[inline(always)]
+    fn record(&self) -> &ThreadRecord {
+        // SAFETY: the record lives until this thread ends, or longer while a guard of it is held, and the
+        // guard cannot leave the thread.
+        unsafe { &*self.thread }
+    }
+
+    #[inline(always)]
     fn pin(&self) -> &AtomicU64 {
-        // SAFETY: the record lives until this thread ends, and the guard cannot leave the thread.
-        let record = unsafe { &*self.thread };
-        record.pin(self.worker.inner())
+        self.record().pin(self.worker.inner())
     }
 }
 
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        // In a child that was forked under the guard, the record is the parent's: hands off.
-        if self.worker.inner().is_attached_here() {
-            pin::leave(self.pin(), self.previous);
+        let record = self.record();
+        let depth = record.depth.get() - 1;
+        record.depth.set(depth);
+        // In a child that was forked under the guard, the pin is the parent's: hands off.
+        if depth == 0 && self.worker.inner().is_attached_here() {
+            pin::leave(self.pin(), 0);
         }
     }
 }

@@ -48,9 +48,28 @@ pub(crate) struct HandleCell {
 pub(crate) struct Handles {
     all: Vec<Weak<HandleCell>>,
     by_cell: HashMap<SegmentOffset, Vec<Weak<HandleCell>>>,
+    /// How many handles there are when those that were dropped are looked for.
+    prune_at: usize,
 }
 
 impl Handles {
+    /// Adds a handle of the function that `slot` leads to.
+    fn add(&mut self, slot: SegmentOffset, cell: &Arc<HandleCell>) {
+        if self.all.len() >= self.prune_at {
+            self.all.retain(|handle| handle.strong_count() > 0);
+            for handles in self.by_cell.values_mut() {
+                handles.retain(|handle| handle.strong_count() > 0);
+            }
+            self.by_cell.retain(|_, handles| !handles.is_empty());
+            self.prune_at = (self.all.len() * 2).max(64);
+        }
+        self.all.push(Arc::downgrade(cell));
+        self.by_cell
+            .entry(slot)
+            .or_default()
+            .push(Arc::downgrade(cell));
+    }
+
     /// A slot holds another version now; so do its handles.
     pub(crate) fn cell_changed(&self, cell: SegmentOffset, address: WorkerAddr) {
         for handle in self
@@ -157,13 +176,7 @@ impl Worker {
         let (slot, code) = inner.find(&state, &cell)?;
         cell.target.store(code.get(), Ordering::Relaxed);
         let cell = Arc::new(cell);
-        state.handles.all.push(Arc::downgrade(&cell));
-        state
-            .handles
-            .by_cell
-            .entry(slot)
-            .or_default()
-            .push(Arc::downgrade(&cell));
+        state.handles.add(slot, &cell);
         Ok(Function {
             cell,
             _type: PhantomData,

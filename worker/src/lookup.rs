@@ -1,6 +1,7 @@
 //! Finding published functions by name, and whether this worker has what they need.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use jitcast_runtime::index;
@@ -119,13 +120,18 @@ impl Inner {
             return Ok(());
         }
         let view = self.window().control();
+        let mut graphs = HashMap::new();
         let mut seen = HashSet::new();
         let mut pending = vec![(record.unit, record.node)];
         while let Some((unit, node)) = pending.pop() {
             if !seen.insert((unit, node)) {
                 continue;
             }
-            for reference in self.needs(root, unit)?.reachable(node) {
+            let needs = match graphs.entry(unit) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.needs(root, unit)?),
+            };
+            for reference in needs.reachable(node) {
                 match reference {
                     Reference::Import(import) if missing.contains(&import) => {
                         return Err(LookupError::MissingImport {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::sys::Mapping;
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
 use rustix::thread::futex;
@@ -60,7 +59,6 @@ pub(crate) struct Inner {
     id: u64,
     window: Window,
     mailbox: Mailbox,
-    _mailbox_mapping: Mapping,
     life: LifePage,
     barriers: Barriers,
     fenced: bool,
@@ -103,7 +101,7 @@ impl Worker {
         let attachment = attach::attach(
             endpoint,
             &options.label,
-            !barriers.global,
+            barriers.incomplete(),
             &options.trusted_uids,
         )?;
         let window = Window::map(&attachment.geometry, &attachment.segment)?;
@@ -117,10 +115,9 @@ impl Worker {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             window,
             mailbox: attachment.mailbox,
-            _mailbox_mapping: attachment.mailbox_mapping,
             life,
             barriers,
-            fenced: !barriers.global || attachment.fenced,
+            fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
             number: attachment.number,
             host: options.host,
@@ -144,7 +141,8 @@ impl Worker {
     /// is something new.
     pub fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
         let head = self.0.head();
-        let deadline = timeout.map(|timeout| std::time::Instant::now() + timeout);
+        // One that cannot be represented never comes.
+        let deadline = timeout.and_then(|timeout| std::time::Instant::now().checked_add(timeout));
         loop {
             if head.load(Ordering::Acquire) != seen {
                 return true;
@@ -231,7 +229,8 @@ impl Inner {
     /// The word that every guard looks at.
     #[inline(always)]
     pub(crate) fn head(&self) -> &AtomicU64 {
-        self.control().head_word()
+        Control::head_in(self.window.control())
+            .expect("the fixed part is opened when the window is mapped")
     }
 
     pub(crate) fn control(&self) -> Control<'_> {
@@ -276,6 +275,17 @@ impl Inner {
         self.window
             .private_word(Area::CallCells, at)
             .or_else(|| self.window.private_word(Area::AddressCells, at))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.is_attached_here() {
+            // Release: pairs with the acquire load in the compiler process. Nobody holds a guard any more.
+            self.mailbox
+                .word(Word::Detached)
+                .store(1, Ordering::Release);
+        }
     }
 }
 

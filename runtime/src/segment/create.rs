@@ -184,16 +184,17 @@ impl Backing for Segment {
 ///
 /// # Errors
 /// What the system said.
-pub fn create_mailbox() -> io::Result<(crate::mailbox::Mailbox, sys::Mapping, OwnedFd)> {
+pub fn create_mailbox() -> io::Result<(crate::mailbox::Mailbox, OwnedFd)> {
     use rustix::fs::SealFlags;
     let len_bytes = crate::mailbox::MAILBOX_BYTES;
     let fd = sys::memfd("jitcast-mailbox", len_bytes.into())?;
     let mapping = sys::Mapping::shared(fd.as_fd(), len_bytes as usize, true)?;
     mapping.advise(sys::MappingAdvice::LinuxDontFork)?;
     sys::seal(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    let mailbox = crate::mailbox::map(&mapping).map_err(io::Error::other)?;
-    mailbox
-        .word(crate::mailbox::Word::Magic)
-        .store(crate::mailbox::MAILBOX_MAGIC, crate::atomic::Ordering::Relaxed);
-    Ok((mailbox, mapping, fd))
+    let mailbox = crate::mailbox::Mailbox::new(mapping).map_err(io::Error::other)?;
+    mailbox.word(crate::mailbox::Word::Magic).store(
+        crate::mailbox::MAILBOX_MAGIC,
+        crate::atomic::Ordering::Relaxed,
+    );
+    Ok((mailbox, fd))
 }
