@@ -4,7 +4,7 @@
 //! Invariant: it says what the latest committed root says. A publication works on a copy of what it
 //! changes ([`Changes`]) and merges it after the commit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
@@ -16,13 +16,15 @@ use crate::publish::Changes;
 pub(crate) struct Catalog {
     pub(crate) units: HashMap<String, Unit>,
     pub(crate) symbols: HashMap<String, Symbol>,
-    pub(crate) imports: HashMap<String, Import>,
+    pub(crate) imports: HashMap<ImportKey, Import>,
     /// Names by hash, to notice collisions.
     pub(crate) hashes: HashMap<u64, String>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
     /// Memory of replaced units that is never reused.
     pub(crate) kept: Vec<Kept>,
+    /// Symbols that those units define or refer to, as long as the cells they know are the symbols' own.
+    pub(crate) kept_uses: HashSet<String>,
 }
 
 /// A published unit.
@@ -39,7 +41,7 @@ pub(crate) struct Unit {
     /// Other units' symbols that it refers to.
     pub(crate) uses: Vec<String>,
     /// Host symbols that it refers to.
-    pub(crate) imports: Vec<String>,
+    pub(crate) imports: Vec<ImportKey>,
 }
 
 /// What a symbol is.
@@ -73,11 +75,13 @@ pub(crate) struct Symbol {
     pub(crate) signature: String,
 }
 
+/// A host symbol by its name, and whether it is referred to weakly.
+pub(crate) type ImportKey = (String, bool);
+
 /// A host symbol.
 #[derive(Clone, Debug)]
 pub(crate) struct Import {
     pub(crate) id: ImportId,
-    pub(crate) weak: bool,
     pub(crate) trap: SegmentOffset,
     pub(crate) call_cell: Option<SegmentOffset>,
     pub(crate) address_cell: Option<SegmentOffset>,
@@ -121,8 +125,19 @@ impl Catalog {
         for (name, unit) in changes.units {
             self.replace_unit(&name, unit);
         }
+        for name in &changes.left {
+            // Its cells are the kept units' for good; a new version has its own.
+            self.kept_uses.remove(name);
+        }
         self.next_unit = changes.next_unit;
         self.next_import = changes.next_import;
+    }
+
+    /// How many published units refer to the host symbol `name`, weakly or not.
+    pub(crate) fn users_of_import(&self, name: &str) -> u32 {
+        let import = |weak| self.imports.get(&(name.to_owned(), weak));
+        let users = [import(false), import(true)].into_iter().flatten();
+        users.map(|import| import.users).sum()
     }
 
     /// Puts `unit` in place of the one of the same name.
@@ -140,6 +155,8 @@ impl Catalog {
             }
             if old.keeps {
                 let regions = [old.text, old.read_only, old.private].into_iter();
+                self.kept_uses.extend(old.defines);
+                self.kept_uses.extend(old.uses);
                 let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
                 self.kept.push(Kept {
                     unit: name.to_owned(),

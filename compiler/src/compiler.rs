@@ -173,12 +173,19 @@ impl Compiler {
         Ok(publication)
     }
 
-    /// Frees retired memory that no thread of a worker can be inside.
+    /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
+    /// the pins are looked at again: a thread that decides to stay at an older generation in between either
+    /// has its pin seen, or sees the announcement.
     fn reclaim(&self, state: &mut State) {
         if state.heap.oldest_retired().is_none() {
             return;
         }
-        let oldest = self.workers.lock().oldest_pin();
+        let mut workers = self.workers.lock();
+        let control = Control::new(self.segment.memory()).expect("our own segment has a header");
+        let announced = workers.oldest_pin().min(state.root.generation);
+        control.floor().store(announced, Ordering::Release);
+        let oldest = workers.oldest_pin().min(announced);
+        control.floor().store(oldest, Ordering::Release);
         state.heap.reclaim(if fault::seeded(Fault::ReuseEarly) {
             u64::MAX
         } else {
@@ -197,8 +204,8 @@ impl Compiler {
 
     /// Lets a worker in: a mailbox for it, known here before the worker is.
     pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
-        let (mailbox, mapping, fd) = segment::create_mailbox()?;
-        let number = self.workers.lock().add(pid, uid, label, mailbox, mapping);
+        let (mailbox, fd) = segment::create_mailbox()?;
+        let number = self.workers.lock().add(pid, uid, label, mailbox);
         Ok(Admission {
             number,
             mailbox: fd,
@@ -210,9 +217,14 @@ impl Compiler {
         self.workers.lock().remove(number);
     }
 
-    /// A worker's connection has ended.
+    /// A worker's connection has ended, and nobody will tell when its process does.
     pub(crate) fn worker_hung_up(&self, number: u64) {
         self.workers.lock().hang_up(number);
+    }
+
+    /// Whether a worker has said that it is done.
+    pub(crate) fn worker_detached(&self, number: u64) -> bool {
+        self.workers.lock().is_detached(number)
     }
 
     /// The descriptor that workers map, open for reading only.
@@ -347,7 +359,7 @@ fn describe(root: &Root, changes: &Changes) -> Publication {
         imports: changes
             .units
             .iter()
-            .flat_map(|(_, unit)| unit.imports.clone())
+            .flat_map(|(_, unit)| unit.imports.iter().map(|(name, _)| name.clone()))
             .collect(),
     }
 }

@@ -22,7 +22,7 @@ use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{Geometry, ImportId, PatchTarget, SegmentOffset};
 use zerocopy::IntoBytes;
 
-use crate::catalog::{Catalog, Import, Kind, Symbol, Unit};
+use crate::catalog::{Catalog, Import, ImportKey, Kind, Symbol, Unit};
 use crate::error::PublishError;
 use crate::front::Compiled;
 
@@ -116,8 +116,10 @@ pub(crate) struct Changes {
     pub(crate) units: Vec<(String, Unit)>,
     pub(crate) symbols: BTreeMap<String, Symbol>,
     pub(crate) removed: Vec<(String, u64)>,
+    /// Symbols whose cells lead nowhere else any more, but are left to kept units.
+    pub(crate) left: Vec<String>,
     pub(crate) added_hashes: Vec<(u64, String)>,
-    pub(crate) imports: BTreeMap<String, Import>,
+    pub(crate) imports: BTreeMap<ImportKey, Import>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
 }
@@ -174,6 +176,8 @@ pub(crate) struct Batch<'a, 'p> {
     replaced: HashSet<&'p str>,
     /// How many of the units that are replaced refer to a host symbol.
     leaving_users: HashMap<&'a str, u32>,
+    /// Symbols that units which are replaced and kept define or refer to.
+    held: HashSet<&'a str>,
     /// What the linker says of the symbols in `defined`.
     details: HashMap<&'p str, Details>,
     changes: Changes,
@@ -200,13 +204,16 @@ impl<'a, 'p> Batch<'a, 'p> {
             next_import,
             ..Changes::default()
         };
-        let mut leaving_users = HashMap::new();
+        let (mut leaving_users, mut held) = (HashMap::new(), HashSet::new());
         for unit in sources
             .iter()
             .filter_map(|source| site.catalog.units.get(&source.name))
         {
-            for import in &unit.imports {
+            for (import, _) in &unit.imports {
                 *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+            }
+            if unit.keeps {
+                held.extend(unit.defines.iter().chain(&unit.uses).map(String::as_str));
             }
         }
         let mut batch = Self {
@@ -216,6 +223,7 @@ impl<'a, 'p> Batch<'a, 'p> {
             defined: HashMap::new(),
             replaced: sources.iter().map(|source| source.name.as_str()).collect(),
             leaving_users,
+            held,
             details: HashMap::new(),
             changes,
         };
@@ -401,7 +409,11 @@ impl<'a, 'p> Batch<'a, 'p> {
                 old.filter(|old| old.kind == Kind::Function && kind == Kind::Function);
             if let (Some(old), None) = (old, same_function) {
                 // A datum's cell belongs to its version: old code may still read it.
-                retire_cells(txn, old);
+                if self.leaves_cells(name) {
+                    self.changes.left.push(name.to_owned());
+                } else {
+                    retire_cells(txn, old);
+                }
                 if let Some(cell) = old.call_cell {
                     // What was a function is none any more: no handle or pointer may reach its old code.
                     edit.set_cell(cell, CellValue::UNBOUND);
@@ -428,6 +440,11 @@ impl<'a, 'p> Batch<'a, 'p> {
             self.changes.symbols.insert(name.to_owned(), symbol);
         }
         Ok(())
+    }
+
+    /// Whether a kept unit may go on using the cells of `name`, which is published no longer or anew.
+    fn leaves_cells(&self, name: &str) -> bool {
+        self.held.contains(name) || self.site.catalog.kept_uses.contains(name)
     }
 
     fn new_call_cell(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
@@ -510,8 +527,7 @@ impl<'a, 'p> Batch<'a, 'p> {
 
     /// Whether units that this publication does not replace refer to the host symbol `name`.
     fn is_imported_by_others(&self, name: &str) -> bool {
-        let import = self.site.catalog.imports.get(name);
-        let users = import.map_or(0, |import| import.users);
+        let users = self.site.catalog.users_of_import(name);
         users > self.leaving_users.get(name).copied().unwrap_or(0)
     }
 
@@ -522,12 +538,11 @@ impl<'a, 'p> Batch<'a, 'p> {
         reference: &Reference<'p>,
     ) -> Result<Binding, SegmentFull> {
         let name = reference.name;
-        let known = self
-            .changes
-            .imports
-            .get(name)
-            .or_else(|| self.site.catalog.imports.get(name))
-            .cloned();
+        // Weak and strong references of one name are two imports: where the host lacks it, one is 0 and the
+        // other a trap.
+        let key = (name.to_owned(), reference.weak);
+        let published = self.site.catalog.imports.get(&key);
+        let known = self.changes.imports.get(&key).or(published).cloned();
         let mut changed = known.is_none();
         let mut import = match known {
             Some(import) => import,
@@ -537,7 +552,6 @@ impl<'a, 'p> Batch<'a, 'p> {
                 let trap = write_import_trap(txn, id)?;
                 Import {
                     id,
-                    weak: reference.weak,
                     trap,
                     call_cell: None,
                     address_cell: None,
@@ -546,20 +560,6 @@ impl<'a, 'p> Batch<'a, 'p> {
             }
         };
         let target = PatchTarget::Host(import.id);
-        // Weak while everybody who refers to it does so weakly; who is the first again decides anew.
-        let is_first =
-            !self.changes.imports.contains_key(name) && !self.is_imported_by_others(name);
-        let weak = reference.weak && (import.weak || is_first);
-        if import.weak != weak {
-            (import.weak, changed) = (weak, true);
-            // A worker that lacks it has stored 0 and now it must be a trap, or the other way round.
-            for cell in [import.call_cell, import.address_cell]
-                .into_iter()
-                .flatten()
-            {
-                edit.set_cell(cell, CellValue::new(target));
-            }
-        }
         if (reference.stub || reference.call_cell) && import.call_cell.is_none() {
             let cell = self.new_call_cell(txn)?;
             edit.set_cell(cell, CellValue::new(target));
@@ -587,13 +587,13 @@ impl<'a, 'p> Batch<'a, 'p> {
                 trap: import.trap,
                 call_cell: import.call_cell.unwrap_or_default(),
                 address_cell: import.address_cell.unwrap_or_default(),
-                weak: import.weak.into(),
+                weak: reference.weak.into(),
                 name_len: name.len() as u32,
                 reserved: 0,
             };
             edit.put_import(txn, &record, name)?;
-            self.changes.imports.insert(name.to_owned(), import);
         }
+        self.changes.imports.insert(key, import);
         Ok(binding)
     }
 
@@ -649,17 +649,12 @@ impl<'a, 'p> Batch<'a, 'p> {
             let own = reference.own.map(|index| (unit, index));
             own.is_some() && self.defined.get(reference.name).copied() == own
         };
-        let names = |wanted: bool| {
-            let references = prepared
-                .references()
-                .iter()
-                .filter(|reference| !is_own(reference));
-            references
-                .map(|reference| reference.name)
-                .filter(|name| self.is_segments(name) == wanted)
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let outside = |reference: &&Reference<'p>| !is_own(reference);
+        let (uses, imports): (Vec<_>, Vec<_>) = prepared
+            .references()
+            .iter()
+            .filter(outside)
+            .partition(|reference| self.is_segments(reference.name));
         let published = prepared.definitions().iter().enumerate();
         let defines = published
             .filter(|(index, definition)| {
@@ -675,8 +670,14 @@ impl<'a, 'p> Batch<'a, 'p> {
             private,
             keeps,
             defines,
-            uses: names(true),
-            imports: names(false),
+            uses: uses
+                .iter()
+                .map(|used: &&Reference<'p>| used.name.to_owned())
+                .collect(),
+            imports: imports
+                .iter()
+                .map(|import| (import.name.to_owned(), import.weak))
+                .collect(),
         };
         self.changes.units.push((source.name.clone(), unit_record));
         Ok(())
@@ -688,12 +689,13 @@ impl<'a, 'p> Batch<'a, 'p> {
         unit: usize,
         linked: &Linked,
     ) -> Result<StoredRegion, SegmentFull> {
-        let reference = |reference: &Reference<'_>| match self.changes.imports.get(reference.name) {
-            _ if reference.own.is_some() || self.is_segments(reference.name) => {
-                needs::Reference::Symbol(self.hash(reference.name))
+        let reference = |reference: &Reference<'_>| {
+            if reference.own.is_some() || self.is_segments(reference.name) {
+                return needs::Reference::Symbol(self.hash(reference.name));
             }
-            Some(import) => needs::Reference::Import(import.id),
-            None => needs::Reference::Import(self.site.catalog.imports[reference.name].id),
+            // Bound just before, and so among the changes.
+            let key = (reference.name.to_owned(), reference.weak);
+            needs::Reference::Import(self.changes.imports[&key].id)
         };
         let references: Vec<_> = self.units[unit]
             .references()
@@ -713,9 +715,16 @@ impl<'a, 'p> Batch<'a, 'p> {
 
     /// Writes the records of the names that are new, that moved, or that got an address cell.
     fn write_symbols(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), PublishError> {
+        let mut added = HashMap::new();
         for (name, symbol) in &self.changes.symbols {
             let key = self.hash(name);
-            match self.site.catalog.hashes.get(&key) {
+            let known = self
+                .site
+                .catalog
+                .hashes
+                .get(&key)
+                .or_else(|| added.get(&key));
+            match known {
                 Some(other) if other != name => {
                     return Err(PublishError::HashCollision {
                         symbol: name.clone(),
@@ -723,7 +732,7 @@ impl<'a, 'p> Batch<'a, 'p> {
                     });
                 }
                 Some(_) => {}
-                None => self.changes.added_hashes.push((key, name.clone())),
+                None => drop(added.insert(key, name.clone())),
             }
             let old = self.site.catalog.symbols.get(name);
             if old.is_some_and(|old| old.signature != symbol.signature) {
@@ -768,11 +777,12 @@ impl<'a, 'p> Batch<'a, 'p> {
                 edit.set_cell(cell, CellValue::new(PatchTarget::Window(symbol.place)));
             }
         }
+        self.changes.added_hashes.extend(added);
         Ok(())
     }
 
-    fn remove(&self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), SegmentFull> {
-        for (name, key) in &self.changes.removed {
+    fn remove(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), SegmentFull> {
+        for (name, key) in &self.changes.removed.clone() {
             let symbol = &self.site.catalog.symbols[name];
             for cell in [symbol.call_cell, symbol.address_cell]
                 .into_iter()
@@ -780,7 +790,11 @@ impl<'a, 'p> Batch<'a, 'p> {
             {
                 edit.set_cell(cell, CellValue::UNBOUND);
             }
-            retire_cells(txn, symbol);
+            if self.leaves_cells(name) {
+                self.changes.left.push(name.clone());
+            } else {
+                retire_cells(txn, symbol);
+            }
             edit.remove_symbol(txn, *key)?;
         }
         Ok(())

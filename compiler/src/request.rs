@@ -147,6 +147,14 @@ pub(crate) fn carry_out(
     }
 }
 
+/// Tells the state of the segment.
+pub(crate) fn tell(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
+    match postcard::to_stdvec(&compiler.status()) {
+        Ok(status) => (FrameKind::StatusReply, status),
+        Err(error) => (FrameKind::Refused, error.to_string().into_bytes()),
+    }
+}
+
 /// Sends a request over a connected, blocking socket and waits for the answer.
 ///
 /// # Errors

@@ -113,7 +113,7 @@ impl UnitStatus {
             read_only_bytes: unit.read_only.len_bytes.into(),
             private_bytes: unit.private.len_bytes.into(),
             keeps: unit.keeps,
-            imports: unit.imports.clone(),
+            imports: unit.imports.iter().map(|(name, _)| name.clone()).collect(),
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::sys::Mapping;
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
@@ -15,7 +14,6 @@ pub(crate) struct WorkerEntry {
     pub(crate) uid: u32,
     pub(crate) label: String,
     pub(crate) mailbox: Mailbox,
-    pub(crate) _mapping: Mapping,
     /// The connection has ended, but a thread may still be inside.
     pub(crate) gone: bool,
 }
@@ -29,14 +27,7 @@ pub(crate) struct Workers {
 
 impl Workers {
     /// Adds a worker before it is told that it may attach; returns its number.
-    pub(crate) fn add(
-        &mut self,
-        pid: i32,
-        uid: u32,
-        label: String,
-        mailbox: Mailbox,
-        mapping: Mapping,
-    ) -> u64 {
+    pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
         self.next_number += 1;
         let number = self.next_number;
         self.entries.push(WorkerEntry {
@@ -45,7 +36,6 @@ impl Workers {
             uid,
             label,
             mailbox,
-            _mapping: mapping,
             gone: false,
         });
         number
@@ -56,12 +46,18 @@ impl Workers {
         self.entries.retain(|entry| entry.number != number);
     }
 
-    /// A worker's connection has ended, though its process has not (or nobody can tell).
+    /// Whether a worker has said that it is done: no thread of it will enter again.
+    pub(crate) fn is_detached(&self, number: u64) -> bool {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.number == number);
+        entry.is_none_or(|entry| entry.mailbox.word(Word::Detached).load(Ordering::Acquire) != 0)
+    }
+
+    /// A worker's connection has ended, and nobody can tell whether its process has.
     pub(crate) fn hang_up(&mut self, number: u64) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
             entry.gone = true;
         }
-        self.drop_gone();
     }
 
     fn drop_gone(&mut self) {

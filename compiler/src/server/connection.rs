@@ -1,14 +1,15 @@
 //! One peer: what it has sent so far, what it has not read yet, who it is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
+use jitcast_runtime::sys;
 use jitcast_runtime::wire::{self, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use zerocopy::IntoBytes;
 
-use super::Policy;
+use super::{Policy, Work};
 use crate::request::MAX_REQUEST_BYTES;
 
 /// What a peer may leave unread, bytes, before it is dropped.
@@ -18,8 +19,8 @@ const MAX_UNREAD: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Attach(Vec<u8>),
-    Publish(Vec<u8>),
-    Status,
+    /// What takes a while.
+    Work(Work),
     /// Something that the peer may not ask for.
     Refused(String),
 }
@@ -39,16 +40,18 @@ pub(super) struct Connection {
     worker: Option<u64>,
     pidfd: Option<OwnedFd>,
     deadline: Option<Instant>,
+    /// Requests that are being carried out.
+    jobs: u32,
 }
 
 impl Connection {
     pub(super) fn new(socket: OwnedFd, deadline: Instant) -> io::Result<Self> {
-        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        let peer = sys::peer(&socket)?;
         Ok(Self {
             socket: Some(socket),
-            pid: peer.pid.as_raw_nonzero().get(),
-            uid: peer.uid.as_raw(),
-            gid: peer.gid.as_raw(),
+            pid: peer.pid,
+            uid: peer.uid,
+            gid: peer.gid,
             header: Vec::new(),
             frame: None,
             payload: Vec::new(),
@@ -56,6 +59,7 @@ impl Connection {
             worker: None,
             pidfd: None,
             deadline: Some(deadline),
+            jobs: 0,
         })
     }
 
@@ -107,13 +111,20 @@ impl Connection {
 
     /// The peer waits for us now, not we for it.
     pub(super) fn start_job(&mut self) {
+        self.jobs += 1;
         self.deadline = None;
     }
 
     pub(super) fn finish_job(&mut self, deadline: Instant) {
-        if self.worker.is_none() {
+        self.jobs -= 1;
+        if self.worker.is_none() && self.jobs == 0 {
             self.deadline = Some(deadline);
         }
+    }
+
+    /// Whether the peer has left something unread.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
     }
 
     /// The process that connected: by `SO_PEERPIDFD` (Linux 6.5), which cannot mean another one, else by its
@@ -156,14 +167,17 @@ impl Connection {
                 let Some(socket) = &self.socket else {
                     return Err("closed".into());
                 };
-                let mut strays = Vec::new();
-                match wire::receive_some(socket.as_fd(), &mut buffer[..wanted], &mut strays) {
+                // Without a buffer for them, descriptors that come along are dropped by the kernel.
+                match rustix::net::recv(socket, &mut buffer[..wanted], RecvFlags::empty())
+                    .map(|(count, _)| count)
+                {
                     Ok(0) => return Err("the peer has closed".into()),
                     Ok(count) => match self.frame {
                         None => self.header.extend_from_slice(&buffer[..count]),
                         Some(_) => self.payload.extend_from_slice(&buffer[..count]),
                     },
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                    Err(rustix::io::Errno::INTR) => {}
                     Err(error) => return Err(error.to_string()),
                 }
             }
@@ -205,9 +219,9 @@ impl Connection {
         match kind {
             FrameKind::Attach if may_attach => Incoming::Attach(payload),
             FrameKind::Attach => refused("attach"),
-            FrameKind::Publish if may_publish => Incoming::Publish(payload),
+            FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Publish => refused("publish"),
-            FrameKind::Status if may_attach || may_publish => Incoming::Status,
+            FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(
                 "a frame of kind {other:?} is not for the compiler process"

@@ -15,6 +15,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
@@ -38,6 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The most publications that wait their turn.
 const MAX_QUEUE: usize = 64;
+
+/// How much is done for one peer before others have their turn.
+const STEPS: usize = 16;
 
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
@@ -84,17 +88,19 @@ pub struct Server {
     options: front::Options,
     stop: UnixStream,
     stopped: UnixStream,
+    stopping: Arc<AtomicBool>,
 }
 
 /// Ends a server's loop.
 #[derive(Debug)]
-pub struct Stop(UnixStream);
+pub struct Stop(UnixStream, Arc<AtomicBool>);
 
 impl Stop {
     /// Ends it. The server removes its socket.
     pub fn stop(&self) {
+        self.1.store(true, Ordering::Release);
         // A full pipe has a wake-up in it already.
-        let _ = rustix::io::write(&self.0, &[1]);
+        let _ = rustix::io::write(&self.0, &[0]);
     }
 }
 
@@ -128,6 +134,7 @@ impl Server {
             options,
             stop,
             stopped,
+            stopping: Arc::default(),
         })
     }
 
@@ -136,7 +143,7 @@ impl Server {
     /// # Errors
     /// As dup(2).
     pub fn stopper(&self) -> io::Result<Stop> {
-        Ok(Stop(self.stop.try_clone()?))
+        Ok(Stop(self.stop.try_clone()?, Arc::clone(&self.stopping)))
     }
 
     /// Serves until it is stopped; removes the socket then. Workers go on.
@@ -204,8 +211,16 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-/// A request on its way to the publisher.
-type Job = (u64, Vec<u8>);
+/// A request on its way to the publisher, by its connection.
+type Job = (u64, Work);
+
+/// What takes a while.
+#[derive(Debug)]
+enum Work {
+    Publish(Vec<u8>),
+    /// Waits for a publication that is under way, which the serving thread must not.
+    Status,
+}
 
 /// An answer on its way back.
 type Answer = (u64, FrameKind, Vec<u8>);
@@ -217,8 +232,18 @@ fn publish_all(
     replies: &Sender<Answer>,
     wake: &UnixStream,
 ) {
-    for (connection, payload) in queue {
-        let (kind, reply) = request::carry_out(compiler, &payload, options);
+    for (connection, work) in queue {
+        // Whatever goes wrong in one publication, the next one is served: a transaction that is dropped leaves
+        // no trace.
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
+            Work::Publish(payload) => request::carry_out(compiler, &payload, options),
+            Work::Status => request::tell(compiler),
+        }));
+        let (kind, reply) = done.unwrap_or_else(|_| {
+            let text =
+                "the compiler process has a fault: it panicked\n  help: report this with the files";
+            (FrameKind::Refused, text.into())
+        });
         if replies.send((connection, kind, reply)).is_err() {
             return;
         }
@@ -235,6 +260,8 @@ struct Loop<'a> {
     next: u64,
     jobs: Sender<Job>,
     answered: Receiver<Answer>,
+    /// Whether the listener is waited for.
+    accepting: bool,
 }
 
 impl<'a> Loop<'a> {
@@ -267,6 +294,7 @@ impl<'a> Loop<'a> {
             next: FIRST_CONNECTION,
             jobs,
             answered,
+            accepting: true,
         })
     }
 
@@ -327,7 +355,7 @@ impl<'a> Loop<'a> {
     }
 
     fn accept(&mut self) {
-        loop {
+        for _ in 0..STEPS {
             match self.server.listener.accept() {
                 Ok((stream, _)) if self.connections.len() < MAX_CONNECTIONS => {
                     // A peer that vanished in between is no loss.
@@ -335,7 +363,13 @@ impl<'a> Loop<'a> {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors or memory: nobody is let in until somebody leaves.
+                    tracing::warn!(%error, "cannot accept connections for now");
+                    self.accepting = epoll::delete(&self.poller, &self.server.listener).is_err();
+                    return;
+                }
             }
         }
     }
@@ -354,10 +388,7 @@ impl<'a> Loop<'a> {
     /// Handles what woke the loop: whether it is to end.
     fn woken(&mut self) -> bool {
         let mut bytes = [0; 64];
-        let mut stop = false;
-        while let Ok(count @ 1..) = rustix::io::read(&self.server.stopped, &mut bytes) {
-            stop |= bytes[..count].contains(&1);
-        }
+        while let Ok(1..) = rustix::io::read(&self.server.stopped, &mut bytes) {}
         while let Ok((token, kind, payload)) = self.answered.try_recv() {
             if let Some(connection) = self.connections.get_mut(&token) {
                 connection.finish_job(Instant::now() + PATIENCE);
@@ -365,7 +396,8 @@ impl<'a> Loop<'a> {
                 self.flush(token);
             }
         }
-        stop
+        // Acquire: pairs with the release in `Stop::stop`.
+        self.server.stopping.load(Ordering::Acquire)
     }
 
     fn connection_event(&mut self, token: u64) {
@@ -375,7 +407,8 @@ impl<'a> Loop<'a> {
             return;
         }
         self.flush(token);
-        loop {
+        // No peer keeps the thread for long: what is left makes the socket readable again.
+        for _ in 0..STEPS {
             let Some(connection) = self.connections.get_mut(&token) else {
                 return;
             };
@@ -400,20 +433,16 @@ impl<'a> Loop<'a> {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
             },
-            Incoming::Publish(payload) => match self.jobs.try_send((token, payload)) {
+            Incoming::Work(work) => match self.jobs.try_send((token, work)) {
                 Ok(()) => return connection.start_job(),
                 Err(TrySendError::Full(_)) => (
                     FrameKind::Refused,
-                    b"busy: too many publications wait already\n  help: try again later".to_vec(),
+                    b"busy: too many requests wait already\n  help: try again later".to_vec(),
                 ),
                 Err(TrySendError::Disconnected(_)) => (
                     FrameKind::Refused,
                     b"the compiler process is ending".to_vec(),
                 ),
-            },
-            Incoming::Status => match postcard::to_stdvec(&self.compiler.status()) {
-                Ok(status) => (FrameKind::StatusReply, status),
-                Err(error) => (FrameKind::Refused, error.to_string().into_bytes()),
             },
             Incoming::Refused(reason) => (FrameKind::Refused, reason.into_bytes()),
         };
@@ -439,6 +468,9 @@ impl<'a> Loop<'a> {
         if connection.worker().is_some() {
             return Err("this connection is attached already".to_owned());
         }
+        if connection.has_unsent() {
+            return Err("read what was answered before you attach".to_owned());
+        }
         let pidfd = connection.pidfd();
         let label = request
             .label
@@ -451,17 +483,20 @@ impl<'a> Loop<'a> {
             .compiler
             .admit(pid, uid, label)
             .map_err(|error| format!("no mailbox: {error}"))?;
-        connection.set_worker(admission.number);
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
             fenced: self.compiler.needs_fences().into(),
         };
         let fds = [self.compiler.worker_fd(), admission.mailbox.as_fd()];
-        // The first frame to a peer always fits the socket's buffer, so it goes out at once or not at all.
+        // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
         let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
-        sent.map_err(|error| format!("the reply cannot be sent: {error}"))?;
+        if let Err(error) = sent {
+            self.compiler.worker_died(admission.number);
+            return Err(format!("the reply cannot be sent: {error}"));
+        }
+        connection.set_worker(admission.number);
         if let Some(pidfd) = pidfd {
             let data = epoll::EventData::new_u64(token | 1);
             if epoll::add(&self.poller, &pidfd, data, epoll::EventFlags::IN).is_ok() {
@@ -493,18 +528,25 @@ impl<'a> Loop<'a> {
         let Some(mut connection) = self.connections.remove(&token) else {
             return;
         };
+        if !self.accepting {
+            let data = epoll::EventData::new_u64(LISTENER);
+            let added = epoll::add(
+                &self.poller,
+                &self.server.listener,
+                data,
+                epoll::EventFlags::IN,
+            );
+            self.accepting = added.is_ok();
+        }
         let Some(worker) = connection.worker() else {
             return;
         };
-        let Some(pidfd) = connection.take_pidfd() else {
-            return self.compiler.worker_hung_up(worker);
-        };
-        self.compiler.worker_hung_up(worker);
-        if process_has_ended(&pidfd) {
-            self.compiler.worker_died(worker);
-        } else {
-            // Its death still matters: a thread of it may be inside.
-            self.connections.insert(token, connection.into_watch(pidfd));
+        match connection.take_pidfd() {
+            _ if self.compiler.worker_detached(worker) => self.compiler.worker_died(worker),
+            Some(pidfd) if process_has_ended(&pidfd) => self.compiler.worker_died(worker),
+            // Its death still matters: a thread of it may be inside, or enter again.
+            Some(pidfd) => drop(self.connections.insert(token, connection.into_watch(pidfd))),
+            None => self.compiler.worker_hung_up(worker),
         }
     }
 
