@@ -1,0 +1,326 @@
+//! Workers of several threads: each call gives the version of its guard's generation, whoever publishes,
+//! starts, ends or panics meanwhile.
+
+mod common;
+#[path = "publish/units.rs"]
+mod units;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::host::{Host, clif_unit};
+use common::process::PATIENCE;
+use common::{require, role};
+use jitcast::worker::{EnterError, Function, HostTable, Worker};
+use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publish_generation};
+
+/// The role of a process without membarrier.
+const FENCED: &str = "calls without membarrier";
+
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[(FENCED, call_without_membarrier)]);
+}
+
+/// Threads that call at once.
+const THREADS: usize = 4;
+
+/// `both(x)`: what `f` adds, and, 2^32 times, what `g` adds.
+const BOTH: &str = "function %both(i64) -> i64 {
+    fn0 = %f(i64) -> i64
+    fn1 = %g(i64) -> i64
+block0(v0: i64):
+    v1 = call fn0(v0)
+    v2 = call fn1(v0)
+    v3 = iconst.i64 32
+    v4 = ishl v2, v3
+    v5 = iadd v1, v4
+    return v5
+}
+";
+
+/// What a thread saw.
+#[derive(Debug, Default)]
+struct Seen {
+    generations: BTreeSet<u64>,
+    newest: u64,
+}
+
+/// Calls under guards until told that generation `last` is the last one, and that is seen.
+fn call_until(worker: &Worker, [f, both]: [&Function<Code>; 2], last: &AtomicU64) -> Seen {
+    let mut seen = Seen::default();
+    let deadline = Instant::now() + PATIENCE;
+    while seen.newest == 0 || seen.newest != last.load(Ordering::Relaxed) {
+        assert!(Instant::now() < deadline, "{last:?} never came: {seen:?}");
+        let guard = worker.enter().unwrap();
+        let generation = guard.generation();
+        assert!(
+            generation >= seen.newest,
+            "{generation} after {}",
+            seen.newest
+        );
+        seen.newest = generation;
+        seen.generations.insert(generation);
+        let number = generation.cast_signed();
+        for _ in 0..20 {
+            assert_eq!(f.call(&guard, 0), number);
+            let nested = worker.enter().unwrap();
+            assert_eq!(nested.generation(), generation);
+            assert_eq!(both.call(&nested, 0), number + (number << 32));
+            drop(nested);
+            assert_eq!(guard.generation(), generation);
+        }
+    }
+    seen
+}
+
+fn every_call_matches() {
+    const SWAPS: usize = 3000;
+    let host = Host::sealed();
+    publish_generation(&host);
+    publish(&host, &[clif_unit("both", BOTH)]);
+    publish_generation(&host);
+    let worker = attach(&host);
+    let (f, both) = (handle(&worker, "f"), handle(&worker, "both"));
+    let last = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let (worker, both, f, last) = (&worker, &both, &f, &last);
+        let call = move || call_until(worker, [f, both], last);
+        let threads = [(); THREADS].map(|()| scope.spawn(call));
+        let deadline = Instant::now() + PATIENCE;
+        for swap in 1..=SWAPS {
+            let generation = publish_generation(&host);
+            // Now and then it is waited for: without that, nobody is obliged to have seen any but the last.
+            while swap % 10 == 0 && worker.stats().applied < generation {
+                assert!(
+                    Instant::now() < deadline,
+                    "{generation}: {:?}",
+                    worker.stats()
+                );
+                assert!(threads.iter().all(|thread| !thread.is_finished()));
+                std::thread::yield_now();
+            }
+        }
+        let newest = host.compiler.status().generation;
+        last.store(newest, Ordering::Relaxed);
+        for thread in threads {
+            let seen = thread.join().unwrap();
+            assert_eq!(seen.newest, newest);
+            assert!(seen.generations.len() > 20, "{}", seen.generations.len());
+        }
+    });
+    assert!(worker.stats().updates >= SWAPS as u64 / 10);
+    await_unpinned(&host);
+}
+
+/// Asserts that no worker has a thread inside.
+#[track_caller]
+fn await_unpinned(host: &Host) {
+    for worker in host.compiler.status().workers {
+        assert_eq!(worker.pinned, None, "{worker:?}");
+    }
+}
+
+#[test]
+fn every_call_of_every_thread_gives_the_version_of_its_guard() {
+    every_call_matches();
+}
+
+/// The role.
+fn call_without_membarrier(_target: &str) {
+    every_call_matches();
+    role::report("done");
+}
+
+#[test]
+fn the_same_holds_where_membarrier_is_forbidden() {
+    let mut command = role::command(FENCED, "");
+    let finished = common::process::finish(command.env("JITCAST_NO_MEMBARRIER", "1"));
+    assert!(finished.succeeded().stdout.contains("report: done"));
+}
+
+#[test]
+fn while_a_thread_stays_inside_others_go_on_at_its_generation() {
+    let host = Host::sealed();
+    let old = publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    let [inside, left] = [(); 2].map(|()| Barrier::new(2));
+    std::thread::scope(|scope| {
+        let stays = scope.spawn(|| {
+            let guard = worker.enter().unwrap();
+            inside.wait();
+            left.wait();
+            let nested = worker.enter().unwrap();
+            [
+                guard.generation(),
+                nested.generation(),
+                f.call(&nested, 0).cast_unsigned(),
+            ]
+        });
+        inside.wait();
+        let new = publish_generation(&host);
+        for _ in 0..100 {
+            let guard = worker.enter().unwrap();
+            assert_eq!(guard.generation(), old);
+            assert_eq!(f.call(&guard, 0), old.cast_signed());
+        }
+        left.wait();
+        assert_eq!(stays.join().unwrap(), [old; 3]);
+        let guard = worker.enter().unwrap();
+        assert_eq!(guard.generation(), new);
+        assert_eq!(f.call(&guard, 0), new.cast_signed());
+    });
+}
+
+#[test]
+fn threads_that_end_make_room_for_others() {
+    const ROUNDS: usize = 400;
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    for round in 0..ROUNDS {
+        if round % 10 == 0 {
+            publish_generation(&host);
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let guard = worker.enter().unwrap();
+                    assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
+                });
+            }
+        });
+    }
+    const { assert!(ROUNDS * 8 > 3 * jitcast::runtime::mailbox::MAX_THREADS as usize) };
+    await_unpinned(&host);
+}
+
+#[test]
+fn a_thread_that_ends_without_leaving_pins_nothing() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| std::mem::forget(worker.enter().unwrap()));
+        // Its thread-local data, too, are gone then.
+        thread.join().unwrap();
+    });
+    await_unpinned(&host);
+    let new = publish_generation(&host);
+    assert_eq!(f.call(&worker.enter().unwrap(), 0), new.cast_signed());
+}
+
+#[test]
+fn one_thread_too_many_is_told_so() {
+    const MAX: usize = jitcast::runtime::mailbox::MAX_THREADS as usize;
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let (inside, end) = (AtomicU64::new(0), AtomicBool::new(false));
+    let call_inside = || {
+        let guard = worker.enter().unwrap();
+        inside.fetch_add(1, Ordering::Relaxed);
+        while !end.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        call_raw(&guard, worker.symbol(&guard, "f").unwrap().stub.get(), 0)
+    };
+    let threads: Vec<i64> = std::thread::scope(|scope| {
+        let spawn = |_| {
+            let builder = std::thread::Builder::new().stack_size(128 << 10);
+            builder.spawn_scoped(scope, call_inside).unwrap()
+        };
+        let threads: Vec<_> = (0..MAX).map(spawn).collect();
+        let deadline = Instant::now() + PATIENCE;
+        while inside.load(Ordering::Relaxed) < MAX as u64 {
+            assert!(Instant::now() < deadline, "{inside:?} inside");
+            std::thread::yield_now();
+        }
+        let refused = worker.enter().map(|guard| guard.generation());
+        // Before anything that can panic, or the others would wait for ever.
+        end.store(true, Ordering::Relaxed);
+        threads.iter().for_each(|thread| thread.thread().unpark());
+        assert!(
+            matches!(refused, Err(EnterError::TooManyThreads { max }) if max as usize == MAX),
+            "{refused:?}"
+        );
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let generation = worker.poll().unwrap().cast_signed();
+    assert!(threads.iter().all(|number| *number == generation));
+}
+
+#[test]
+fn a_panic_leaves_the_guards_that_it_passes() {
+    let host = Host::sealed();
+    let generation = publish_generation(&host);
+    let worker = attach(&host);
+    let panics = || {
+        let outer = worker.enter().unwrap();
+        let _nested = worker.enter().unwrap();
+        std::panic::resume_unwind(Box::new(outer.generation()));
+    };
+    let thrown = catch_unwind(AssertUnwindSafe(panics)).unwrap_err();
+    assert_eq!(thrown.downcast_ref(), Some(&generation));
+    await_unpinned(&host);
+    let new = publish_generation(&host);
+    let guard = worker.enter().unwrap();
+    assert_eq!(guard.generation(), new);
+    publish_generation(&host);
+    catch_unwind(AssertUnwindSafe(panics)).unwrap_err();
+    assert_eq!(
+        guard.generation(),
+        new,
+        "what was entered before is still held"
+    );
+    assert_eq!(call(&worker, "f", 0), new.cast_signed());
+}
+
+static CALLBACK_WORKER: std::sync::OnceLock<(Worker, Host)> = std::sync::OnceLock::new();
+
+/// A host's function that enters, publishes, panics, and keeps that to itself.
+extern "C" fn callback(x: i64) -> i64 {
+    let (worker, host) = CALLBACK_WORKER.get().unwrap();
+    let inside = || {
+        let nested = worker.enter().unwrap();
+        publish_generation(host);
+        std::panic::resume_unwind(Box::new(nested.generation()));
+    };
+    let thrown = catch_unwind(AssertUnwindSafe(inside)).unwrap_err();
+    let generation = thrown.downcast::<u64>().unwrap().cast_signed();
+    x + generation
+}
+
+#[test]
+fn a_panic_inside_a_callback_leaves_the_callers_guard_alone() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    publish_generation(&host);
+    let source = "long jitcast_test_callback(long); long f(long);
+        long calls_back(long x) { long before = f(0), got = jitcast_test_callback(x);
+            return got == before && f(0) == before ? before : -1; }";
+    publish(&host, &[c("calls_back", source)]);
+    let generation = publish_generation(&host);
+    let mut table = HostTable::default();
+    let callback = callback as extern "C" fn(i64) -> i64 as *const std::ffi::c_void;
+    // SAFETY: the unit above takes the name for a function of a long that returns a long.
+    unsafe { table.define("jitcast_test_callback", callback) };
+    let worker = attach_with(&host, table);
+    let (worker, _) = CALLBACK_WORKER.get_or_init(|| (worker, host));
+    let guard = worker.enter().unwrap();
+    assert_eq!(call(worker, "calls_back", 0), generation.cast_signed());
+    assert_eq!(guard.generation(), generation);
+    drop(guard);
+    assert_eq!(call(worker, "f", 0), generation.cast_signed() + 1);
+}
