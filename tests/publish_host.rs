@@ -286,12 +286,14 @@ fn published_in_one_batch_with_its_user_a_symbol_is_the_segments() {
     assert_eq!(call(&attach(&host), "f", -5), 995);
 }
 
-/// The role: registers handlers through published code, and ends while it is attached.
+/// The role: registers handlers through published code, lets go of the worker, and ends.
 fn end(target: &str) {
     let worker = remote::attach(target);
     assert_eq!(worker.stats().missing, 0);
     role::report(call(&worker, "registers", 1));
     role::report(call(&worker, "computes", 27));
+    // The handlers' code has to be there all the same.
+    drop(worker);
     std::process::exit(0);
 }
 

@@ -8,6 +8,7 @@ use common::host::{Host, clif_unit};
 use common::process::Process;
 use common::scratch::adds;
 use common::{remote, require, role};
+use jitcast::compiler::{Reclaim, UnitSource};
 use units::{adders, c, call, call_raw, publish};
 
 /// The role of a host that keeps the address of a static function.
@@ -100,20 +101,28 @@ fn a_kept_callback_that_calls_a_removed_function_ends_with_a_message() {
     }
 }
 
+/// The story: memory of a unit that may be reclaimed was reused under kept code that read its data.
 #[test]
 fn a_kept_callback_reads_the_data_that_it_was_linked_against() {
     if !require::cc() {
         return;
     }
-    let host = Host::sealed();
-    let data = |value: i64| c("data", &format!("long datum = {value};"));
-    let source = "extern long datum; static long callback(long x) { return datum += x; }
-        long get(long x) { return (long)callback + x; }";
-    publish(&host, &[data(10), c("u", source)]);
-    let mut process = start(&host);
-    assert_eq!(ask(&mut process), "11");
-    publish(&host, &[data(500), c("u", source)]);
-    assert_eq!(ask(&mut process), "12");
-    reuse_everything(&host);
-    assert_eq!(ask(&mut process), "13");
+    for reclaim in [Reclaim::Auto, Reclaim::Yes] {
+        let host = Host::sealed();
+        let data = |value: i64| UnitSource {
+            reclaim,
+            ..c("data", &format!("long datum = {value};"))
+        };
+        let source = "extern long datum; static long callback(long x) { return datum += x; }
+            long get(long x) { return (long)callback + x; }";
+        publish(&host, &[data(10), c("u", source)]);
+        let mut process = start(&host);
+        assert_eq!(ask(&mut process), "11");
+        publish(&host, &[data(500), c("u", source)]);
+        assert_eq!(ask(&mut process), "12");
+        reuse_everything(&host);
+        assert_eq!(ask(&mut process), "13");
+        let kept = host.compiler.status().kept;
+        assert!(kept.iter().any(|kept| kept.unit == "data"), "{kept:?}");
+    }
 }

@@ -259,6 +259,31 @@ fn one_thread_too_many_is_told_so() {
     assert!(threads.iter().all(|number| *number == generation));
 }
 
+/// The story: the outer of two guards, dropped first, took the pin along, and nothing held the code under the
+/// other.
+#[test]
+fn guards_left_in_any_order_hold_their_generation_to_the_last() {
+    let host = Host::sealed();
+    let generation = publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    for first in 0..3 {
+        let mut guards = [(); 3].map(|()| worker.enter().unwrap()).map(Some);
+        let generation = guards[0].as_ref().unwrap().generation();
+        publish_generation(&host);
+        for left in [first, (first + 2) % 3, (first + 1) % 3] {
+            for guard in guards.iter().flatten() {
+                assert_eq!(guard.generation(), generation);
+                assert_eq!(f.call(guard, 0), generation.cast_signed());
+            }
+            assert_eq!(host.compiler.status().workers[0].pinned, Some(generation));
+            guards[left] = None;
+        }
+        await_unpinned(&host);
+    }
+    assert_eq!(worker.poll().unwrap(), generation + 3);
+}
+
 #[test]
 fn a_panic_leaves_the_guards_that_it_passes() {
     let host = Host::sealed();

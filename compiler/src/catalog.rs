@@ -123,7 +123,8 @@ impl Catalog {
             self.imports.insert(name, Import { users, ..import });
         }
         for (name, unit) in changes.units {
-            self.replace_unit(&name, unit);
+            let keep = changes.kept.contains(&name);
+            self.replace_unit(&name, unit, keep);
         }
         for name in &changes.left {
             // Its cells are the kept units' for good; a new version has its own.
@@ -141,7 +142,7 @@ impl Catalog {
     }
 
     /// Puts `unit` in place of the one of the same name.
-    fn replace_unit(&mut self, name: &str, unit: Unit) {
+    fn replace_unit(&mut self, name: &str, unit: Unit, keep: bool) {
         for import in &unit.imports {
             if let Some(import) = self.imports.get_mut(import) {
                 import.users += 1;
@@ -153,7 +154,7 @@ impl Catalog {
                     import.users -= 1;
                 }
             }
-            if old.keeps {
+            if old.keeps || keep {
                 let regions = [old.text, old.read_only, old.private].into_iter();
                 self.kept_uses.extend(old.defines);
                 self.kept_uses.extend(old.uses);

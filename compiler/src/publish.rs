@@ -118,6 +118,8 @@ pub(crate) struct Changes {
     pub(crate) removed: Vec<(String, u64)>,
     /// Symbols whose cells lead nowhere else any more, but are left to kept units.
     pub(crate) left: Vec<String>,
+    /// Units whose replaced version is kept for the sake of its data.
+    pub(crate) kept: Vec<String>,
     pub(crate) added_hashes: Vec<(u64, String)>,
     pub(crate) imports: BTreeMap<ImportKey, Import>,
     pub(crate) next_unit: u32,
@@ -642,7 +644,16 @@ impl<'a, 'p> Batch<'a, 'p> {
         };
         edit.put_unit(txn, &record, &source.name)?;
         if let Some(old) = self.site.catalog.units.get(&source.name) {
-            edit.remove_unit(txn, old.number.into())?;
+            // What kept code reads directly is kept with it.
+            let data = old.defines.iter().filter(|name| {
+                let symbol = self.site.catalog.symbols.get(*name);
+                symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
+            });
+            let keep = data.into_iter().any(|name| self.leaves_cells(name));
+            edit.remove_unit(txn, old.number.into(), keep)?;
+            if keep {
+                self.changes.kept.push(source.name.clone());
+            }
         }
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {

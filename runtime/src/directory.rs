@@ -86,13 +86,18 @@ impl Edit {
         Ok(())
     }
 
-    /// Removes a unit.
+    /// Removes a unit. Its memory is not reused if it was published so, or if `keep`.
     ///
     /// # Errors
     /// [`SegmentFull`].
-    pub fn remove_unit(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+    pub fn remove_unit(
+        &mut self,
+        txn: &mut Txn<'_>,
+        key: u64,
+        keep: bool,
+    ) -> Result<(), SegmentFull> {
         if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
-            retire_unit(txn, at);
+            retire_unit(txn, at, keep);
             self.root.units = index::remove(txn, self.root.units, key)?;
             self.root.unit_count -= 1;
         }
@@ -253,14 +258,14 @@ fn retire_symbol(txn: &mut Txn<'_>, at: SegmentOffset) {
     txn.retire(Area::Control, Region { start: at.get(), len_bytes });
 }
 
-fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset) {
+fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset, keep: bool) {
     let record: UnitRecord = own(txn.memory().read(at));
     let len_bytes = size_of::<UnitRecord>() as u32 + record.name_len;
     txn.retire(Area::Control, Region { start: at.get(), len_bytes });
     for table in [record.template, record.patches, record.needs] {
         txn.retire(Area::Control, Region { start: table.start, len_bytes: table.len_bytes });
     }
-    if record.flags & crate::records::UNIT_KEPT == 0 {
+    if !keep && record.flags & crate::records::UNIT_KEPT == 0 {
         for (area, stored) in
             [(Area::Text, record.text), (Area::ReadOnly, record.read_only), (Area::Private, record.private)]
         {

@@ -1,6 +1,7 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -57,7 +58,8 @@ pub struct WorkerStats {
 pub(crate) struct Inner {
     /// Different from that of every other worker that this process has had.
     id: u64,
-    window: Window,
+    /// Dropped by hand, since it may have to stay.
+    window: ManuallyDrop<Window>,
     mailbox: Mailbox,
     life: LifePage,
     barriers: Barriers,
@@ -113,7 +115,7 @@ impl Worker {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            window,
+            window: ManuallyDrop::new(window),
             mailbox: attachment.mailbox,
             life,
             barriers,
@@ -286,7 +288,26 @@ impl Drop for Inner {
                 .word(Word::Detached)
                 .store(1, Ordering::Release);
         }
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut bound = state.imports.values();
+        if !bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
+            // SAFETY: dropped here and nowhere else, and not used after; nobody can be inside published code.
+            unsafe { ManuallyDrop::drop(&mut self.window) };
+        }
     }
+}
+
+/// Whether published code that calls the host symbol `name` may be called when the process forks or ends, long
+/// after the worker is gone. Its window then stays mapped.
+fn leaves_handlers(name: &str) -> bool {
+    const NAMES: [&str; 5] = [
+        "atexit",
+        "at_quick_exit",
+        "on_exit",
+        "pthread_atfork",
+        "__cxa_atexit",
+    ];
+    NAMES.contains(&name)
 }
 
 /// The half of the head that changes with every publication: what a futex compares.
