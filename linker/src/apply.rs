@@ -3,15 +3,18 @@
 use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
 
 use crate::error::{LinkError, Problem};
+use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
 use crate::layout::{Content, Spot};
-use crate::plan::{Fixup, Rewrite, Target};
 use crate::prepared::Prepared;
 use crate::relocation::{Operands, Resolved};
 use crate::unit::Meaning;
 
 /// `int3`: what lies between functions is not to be run.
 const TEXT_PADDING: u8 = 0xcc;
+
+/// Where the window starts, and the global offset table.
+const WINDOW: SegmentOffset = SegmentOffset::new(0);
 
 impl<'a> Prepared<'a> {
     /// Computes every field, now that the unit has a place. Pure arithmetic.
@@ -105,7 +108,8 @@ impl<'a> Prepared<'a> {
         let (area, site) = self.place(fixup.site, at)?;
         let target = self.target(fixup.target, at, bindings)?;
         let value = match target {
-            Operand::Number(value) => i128::from(value),
+            // Modulo 2^64, a number may as well be one below zero.
+            Operand::Number(value) => i128::from(value.cast_signed()),
             Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
                 linked.patches.push(Patch::new(site, target, fixup.addend));
                 return linked.store(self, fixup, area, 0);
@@ -115,12 +119,13 @@ impl<'a> Prepared<'a> {
                 return Err(Problem::Placement("a stub or a cell is outside the window"));
             }
         };
-        // A GOT that starts at 0, the window's base, makes a cell's offset its place.
-        let (place, origin) = (i128::from(site.get()), 0);
+        // The table starts where the window does, with the cells, so a cell's offset is its place.
+        let (place, origin) = (i128::from(site.get()), i128::from(WINDOW.get()));
         let operands = Operands {
             S: value,
             L: value,
             G: value,
+            Z: value,
             GOT: origin,
             A: i128::from(fixup.addend),
             P: place,
@@ -139,6 +144,7 @@ impl<'a> Prepared<'a> {
         let offset = match target {
             Target::Number(value) => return Ok(Operand::Number(value)),
             Target::Bound(reference) => return Ok(Operand::Patch(binding(reference)?.target)),
+            Target::Window => WINDOW,
             Target::Spot(spot) => self.place(spot, at)?.1,
             Target::Stub(reference) => binding(reference)?.stub.ok_or_else(lacks)?,
             Target::CallCell(reference) => binding(reference)?.call_cell.ok_or_else(lacks)?,
@@ -173,7 +179,9 @@ impl<'a> Prepared<'a> {
                         place: Place::Absolute(value),
                         node: 0,
                     }),
-                    Meaning::External(_) => Err(Problem::Corrupt("definition that is none".into())),
+                    Meaning::External(_) | Meaning::Window => {
+                        Err(Problem::Corrupt("definition that is none".into()))
+                    }
                 });
             placed.map_err(|problem| LinkError::new(self.name, problem))
         };

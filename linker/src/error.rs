@@ -162,8 +162,6 @@ pub enum SymbolRefusal {
     Unique,
     /// `name@VERSION`.
     Versioned,
-    /// `_GLOBAL_OFFSET_TABLE_`.
-    OffsetTable,
     /// `__start_` or `__stop_` of a section.
     SectionBound,
     /// Hidden or internal, and nobody defines it.
@@ -181,7 +179,6 @@ impl SymbolRefusal {
             Self::IndirectFunction => "is an indirect function (STT_GNU_IFUNC), not supported yet",
             Self::Unique => "is unique in the process (STB_GNU_UNIQUE), not supported yet",
             Self::Versioned => "has a version, which is not supported yet",
-            Self::OffsetTable => "names the global offset table, which is not supported yet",
             Self::SectionBound => "is the bound of a section, which is not supported yet",
             Self::Hidden => "is hidden, and no file of the unit defines it",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
@@ -340,6 +337,8 @@ pub enum Misuse {
     RelativeToAbsolute,
     /// A branch into the middle of somebody else's function.
     BranchInside,
+    /// The table's entry for itself.
+    TableEntry,
 }
 
 impl Misuse {
@@ -359,6 +358,7 @@ impl Misuse {
             Self::BranchInside => {
                 "branches into the middle of a function that the unit does not define"
             }
+            Self::TableEntry => "asks for the entry of the global offset table in itself",
         }
     }
 
@@ -376,6 +376,7 @@ impl Misuse {
             Self::NoInstruction => "the code before it was decoded from the start of its function",
             Self::RelativeToAbsolute => "it differs between workers, since each has its own base",
             Self::BranchInside => "only the start of a function has a stub",
+            Self::TableEntry => "the table starts where the window does, which has no cell",
         }
     }
 
@@ -383,7 +384,7 @@ impl Misuse {
         match self {
             Self::AbsoluteInText => Some("-fPIC -mcmodel=small"),
             Self::RelativeOutside | Self::DirectOutside | Self::NoInstruction => Some("-fPIC"),
-            Self::RelativeToAbsolute | Self::BranchInside => None,
+            Self::RelativeToAbsolute | Self::BranchInside | Self::TableEntry => None,
         }
     }
 }

@@ -13,7 +13,7 @@
 //! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify` |
-//! | what the field will hold, which cells that takes | `plan`, `thunk` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes | `layout` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
@@ -29,6 +29,7 @@ mod budget;
 mod classify;
 mod eh_frame;
 mod error;
+mod fixup;
 mod input;
 mod layout;
 mod local_calls;
@@ -38,6 +39,7 @@ mod plan;
 mod prepared;
 mod refusal;
 pub mod relocation;
+mod request;
 mod resolve;
 mod section;
 mod thunk;

@@ -5,10 +5,11 @@
 //! and names itself.
 
 use crate::atoms::{Atoms, meant};
+use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs};
 use crate::layout::{CELLS, CONSTANTS, Spot};
 use crate::local_calls;
-use crate::plan::{Fixup, Plan, Target};
+use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
 
 /// The graph of a unit, and its nodes.
@@ -59,7 +60,7 @@ fn target_node(
     base: u32,
 ) -> Option<u32> {
     let reference = match fixup.target {
-        Target::Number(_) => return None,
+        Target::Number(_) | Target::Window => return None,
         Target::Spot(Spot {
             chunk: CONSTANTS, ..
         }) => return None,

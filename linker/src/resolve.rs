@@ -217,7 +217,6 @@ impl<'a> Globals<'a> {
     pub(crate) fn refuse_undefined(&self, global: &Global<'a>) -> Option<SymbolRefusal> {
         match global.name {
             _ if global.discarded => Some(SymbolRefusal::Discarded),
-            "_GLOBAL_OFFSET_TABLE_" => Some(SymbolRefusal::OffsetTable),
             // Hidden by its users, and provided to each of them by whoever links it.
             "__dso_handle" => None,
             _ if !global.exported && global.wanted => Some(SymbolRefusal::Hidden),

@@ -22,8 +22,9 @@ use iced_x86::{Decoder, DecoderOptions};
 use crate::atoms::Atoms;
 use crate::classify::is_relative;
 use crate::error::{LinkError, Misuse, Problem};
+use crate::fixup::{Detour, Fixup, Rewrite, Target};
 use crate::layout::{Content, Spot, THUNKS};
-use crate::plan::{Detour, Fixup, Plan, Rewrite, Target};
+use crate::plan::Plan;
 use crate::relocation::{CELL, OutOfRange, RELATIVE};
 use crate::unit::Unit;
 

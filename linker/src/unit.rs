@@ -15,6 +15,9 @@ use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
 
+/// What the psABI calls the start of the cells.
+const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
+
 /// "None" in the tables below.
 const NONE: u32 = u32::MAX;
 
@@ -27,6 +30,8 @@ pub(crate) enum Meaning {
     Absolute(u64),
     /// Another unit's or the host's: an index into [`Globals::list`].
     External(u32),
+    /// `_GLOBAL_OFFSET_TABLE_`: the start of the window, whose first bytes are the cells.
+    Window,
 }
 
 /// A symbol that this unit defines.
@@ -294,6 +299,20 @@ impl<'a> Unit<'a> {
         }))
     }
 
+    /// The size of symbol `index` of an object, if the unit defines it.
+    pub(crate) fn size_of(&self, object: usize, index: u32) -> Option<u64> {
+        match self.symbol_use(object, index)? {
+            SymbolUse::Local(index) => {
+                let symbol = self.objects.get(object)?.symbol(index)?;
+                Some(symbol.st_size(LE))
+            }
+            SymbolUse::Global { global, .. } => {
+                let global = self.globals.list.get(global as usize)?;
+                (global.strength != Strength::Undefined).then_some(global.size)
+            }
+        }
+    }
+
     fn undefined_meaning(&self, number: u32) -> Result<Meaning, Problem> {
         let global = &self.globals.list[number as usize];
         let refused = |refusal| {
@@ -302,6 +321,9 @@ impl<'a> Unit<'a> {
                 refusal,
             })
         };
+        if global.name == OFFSET_TABLE {
+            return Ok(Meaning::Window);
+        }
         if let Some(refusal) = self.globals.refuse_undefined(global) {
             return refused(refusal);
         }

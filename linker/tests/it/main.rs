@@ -7,5 +7,6 @@ mod data;
 mod hostile;
 mod instructions;
 mod random;
+mod ranges;
 mod refusals;
 mod resolution;
