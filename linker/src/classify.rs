@@ -6,7 +6,7 @@
 //! 15 or 25 is the opcode of `call` or `jmp` through memory. So these forms are certain. Where a prefix
 //! matters (REX.W), it is certain for the GOT loads that assemblers emit, which are all 64 bits wide, and
 //! is *not* certain for other operands, whose prefix may as well be the last byte of the instruction
-//! before: those are decoded from the start of their function (see [`crate::thunk`]).
+//! before: those are decoded from the start of their function (see [`crate::instruction`]).
 
 use object::elf;
 

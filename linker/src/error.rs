@@ -325,7 +325,7 @@ pub enum Problem {
 /// Why a relocation does not go with its symbol or its instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misuse {
-    /// `R_X86_64_64` in text.
+    /// `R_X86_64_64` in text, in other bytes than a `movabs`.
     AbsoluteInText,
     /// A PC-relative field in data against what is not in the unit.
     RelativeOutside,
@@ -345,7 +345,7 @@ impl Misuse {
     fn what(self) -> &'static str {
         match self {
             Self::AbsoluteInText => {
-                "stores an absolute address in text, which is not supported yet"
+                "stores an absolute address in text, and not as the immediate of a `movabs`"
             }
             Self::RelativeOutside => "needs the distance to a symbol that the unit does not define",
             Self::DirectOutside => {
@@ -382,7 +382,7 @@ impl Misuse {
 
     fn compile_with(self) -> Option<&'static str> {
         match self {
-            Self::AbsoluteInText => Some("-fPIC -mcmodel=small"),
+            Self::AbsoluteInText => Some("-fPIC"),
             Self::RelativeOutside | Self::DirectOutside | Self::NoInstruction => Some("-fPIC"),
             Self::RelativeToAbsolute | Self::BranchInside | Self::TableEntry => None,
         }

@@ -34,6 +34,12 @@ pub(crate) enum Rewrite {
     Load,
     /// `call *cell(%rip)` becomes `addr32 call x` (psABI x86-64 1.0, appendix B).
     Call,
+    /// `movabs $x, %r` becomes `lea x(%rip), %r` and a `nop`. The field is the displacement's.
+    MovabsToLea,
+    /// `movabs $x, %r` becomes `mov cell(%rip), %r` and a `nop`. The field is the displacement's.
+    MovabsToLoad,
+    /// `movabs x, %rax` and the like become `mov x(%rip), %rax` and a `nop`. The field is the displacement's.
+    OffsetToOperand,
     /// The instruction, this many bytes long, becomes a jump, the rest of it `nop`. The field is the jump's.
     Jump(u8),
 }
@@ -54,11 +60,21 @@ pub(crate) struct Fixup {
     pub(crate) by_section: bool,
 }
 
-/// An instruction that reaches what the unit does not define as if it were near, and has to go through a
-/// cell. `fixup` is that of the cell's load.
+/// Which part of an instruction a field is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// A displacement from the instruction's end, 32 bits.
+    Displacement,
+    /// An immediate of 64 bits.
+    Immediate,
+}
+
+/// An instruction that has to become another one: it reaches what the unit does not define as if it were
+/// near, or holds an address. `fixup` is that of the cell's load, or of the distance to what the unit has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Detour {
     pub(crate) fixup: Fixup,
+    pub(crate) field: Field,
     pub(crate) origin: (u32, u32),
 }
 

@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
-//! | what the instruction around a field does | `classify` |
+//! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes | `layout` |
@@ -31,6 +31,7 @@ mod eh_frame;
 mod error;
 mod fixup;
 mod input;
+mod instruction;
 mod layout;
 mod local_calls;
 mod needs;

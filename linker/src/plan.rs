@@ -8,11 +8,11 @@ use object::LittleEndian as LE;
 
 use crate::classify::{self, Number, Use};
 use crate::error::{LinkError, Misuse, Problem};
-use crate::fixup::{Detour, Fixup, Rewrite, Target};
+use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
 use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, Spot};
 use crate::object_file::Relocations;
-use crate::relocation::{ABSOLUTE, CELL, Refusal};
+use crate::relocation::{ABSOLUTE, CELL, RELATIVE, Refusal, Relocation};
 use crate::request::{Request, read};
 use crate::unit::{Meaning, Own, Unit};
 
@@ -83,7 +83,7 @@ impl<'a> Plan<'a> {
         };
         let target = match (usage, meaning) {
             (Use::Word, Meaning::Absolute(value)) => Target::Number(value),
-            (Use::Word, _) => return Err(request.misuse(unit, Misuse::AbsoluteInText)),
+            (Use::Word, _) => return self.immediate(unit, request, meaning),
             (Use::Branch, Meaning::Own(own)) => Target::Spot(own.spot),
             (Use::Branch, Meaning::External(_)) if fixup.addend != -4 => {
                 return Err(request.misuse(unit, Misuse::BranchInside));
@@ -271,13 +271,39 @@ impl<'a> Plan<'a> {
     }
 
     fn detour(&mut self, request: &Request<'_>, cell: Target) {
+        self.redirect(request, Field::Displacement, CELL, cell);
+    }
+
+    /// An absolute address in text, where none is stored.
+    fn immediate(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        meaning: Meaning,
+    ) -> Result<(), Problem> {
+        let (row, target) = match meaning {
+            Meaning::External(global) => (CELL, self.address_cell(unit, global)?),
+            _ => (RELATIVE, self.word(unit, meaning, request.fixup.addend)?),
+        };
+        self.redirect(request, Field::Immediate, row, target);
+        Ok(())
+    }
+
+    fn redirect(
+        &mut self,
+        request: &Request<'_>,
+        field: Field,
+        row: &'static Relocation,
+        target: Target,
+    ) {
         let fixup = Fixup {
-            row: CELL,
-            target: cell,
+            row,
+            target,
             ..request.fixup
         };
         self.detours.push(Detour {
             fixup,
+            field,
             origin: request.origin,
         });
     }

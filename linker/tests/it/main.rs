@@ -6,6 +6,8 @@ mod common;
 mod data;
 mod hostile;
 mod instructions;
+mod machine;
+mod models;
 mod random;
 mod ranges;
 mod refusals;

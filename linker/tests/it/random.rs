@@ -122,6 +122,10 @@ enum Form {
         kind: u32,
         addend: i32,
     },
+    Immediate {
+        register: u8,
+        addend: i32,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +146,7 @@ impl Form {
                 | Self::GotCompare { .. }
                 | Self::Lea { .. }
                 | Self::Load { .. }
+                | Self::Immediate { .. }
         )
     }
 
@@ -198,6 +203,8 @@ fn form() -> impl Strategy<Value = Form> {
             register,
             displacement
         }),
+        (register(), displacement())
+            .prop_map(|(register, addend)| Form::Immediate { register, addend }),
         wide().prop_map(|addend| Form::Word { addend }),
         displacement().prop_map(|addend| Form::Near { addend }),
         wide().prop_map(|addend| Form::Far { addend }),
@@ -524,6 +531,11 @@ fn encode(form: Form) -> (Vec<u8>, u64, u32, i64) {
             displacement.into(),
             0,
         ),
+        Form::Immediate { register, addend } => {
+            let mut bytes = vec![0; 10];
+            bytes[..2].copy_from_slice(&[0x48 | register >> 3, 0xb8 | register & 7]);
+            (bytes, 2, elf::R_X86_64_64, addend.into())
+        }
         Form::Word { addend } => (Vec::new(), 0, elf::R_X86_64_64, addend),
         Form::Near { addend } => (Vec::new(), 0, elf::R_X86_64_PC32, addend.into()),
         Form::Far { addend } => (Vec::new(), 0, elf::R_X86_64_PC64, addend),
@@ -643,6 +655,18 @@ fn check(world: &World, site: &Site, place: u64) {
         Form::Load { displacement, .. } => is(Effect::Touches(
             own.wrapping_add_signed(displacement.into()),
         )),
+        Form::Immediate {
+            register: number,
+            addend,
+        } => {
+            let base = if addend == 0 { known } else { own };
+            let value = base.wrapping_add_signed(addend.into());
+            if site.sym == Sym::Number {
+                assert_eq!(world.decode(place).immediate64(), value, "{site:?}");
+            } else {
+                is(Effect::Sets(register(number), value));
+            }
+        }
         Form::Word { addend } => {
             let base = if addend == 0 { known } else { own };
             assert_eq!(
