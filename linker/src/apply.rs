@@ -36,6 +36,8 @@ impl<'a> Prepared<'a> {
             patches: Vec::new(),
             symbols: Vec::new(),
             needs: self.needs.clone(),
+            init: self.slots(&self.startup.init, at)?,
+            fini: self.slots(&self.startup.fini, at)?,
         };
         for chunk in &self.unit.chunks {
             let bytes = match &chunk.content {
@@ -55,6 +57,12 @@ impl<'a> Prepared<'a> {
         linked.patches.sort_by_key(|patch| patch.site);
         linked.symbols = self.symbols(at)?;
         Ok(linked)
+    }
+
+    fn slots(&self, spots: &[Spot], at: &Placement) -> Result<Vec<SegmentOffset>, LinkError> {
+        let place = |&spot| Ok(self.place(spot, at)?.1);
+        let places: Result<_, Problem> = spots.iter().map(place).collect();
+        places.map_err(|problem| LinkError::new(self.name, problem))
     }
 
     fn check(&self, at: &Placement, bindings: &[Binding]) -> Result<(), LinkError> {

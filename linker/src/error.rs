@@ -106,12 +106,14 @@ pub enum SectionRefusal {
     Constructors,
     /// `.fini_array` and the like.
     Destructors,
+    /// An entry of `.init_array` or the like that is no function's address.
+    StartupEntry,
+    /// Code and data, or bytes and zeros, under one name that something asks the bounds of.
+    MixedBounds,
     /// Both `SHF_WRITE` and `SHF_EXECINSTR`.
     WritableText,
     /// `SHF_COMPRESSED` and `SHF_ALLOC`.
     Compressed,
-    /// `SHF_EXCLUDE` and `SHF_ALLOC`.
-    Excluded,
     /// Another flag.
     Flags(u64),
     /// A type that is not placed.
@@ -129,11 +131,12 @@ impl SectionRefusal {
             Self::ThreadLocal => "it is thread-local storage, which is not supported yet".into(),
             Self::Constructors => "constructors are not run yet".into(),
             Self::Destructors => "destructors are not run yet".into(),
+            Self::StartupEntry => "it holds an entry that is no address of a function".into(),
+            Self::MixedBounds => {
+                "its parts cannot lie together, and something asks where it starts or ends".into()
+            }
             Self::WritableText => "no page is both writable and executable".into(),
             Self::Compressed => "only sections that are not loaded may be compressed".into(),
-            Self::Excluded => {
-                "SHF_EXCLUDE is not supported yet for sections that are loaded".into()
-            }
             Self::Flags(flags) => format!("its flags {flags:#x} are not supported"),
             Self::Type(kind) => format!("its type {kind:#x} is not supported"),
             Self::ExecutableStack => "workers have no executable stack".into(),
@@ -160,10 +163,12 @@ pub enum SymbolRefusal {
     IndirectFunction,
     /// `STB_GNU_UNIQUE`.
     Unique,
-    /// `name@VERSION`.
+    /// `name@VERSION` in the Cranelift dialect.
     Versioned,
-    /// `__start_` or `__stop_` of a section.
-    SectionBound,
+    /// `name@VERSION`, defined.
+    OldVersion,
+    /// `name@VERSION`, and another version elsewhere.
+    TwoVersions,
     /// Hidden or internal, and nobody defines it.
     Hidden,
     /// Defined only in a COMDAT member that was discarded.
@@ -178,8 +183,11 @@ impl SymbolRefusal {
             Self::ThreadLocal => "is thread-local, which is not supported yet",
             Self::IndirectFunction => "is an indirect function (STT_GNU_IFUNC), not supported yet",
             Self::Unique => "is unique in the process (STB_GNU_UNIQUE), not supported yet",
-            Self::Versioned => "has a version, which is not supported yet",
-            Self::SectionBound => "is the bound of a section, which is not supported yet",
+            Self::Versioned => "has a version, which this front end does not know",
+            Self::OldVersion => {
+                "defines a version that is not the default one, which is not supported"
+            }
+            Self::TwoVersions => "is asked for in two versions, of which a unit can have one",
             Self::Hidden => "is hidden, and no file of the unit defines it",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",

@@ -25,10 +25,14 @@ pub enum Dialect {
 }
 
 /// What the caller may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The longest that the areas of one unit may be together, bytes; at most 2 GiB.
     pub max_len_bytes: u64,
+    /// Take every member of every archive, wanted or not (`--whole-archive`).
+    pub whole_archive: bool,
+    /// The caller runs [`Linked::init`] and [`Linked::fini`]; else constructors and destructors are refused.
+    pub runs_startup: bool,
 }
 
 impl Options {
@@ -40,6 +44,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_len_bytes: Self::WINDOW_LEN_BYTES,
+            whole_archive: false,
+            runs_startup: false,
         }
     }
 }
@@ -86,6 +92,9 @@ pub struct Definition<'a> {
 pub struct Reference<'a> {
     /// The symbol's name.
     pub name: &'a str,
+    /// The version that the objects ask for (`name@VERSION`), if any does. Names bind without it; it says
+    /// which of several the host's symbol has to be (`dlvsym`).
+    pub version: Option<&'a str>,
     /// Whether every reference to it is weak (`STB_WEAK` and undefined: 0 if nobody defines it).
     pub weak: bool,
     /// The index into [`Prepared::definitions`](crate::Prepared::definitions) if the unit defines it itself.
@@ -181,6 +190,11 @@ pub struct Linked {
     pub symbols: Vec<PlacedSymbol>,
     /// Which code needs which references.
     pub needs: Needs,
+    /// The constructors, in the order in which they are to run: slots of the private data, each of which
+    /// holds the address of a function after it was patched (`void(int, char **, char **)`).
+    pub init: Vec<SegmentOffset>,
+    /// The destructors, likewise, in the order in which they are to run.
+    pub fini: Vec<SegmentOffset>,
 }
 
 /// A definition, placed.

@@ -15,7 +15,7 @@
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
-//! | where each piece goes | `layout` |
+//! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
@@ -25,6 +25,7 @@
 mod apply;
 mod archive;
 mod atoms;
+mod bounds;
 mod budget;
 mod classify;
 mod eh_frame;
@@ -43,6 +44,7 @@ pub mod relocation;
 mod request;
 mod resolve;
 mod section;
+mod startup;
 mod thunk;
 mod unit;
 

@@ -323,6 +323,7 @@ impl<'a> Plan<'a> {
             };
             self.references.push(Reference {
                 name: symbol.name,
+                version: symbol.version,
                 weak: !symbol.wanted,
                 own: unit.definition_of(global),
                 call_cell: false,

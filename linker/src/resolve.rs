@@ -3,6 +3,8 @@
 //! Strong beats common beats weak; of equals the first wins, except that two strong ones are an error. Of
 //! COMDAT groups with one signature the first is kept. Visibility is the most constraining of all that
 //! the files say (gABI, chapter 4, symbol visibility).
+//!
+//! `f@V` and `f@@V` mean `f`: the unit's own, another unit's, or the host's, for which the version is kept.
 
 use std::collections::HashMap;
 
@@ -65,6 +67,8 @@ pub(crate) struct Global<'a> {
     pub(crate) size: u64,
     /// `STT_*` of the definition.
     pub(crate) kind: u8,
+    /// The version of it that those who refer to it ask for.
+    pub(crate) version: Option<&'a str>,
     /// Default or protected: seen by other units.
     pub(crate) exported: bool,
     /// Somebody needs it, other than weakly.
@@ -136,7 +140,43 @@ impl<'a> Globals<'a> {
         {
             (name, address) = (stem, true);
         }
+        let mut version = None;
+        if let Some(at) = name.iter().position(|&byte| byte == b'@') {
+            if object.dialect == Dialect::Cranelift {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::Versioned,
+                }));
+            }
+            let (stem, rest) = (&name[..at], &name[at..]);
+            let default = rest.strip_prefix(b"@@");
+            // `f@@V` defines `f`; `f@V` defines what only those who ask for that version may have.
+            if default.is_none() && symbol.st_shndx(LE) != elf::SHN_UNDEF {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::OldVersion,
+                }));
+            }
+            let named = core::str::from_utf8(default.unwrap_or(&rest[1..])).map_err(|_| {
+                object.error(Problem::Corrupt("symbol version is not UTF-8".into()))
+            })?;
+            version = Some(named).filter(|_| symbol.st_shndx(LE) == elf::SHN_UNDEF);
+            name = stem;
+        }
         let global = self.intern(object, name)?;
+        if let Some(version) = version {
+            let entry = &mut self.list[global as usize];
+            if entry
+                .version
+                .replace(version)
+                .is_some_and(|other| other != version)
+            {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::TwoVersions,
+                }));
+            }
+        }
         let entry = &mut self.list[global as usize];
         entry.exported &= matches!(
             symbol.st_visibility(),
@@ -168,13 +208,6 @@ impl<'a> Globals<'a> {
         if text.is_empty() {
             return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
         }
-        if text.contains('@') {
-            let refusal = SymbolRefusal::Versioned;
-            return Err(object.error(Problem::Symbol {
-                symbol: text.into(),
-                refusal,
-            }));
-        }
         let number = u32::try_from(self.list.len())
             .ok()
             .filter(|&number| number < u32::MAX);
@@ -187,6 +220,7 @@ impl<'a> Globals<'a> {
             value: Value::Nothing,
             size: 0,
             kind: elf::STT_NOTYPE,
+            version: None,
             exported: true,
             wanted: false,
             discarded: false,

@@ -1,14 +1,13 @@
 //! A unit while it is being linked: its objects, what they became, and what each of their symbols means.
 
-use std::collections::HashSet;
-
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::Sym as _;
 
 use crate::archive::{self, Archives};
+use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::{Area, Definition, Input, SymbolKind};
+use crate::input::{Area, Definition, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::relocation::{self, Resolved};
@@ -61,13 +60,13 @@ pub(crate) struct Unit<'a> {
     pub(crate) defined: Vec<u32>,
     /// The definition of each global.
     definition_of: Vec<u32>,
-    /// The names of sections that programs may ask the bounds of.
-    bounded: HashSet<&'a str>,
+    /// The sections that something asks the bounds of.
+    bounded: Bounded<'a>,
 }
 
 impl<'a> Unit<'a> {
     /// Reads the objects, and the members that they pull from the archives.
-    pub(crate) fn read(inputs: &[Input<'a>]) -> Result<Self, LinkError> {
+    pub(crate) fn read(inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
         let mut unit = Self {
             objects: Vec::new(),
             uses: Vec::new(),
@@ -78,12 +77,17 @@ impl<'a> Unit<'a> {
             definitions: Vec::new(),
             defined: Vec::new(),
             definition_of: Vec::new(),
-            bounded: HashSet::new(),
+            bounded: Bounded::default(),
         };
         let mut archives = Archives::default();
         for input in inputs {
             if archive::is_archive(input.bytes) {
                 archives.add(input)?;
+                if options.whole_archive {
+                    for member in archives.pull_all()? {
+                        unit.add(member)?;
+                    }
+                }
             } else {
                 unit.add(ObjectFile::read(
                     input.name.to_owned(),
@@ -102,7 +106,8 @@ impl<'a> Unit<'a> {
                 unit.add(member)?;
             }
         }
-        unit.cut()?;
+        unit.bound_sections()?;
+        unit.cut(options)?;
         unit.define();
         Ok(unit)
     }
@@ -114,8 +119,26 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
+    /// Finds out which sections something asks the bounds of, and what they are.
+    fn bound_sections(&mut self) -> Result<(), LinkError> {
+        for global in &self.globals.list {
+            if global.strength == Strength::Undefined {
+                self.bounded.ask(global.name);
+            }
+        }
+        for object in &self.objects {
+            let patched = patched_sections(object);
+            for (section, patched) in object.sections.iter().zip(patched) {
+                if section.role.is_placed() {
+                    self.bounded.join(object, section, patched)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a chunk of each section that is placed, and of each common symbol.
-    fn cut(&mut self) -> Result<(), LinkError> {
+    fn cut(&mut self, options: &Options) -> Result<(), LinkError> {
         for (number, object) in (0..).zip(&self.objects) {
             let patched = patched_sections(object);
             let mut chunk_of = vec![NONE; object.sections.len()];
@@ -140,18 +163,22 @@ impl<'a> Unit<'a> {
                 } else {
                     area
                 };
-                if is_identifier(section.name) {
-                    self.bounded.insert(section.name);
+                if let Some(startup) = section.startup.filter(|_| !options.runs_startup) {
+                    return Err(object.error(section::refuse(section.name, startup.refusal())));
                 }
                 let origin = Some((number, index));
-                let chunk = Chunk {
+                let mut chunk = Chunk {
                     area,
                     rank,
                     align_bytes: section.align_bytes,
+                    pack_bytes: section.align_bytes,
+                    group: 0,
                     content,
                     origin,
                     position: 0,
                 };
+                self.bounded
+                    .gather(section.name, &mut chunk, self.chunks.len() as u32);
                 chunk_of[index as usize] =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
             }
@@ -166,6 +193,8 @@ impl<'a> Unit<'a> {
                     area,
                     rank,
                     align_bytes,
+                    pack_bytes: align_bytes,
+                    group: 0,
                     content,
                     origin: None,
                     position: 0,
@@ -324,15 +353,15 @@ impl<'a> Unit<'a> {
         if global.name == OFFSET_TABLE {
             return Ok(Meaning::Window);
         }
+        if let Some(spot) = self.bounded.spot(global.name, &self.chunks) {
+            return Ok(Meaning::Own(Own {
+                spot,
+                exported: None,
+                has_stub: false,
+            }));
+        }
         if let Some(refusal) = self.globals.refuse_undefined(global) {
             return refused(refusal);
-        }
-        let bound = global
-            .name
-            .strip_prefix("__start_")
-            .or_else(|| global.name.strip_prefix("__stop_"));
-        if bound.is_some_and(|section| self.bounded.contains(section)) {
-            return refused(SymbolRefusal::SectionBound);
         }
         if !global.exported && !global.wanted {
             // Hidden, weak and defined by no file of the unit: nobody else may define it.
@@ -387,13 +416,8 @@ fn is_code(chunk: &Chunk<'_>, kind: u8) -> bool {
     chunk.area == Area::Text && kind != elf::STT_OBJECT
 }
 
-fn is_identifier(name: &str) -> bool {
-    name.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
 fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
-    let longest = crate::Options::WINDOW_LEN_BYTES;
+    let longest = Options::WINDOW_LEN_BYTES;
     if chunk.len_bytes() > longest {
         return Err(Problem::Limit {
             what: "the length of a section",

@@ -201,6 +201,7 @@ fn a_unit_has_a_longest_length() {
     let files = [("bss.o", &object[..])];
     let options = Options {
         max_len_bytes: 5000,
+        ..Options::default()
     };
     assert!(Prepared::read("unit", &inputs(&files), &options).is_ok());
     let error = Prepared::read(
@@ -208,6 +209,7 @@ fn a_unit_has_a_longest_length() {
         &inputs(&files),
         &Options {
             max_len_bytes: 4999,
+            ..Options::default()
         },
     )
     .unwrap_err();

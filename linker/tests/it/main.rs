@@ -4,6 +4,7 @@
 mod archives;
 mod common;
 mod data;
+mod forms;
 mod hostile;
 mod instructions;
 mod machine;
@@ -12,3 +13,4 @@ mod random;
 mod ranges;
 mod refusals;
 mod resolution;
+mod startup;

@@ -125,14 +125,6 @@ fn sections() {
             .quad 1"#,
             refused(".odd", "its type 0x6000000 is not supported"),
         ),
-        (
-            r#".section .excluded,"ae"
-            .quad 1"#,
-            refused(
-                ".excluded",
-                "SHF_EXCLUDE is not supported yet for sections that are loaded",
-            ),
-        ),
     ];
     for (text, message) in cases {
         assert_eq!(source(&format!("{text}\n")), message);
@@ -182,12 +174,22 @@ fn symbols() {
         "x.o: `u` is unique in the process (STB_GNU_UNIQUE), not supported yet\n  help: compile x.o with -fno-gnu-unique"
     );
     assert_eq!(
-        source(".symver memcpy_old, memcpy@GLIBC_2.2.5\ncall memcpy_old@PLT\n"),
-        "x.o: `memcpy@GLIBC_2.2.5` has a version, which is not supported yet"
+        source(".globl old\n.symver old, f@V1\nold: ret\n"),
+        "x.o: `f@V1` defines a version that is not the default one, which is not supported"
     );
     assert_eq!(
-        source(".section things,\"aw\"\n.quad 1\n.text\nlea __start_things(%rip), %rax\n"),
-        "x.o: .text+0x3: `__start_things` is the bound of a section, which is not supported yet"
+        source(".symver one, f@V1\n.symver two, f@V2\ncall one@PLT\ncall two@PLT\n"),
+        "x.o: `f@V2` is asked for in two versions, of which a unit can have one"
+    );
+    let data = assemble(".section things,\"aw\"\n.quad 1\n.text\nlea __start_things(%rip), %rax\n");
+    let code = assemble(".section things,\"ax\"\nnop\n");
+    assert_eq!(
+        refusal_of(&[("data.o", &data), ("code.o", &code)]),
+        "code.o: section things is refused: its parts cannot lie together, and something asks where it starts or ends"
+    );
+    assert_eq!(
+        source(".section .excluded,\"ae\"\nd: .quad 1\n.text\nlea d(%rip), %rax\n"),
+        "x.o: .text+0x3: `.excluded` lies in a section that is not loaded"
     );
     assert_eq!(
         source(".section .debug_x,\"\"\nd: .quad 1\n.text\nlea d(%rip), %rax\n"),
