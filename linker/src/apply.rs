@@ -171,7 +171,7 @@ impl<'a> Prepared<'a> {
         let place = |(definition, &global): (usize, &u32)| {
             let placed = self
                 .unit
-                .global_meaning(global)
+                .definition(global)
                 .and_then(|meaning| match meaning {
                     Meaning::Own(own) => {
                         let (area, offset) = self.place(own.spot, at)?;

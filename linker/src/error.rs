@@ -171,6 +171,8 @@ pub enum SymbolRefusal {
     TwoVersions,
     /// Hidden or internal, and nobody defines it.
     Hidden,
+    /// Unique or an indirect function, and hidden.
+    HiddenIndirect,
     /// Defined only in a COMDAT member that was discarded.
     Discarded,
     /// Defined in a section that is not placed.
@@ -189,6 +191,7 @@ impl SymbolRefusal {
             }
             Self::TwoVersions => "is asked for in two versions, of which a unit can have one",
             Self::Hidden => "is hidden, and no file of the unit defines it",
+            Self::HiddenIndirect => "is hidden, so there is no cell to reach it through",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",
         }

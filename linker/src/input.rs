@@ -31,6 +31,11 @@ pub struct Options {
     pub max_len_bytes: u64,
     /// Take every member of every archive, wanted or not (`--whole-archive`).
     pub whole_archive: bool,
+    /// The caller runs the resolvers of indirect functions ([`SymbolKind::IndirectFunction`]); else they are
+    /// refused.
+    pub runs_resolvers: bool,
+    /// The caller keeps one copy of what is unique ([`Definition::unique`]) for all units; else it is refused.
+    pub keeps_unique: bool,
     /// The caller runs [`Linked::init`] and [`Linked::fini`]; else constructors and destructors are refused.
     pub runs_startup: bool,
 }
@@ -45,6 +50,8 @@ impl Default for Options {
         Self {
             max_len_bytes: Self::WINDOW_LEN_BYTES,
             whole_archive: false,
+            runs_resolvers: false,
+            keeps_unique: false,
             runs_startup: false,
         }
     }
@@ -57,6 +64,9 @@ pub enum SymbolKind {
     Function,
     /// A datum.
     Data,
+    /// `STT_GNU_IFUNC`: code that returns the address of the function, run once in each worker. What it
+    /// returns belongs into the call cell. The unit itself refers to it only through cells and the stub.
+    IndirectFunction,
     /// `SHN_ABS`: a number, the same in every process.
     Absolute,
 }
@@ -82,6 +92,9 @@ pub struct Definition<'a> {
     pub kind: SymbolKind,
     /// `STB_WEAK`.
     pub weak: bool,
+    /// `STB_GNU_UNIQUE`: one in the process, whoever defines it too. The unit itself refers to it only
+    /// through cells and patches, so that its own copy need not be the one.
+    pub unique: bool,
     /// `st_size`, bytes.
     pub size: u64,
 }

@@ -86,7 +86,7 @@ fn target_node(
         .and_then(|reference| reference.own);
     match own
         .and_then(|definition| unit.defined.get(definition))
-        .map(|&global| unit.global_meaning(global))
+        .map(|&global| unit.definition(global))
     {
         Some(Ok(Meaning::Own(own))) => Some(atoms.node(own.spot)),
         _ => Some(reference | Needs::REFERENCE),

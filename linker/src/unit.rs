@@ -70,7 +70,7 @@ impl<'a> Unit<'a> {
         let mut unit = Self {
             objects: Vec::new(),
             uses: Vec::new(),
-            globals: Globals::default(),
+            globals: Globals::new(options),
             chunks: Chunk::made(),
             chunk_of: Vec::new(),
             common_of: Vec::new(),
@@ -221,6 +221,9 @@ impl<'a> Unit<'a> {
                 } => {
                     let chunk = self.chunk_of[object as usize][section as usize];
                     match self.chunks.get(chunk as usize) {
+                        Some(_) if global.kind == elf::STT_GNU_IFUNC => {
+                            SymbolKind::IndirectFunction
+                        }
                         Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
                         Some(_) => SymbolKind::Data,
                         // In a section that is not placed: nothing that anybody could refer to.
@@ -236,7 +239,8 @@ impl<'a> Unit<'a> {
             self.definitions.push(Definition {
                 name: global.name,
                 kind,
-                weak,
+                weak: weak && !global.unique,
+                unique: global.unique,
                 size: global.size,
             });
         }
@@ -301,8 +305,24 @@ impl<'a> Unit<'a> {
         }))
     }
 
-    /// What a global name means.
+    /// What a global name means to those who refer to it.
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
+        let global = self.globals.list.get(number as usize);
+        if global.is_some_and(|global| global.is_indirect()) {
+            if !global.is_some_and(|global| global.exported) {
+                // Hidden by one of its users, though not by its definition.
+                return Err(Problem::Symbol {
+                    symbol: global.map(|global| global.name.into()).unwrap_or_default(),
+                    refusal: SymbolRefusal::HiddenIndirect,
+                });
+            }
+            return Ok(Meaning::External(number));
+        }
+        self.definition(number)
+    }
+
+    /// What the unit has under a global name.
+    pub(crate) fn definition(&self, number: u32) -> Result<Meaning, Problem> {
         let global = &self.globals.list[number as usize];
         let spot = match global.value {
             Value::Absolute(value) => return Ok(Meaning::Absolute(value)),

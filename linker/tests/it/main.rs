@@ -6,6 +6,7 @@ mod common;
 mod data;
 mod forms;
 mod hostile;
+mod indirect;
 mod instructions;
 mod machine;
 mod models;
