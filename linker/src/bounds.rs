@@ -55,6 +55,11 @@ impl<'a> Bounded<'a> {
         }
     }
 
+    /// Whether something asks for the bounds of section `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.sections.contains_key(name)
+    }
+
     /// Takes note of a section that is placed, before any is cut.
     pub(crate) fn join(
         &mut self,

@@ -261,6 +261,9 @@ pub enum Problem {
         /// The object that defined it first.
         first: String,
     },
+    /// A root that no file of the unit defines.
+    #[error("is to be kept, and no file of the unit defines it")]
+    NoRoot,
     /// A section that is refused.
     #[error("section {section} is refused: {}", .refusal.why())]
     Section {

@@ -31,6 +31,9 @@ pub struct Options {
     pub max_len_bytes: u64,
     /// Take every member of every archive, wanted or not (`--whole-archive`).
     pub whole_archive: bool,
+    /// Drop the sections that these global names do not reach (`--gc-sections`, with its roots); `None`
+    /// keeps all. Constructors, `SHF_GNU_RETAIN` and sections whose bounds are asked for are kept too.
+    pub roots: Option<Vec<String>>,
     /// The caller runs the resolvers of indirect functions ([`SymbolKind::IndirectFunction`]); else they are
     /// refused.
     pub runs_resolvers: bool,
@@ -50,6 +53,7 @@ impl Default for Options {
         Self {
             max_len_bytes: Self::WINDOW_LEN_BYTES,
             whole_archive: false,
+            roots: None,
             runs_resolvers: false,
             keeps_unique: false,
             runs_startup: false,

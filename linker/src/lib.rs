@@ -14,6 +14,7 @@
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
+//! | what is not reached, if it is to go | `reach` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
@@ -39,6 +40,7 @@ mod needs;
 mod object_file;
 mod plan;
 mod prepared;
+mod reach;
 mod refusal;
 pub mod relocation;
 mod request;

@@ -264,6 +264,7 @@ impl<'a> Reader<'a> {
             role: Role::NotLoaded,
             content: Content::Zero(0),
             align_bytes: 1,
+            retained: flags & u64::from(elf::SHF_GNU_RETAIN) != 0,
             startup: None,
         };
         if flags & u64::from(elf::SHF_ALLOC) == 0 {

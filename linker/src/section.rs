@@ -28,6 +28,8 @@ pub(crate) enum Role {
     Writable,
     /// A member of a COMDAT group that another object has too.
     Discarded,
+    /// Nothing that is wanted refers to it.
+    Unreached,
 }
 
 impl Role {
@@ -53,6 +55,8 @@ pub(crate) struct Section<'a> {
     pub(crate) role: Role,
     pub(crate) content: Content<'a>,
     pub(crate) align_bytes: u64,
+    /// `SHF_GNU_RETAIN`: wanted though nothing refers to it.
+    pub(crate) retained: bool,
     /// It holds addresses of constructors or destructors.
     pub(crate) startup: Option<Startup>,
 }

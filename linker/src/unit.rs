@@ -10,6 +10,7 @@ use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::object_file::{ObjectFile, Relocations};
+use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
@@ -106,6 +107,15 @@ impl<'a> Unit<'a> {
                 unit.add(member)?;
             }
         }
+        for global in &unit.globals.list {
+            if global.strength == Strength::Undefined {
+                unit.bounded.ask(global.name);
+            }
+        }
+        if let Some(roots) = &options.roots {
+            let bounded = |name: &str| unit.bounded.has(name);
+            reach::drop_unreached(&mut unit.objects, &unit.uses, &unit.globals, roots, bounded)?;
+        }
         unit.bound_sections()?;
         unit.cut(options)?;
         unit.define();
@@ -119,13 +129,8 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
-    /// Finds out which sections something asks the bounds of, and what they are.
+    /// Finds out what the sections are that something asks the bounds of.
     fn bound_sections(&mut self) -> Result<(), LinkError> {
-        for global in &self.globals.list {
-            if global.strength == Strength::Undefined {
-                self.bounded.ask(global.name);
-            }
-        }
         for object in &self.objects {
             let patched = patched_sections(object);
             for (section, patched) in object.sections.iter().zip(patched) {

@@ -128,3 +128,49 @@ fn seventy_thousand_sections() {
     assert_eq!(world.effect("f0"), Effect::Goes(world.at("f69999")));
     assert_eq!(world.at("f69999") - world.at("f0"), 5 + 69_998);
 }
+
+#[test]
+fn what_the_roots_do_not_reach_is_dropped() {
+    use crate::common::inputs;
+    use jitcast_linker::{Options, Prepared};
+    let object = compile(
+        "c",
+        "int missing(void), host(int); static int table[100] = { 1 }; int unused_data[1000] = { 2 };\n\
+         static __attribute__((noinline)) int helper(int x) { return host(x) + table[x]; }\n\
+         int f(int x) { return helper(x) + 1; } int unused(void) { return missing() + unused_data[0]; }\n\
+         __attribute__((retain, used)) int retained(int x) { return x; }\n\
+         __attribute__((section(\"things\"))) int thing = 4; extern int __start_things[];\n\
+         int *where(void) { return __start_things; }",
+        &["-O1", "-fPIC", "-ffunction-sections", "-fdata-sections"],
+    );
+    let files = [("x.o", &object[..])];
+    let files = inputs(&files);
+    let options = |roots: &[&str]| Options {
+        roots: Some(roots.iter().map(|&root| root.into()).collect()),
+        ..Options::default()
+    };
+    let prepared = Prepared::read("unit", &files, &options(&["f"])).unwrap();
+    let names: Vec<_> = prepared
+        .definitions()
+        .iter()
+        .map(|found| found.name)
+        .collect();
+    assert_eq!(names, ["f", "retained", "thing"]);
+    let references: Vec<_> = prepared
+        .references()
+        .iter()
+        .map(|found| found.name)
+        .collect();
+    assert_eq!(references, ["host"], "what is dropped asks for nothing");
+    let extents = prepared.extents();
+    let data_len_bytes = extents.private.len_bytes + extents.read_only.len_bytes;
+    assert!((400..1000).contains(&data_len_bytes), "{extents:?}");
+    World::new(&prepared);
+    let all = Prepared::read("unit", &files, &Options::default()).unwrap();
+    assert_eq!(all.definitions().len(), 6);
+    let error = Prepared::read("unit", &files, &options(&["f", "nobody"])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "nobody: is to be kept, and no file of the unit defines it"
+    );
+}
