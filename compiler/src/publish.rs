@@ -834,7 +834,8 @@ fn check_name(name: &str) -> Result<(), PublishError> {
 
 fn kind_of(kind: SymbolKind) -> Kind {
     match kind {
-        SymbolKind::Function => Kind::Function,
+        // Not taken unless the linker is told that resolvers are run.
+        SymbolKind::Function | SymbolKind::IndirectFunction => Kind::Function,
         SymbolKind::Data => Kind::Data,
         SymbolKind::Absolute => Kind::Absolute,
     }

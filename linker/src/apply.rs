@@ -3,15 +3,18 @@
 use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
 
 use crate::error::{LinkError, Problem};
+use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
 use crate::layout::{Content, Spot};
-use crate::plan::{Fixup, Rewrite, Target};
 use crate::prepared::Prepared;
 use crate::relocation::{Operands, Resolved};
 use crate::unit::Meaning;
 
 /// `int3`: what lies between functions is not to be run.
 const TEXT_PADDING: u8 = 0xcc;
+
+/// Where the window starts, and the global offset table.
+const WINDOW: SegmentOffset = SegmentOffset::new(0);
 
 impl<'a> Prepared<'a> {
     /// Computes every field, now that the unit has a place. Pure arithmetic.
@@ -33,6 +36,8 @@ impl<'a> Prepared<'a> {
             patches: Vec::new(),
             symbols: Vec::new(),
             needs: self.needs.clone(),
+            init: self.slots(&self.startup.init, at)?,
+            fini: self.slots(&self.startup.fini, at)?,
         };
         for chunk in &self.unit.chunks {
             let bytes = match &chunk.content {
@@ -52,6 +57,12 @@ impl<'a> Prepared<'a> {
         linked.patches.sort_by_key(|patch| patch.site);
         linked.symbols = self.symbols(at)?;
         Ok(linked)
+    }
+
+    fn slots(&self, spots: &[Spot], at: &Placement) -> Result<Vec<SegmentOffset>, LinkError> {
+        let place = |&spot| Ok(self.place(spot, at)?.1);
+        let places: Result<_, Problem> = spots.iter().map(place).collect();
+        places.map_err(|problem| LinkError::new(self.name, problem))
     }
 
     fn check(&self, at: &Placement, bindings: &[Binding]) -> Result<(), LinkError> {
@@ -105,7 +116,8 @@ impl<'a> Prepared<'a> {
         let (area, site) = self.place(fixup.site, at)?;
         let target = self.target(fixup.target, at, bindings)?;
         let value = match target {
-            Operand::Number(value) => i128::from(value),
+            // Modulo 2^64, a number may as well be one below zero.
+            Operand::Number(value) => i128::from(value.cast_signed()),
             Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
                 linked.patches.push(Patch::new(site, target, fixup.addend));
                 return linked.store(self, fixup, area, 0);
@@ -115,12 +127,13 @@ impl<'a> Prepared<'a> {
                 return Err(Problem::Placement("a stub or a cell is outside the window"));
             }
         };
-        // A GOT that starts at 0, the window's base, makes a cell's offset its place.
-        let (place, origin) = (i128::from(site.get()), 0);
+        // The table starts where the window does, with the cells, so a cell's offset is its place.
+        let (place, origin) = (i128::from(site.get()), i128::from(WINDOW.get()));
         let operands = Operands {
             S: value,
             L: value,
             G: value,
+            Z: value,
             GOT: origin,
             A: i128::from(fixup.addend),
             P: place,
@@ -139,6 +152,7 @@ impl<'a> Prepared<'a> {
         let offset = match target {
             Target::Number(value) => return Ok(Operand::Number(value)),
             Target::Bound(reference) => return Ok(Operand::Patch(binding(reference)?.target)),
+            Target::Window => WINDOW,
             Target::Spot(spot) => self.place(spot, at)?.1,
             Target::Stub(reference) => binding(reference)?.stub.ok_or_else(lacks)?,
             Target::CallCell(reference) => binding(reference)?.call_cell.ok_or_else(lacks)?,
@@ -157,7 +171,7 @@ impl<'a> Prepared<'a> {
         let place = |(definition, &global): (usize, &u32)| {
             let placed = self
                 .unit
-                .global_meaning(global)
+                .definition(global)
                 .and_then(|meaning| match meaning {
                     Meaning::Own(own) => {
                         let (area, offset) = self.place(own.spot, at)?;
@@ -173,7 +187,9 @@ impl<'a> Prepared<'a> {
                         place: Place::Absolute(value),
                         node: 0,
                     }),
-                    Meaning::External(_) => Err(Problem::Corrupt("definition that is none".into())),
+                    Meaning::External(_) | Meaning::Window => {
+                        Err(Problem::Corrupt("definition that is none".into()))
+                    }
                 });
             placed.map_err(|problem| LinkError::new(self.name, problem))
         };
@@ -256,6 +272,16 @@ fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
         Rewrite::Call => bytes
             .get_mut(before(2)?..field)?
             .copy_from_slice(&[0x67, 0xe8]),
+        Rewrite::MovabsToLea => without_immediate(bytes, field, 0x8d)?,
+        Rewrite::MovabsToLoad => without_immediate(bytes, field, 0x8b)?,
+        Rewrite::OffsetToOperand => {
+            let instruction = bytes.get_mut(before(2)?..)?;
+            // a0 to a3 are the loads, then the stores, of bytes and of words; 88 to 8b are the stores first.
+            let opcode = instruction.first_mut()?;
+            *opcode = 0x88 | (*opcode & 3) ^ 2;
+            *instruction.get_mut(1)? = 0x05;
+            instruction.get_mut(6..9)?.copy_from_slice(&NOP_3);
+        }
         Rewrite::Jump(len_bytes) => {
             let start = before(1)?;
             let instruction = bytes.get_mut(start..start + usize::from(len_bytes))?;
@@ -263,6 +289,22 @@ fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
             *instruction.first_mut()? = 0xe9;
         }
     }
+    Some(())
+}
+
+/// `nopl (%rax)`, as Intel recommends for three bytes (SDM volume 2, `NOP`).
+const NOP_3: [u8; 3] = [0x0f, 0x1f, 0x00];
+
+/// Turns `movabs $x, %r` into another way to fill the register, whose displacement is at `field`.
+fn without_immediate(bytes: &mut [u8], field: usize, opcode: u8) -> Option<()> {
+    let instruction = bytes.get_mut(field.checked_sub(3)?..)?;
+    let (rex, register) = (*instruction.first()?, *instruction.get(1)? & 7);
+    let new = [0x48 | (rex & 1) << 2, opcode, 0x05 | register << 3];
+    instruction.get_mut(..3)?.copy_from_slice(&new);
+    // nopl (%rax), as Intel recommends for three bytes (SDM volume 2, `NOP`).
+    instruction
+        .get_mut(7..10)?
+        .copy_from_slice(&[0x0f, 0x1f, 0x00]);
     Some(())
 }
 
@@ -292,6 +334,28 @@ mod tests {
         assert_eq!(lea, Some([0x48, 0x8d, 0x05, 1, 2, 3, 4]));
         let load = rewritten([0x48, 0x8d, 0x05, 1, 2, 3, 4], 3, Rewrite::Load);
         assert_eq!(load, Some([0x48, 0x8b, 0x05, 1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn immediates_become_displacements() {
+        let movabs = [0x49, 0xbe, 1, 2, 3, 4, 5, 6, 7, 8];
+        let lea = rewritten(movabs, 3, Rewrite::MovabsToLea);
+        assert_eq!(lea, Some([0x4c, 0x8d, 0x35, 2, 3, 4, 5, 0x0f, 0x1f, 0x00]));
+        let load = rewritten(movabs, 3, Rewrite::MovabsToLoad);
+        assert_eq!(load, Some([0x4c, 0x8b, 0x35, 2, 3, 4, 5, 0x0f, 0x1f, 0x00]));
+        let movabs = [0x48, 0xbc, 0, 0, 0, 0, 0, 0, 0, 0];
+        let lea = rewritten(movabs, 3, Rewrite::MovabsToLea);
+        assert_eq!(lea, Some([0x48, 0x8d, 0x25, 0, 0, 0, 0, 0x0f, 0x1f, 0x00]));
+        let load = rewritten([0xa1, 1, 2, 3, 4, 5, 6, 7, 8], 2, Rewrite::OffsetToOperand);
+        assert_eq!(load, Some([0x8b, 0x05, 2, 3, 4, 5, 0x0f, 0x1f, 0x00]));
+        for (from, to) in [(0xa0, 0x8a), (0xa1, 0x8b), (0xa2, 0x88), (0xa3, 0x89)] {
+            let done = rewritten([from, 0, 0, 0, 0, 0, 0, 0, 0], 2, Rewrite::OffsetToOperand);
+            assert_eq!(done.map(|bytes| bytes[0]), Some(to));
+        }
+        for (len, field) in [(10, 2), (10, 4), (9, 3)] {
+            let mut bytes = vec![0x48; len];
+            assert_eq!(rewrite(&mut bytes, field, Rewrite::MovabsToLea), None);
+        }
     }
 
     #[test]

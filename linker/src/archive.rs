@@ -1,7 +1,7 @@
 //! Archives: which member defines which name.
 //!
 //! Members are pulled by need: only a name that is wanted strongly and that nobody has defined yet pulls
-//! one. The order of archives matters only where two define the same name: the first does.
+//! one, unless all are asked for. The order of archives matters only where two define the same name: the first does.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,6 +19,9 @@ use crate::object_file::ObjectFile;
 pub(crate) fn is_archive(bytes: &[u8]) -> bool {
     bytes.starts_with(&object::archive::MAGIC) || bytes.starts_with(&object::archive::THIN_MAGIC)
 }
+
+/// The member of a Rust library that is no object, or one without code.
+const RUST_METADATA: &[u8] = b"lib.rmeta";
 
 /// Where a member is: the archive, and the offset of the member's header, or its number if the archive has
 /// no symbol table.
@@ -127,6 +130,25 @@ impl<'a> Archives<'a> {
         Ok(())
     }
 
+    /// Pulls every member of the archive that was added last, but for the metadata of Rust's compiler.
+    pub(crate) fn pull_all(&mut self) -> Result<Vec<ObjectFile<'a>>, LinkError> {
+        let number = self.list.len().saturating_sub(1);
+        let Some(archive) = self.list.last_mut() else {
+            return Ok(Vec::new());
+        };
+        let mut objects = Vec::new();
+        for member in archive.file.members() {
+            let read = member
+                .map_err(corrupt)
+                .and_then(|member| archive.member(&member));
+            let member = read.map_err(|problem| LinkError::new(archive.name, problem))?;
+            if member.name != RUST_METADATA && self.pulled.insert((number, member.start)) {
+                objects.push(archive.read(member)?);
+            }
+        }
+        Ok(objects)
+    }
+
     /// Pulls the member that defines `name`, if there is one and it has not been pulled yet.
     pub(crate) fn pull(&mut self, name: &str) -> Result<Option<ObjectFile<'a>>, LinkError> {
         let Some(&(number, place)) = self.definers.get(name.as_bytes()) else {
@@ -142,10 +164,7 @@ impl<'a> Archives<'a> {
         if !self.pulled.insert((number, member.start)) {
             return Ok(None);
         }
-        let counted = archive.budget.contents(member.bytes.len() as u64);
-        counted.map_err(|problem| LinkError::new(archive.name, problem))?;
-        let label = format!("{}({})", archive.name, String::from_utf8_lossy(member.name));
-        ObjectFile::read(label, member.bytes, archive.dialect).map(Some)
+        archive.read(member).map(Some)
     }
 }
 
@@ -161,6 +180,13 @@ impl<'a> Archive<'a> {
                 member.ok_or_else(|| Problem::Corrupt("archive member that does not exist".into()))
             }
         }
+    }
+
+    fn read(&mut self, member: Member<'a>) -> Result<ObjectFile<'a>, LinkError> {
+        let counted = self.budget.contents(member.bytes.len() as u64);
+        counted.map_err(|problem| LinkError::new(self.name, problem))?;
+        let label = format!("{}({})", self.name, String::from_utf8_lossy(member.name));
+        ObjectFile::read(label, member.bytes, self.dialect)
     }
 
     fn member(&mut self, member: &ArchiveMember<'a>) -> Result<Member<'a>, Problem> {

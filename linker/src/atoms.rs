@@ -7,9 +7,10 @@ use object::elf;
 use object::read::elf::Sym as _;
 
 use crate::classify::immediate_len;
+use crate::fixup::{Fixup, Target};
 use crate::input::Area;
 use crate::layout::Spot;
-use crate::plan::{Fixup, Plan, Target};
+use crate::plan::Plan;
 use crate::relocation::Resolved;
 use crate::unit::Unit;
 
@@ -216,11 +217,12 @@ pub(crate) fn meant(unit: &Unit<'_>, fixup: &Fixup, spot: Spot, base: u32) -> Sp
     let home = &unit.chunks[fixup.site.chunk as usize];
     let past = match (home.area, fixup.row.resolved) {
         (_, Resolved::AtAttach) => 0,
+        _ if !fixup.row.is_relative() => 0,
         // The distance is counted from the instruction's end.
         (Area::Text, _) => {
             let immediate =
                 immediate_len(home.bytes().unwrap_or_default(), fixup.site.offset as usize);
-            4 + i64::from(immediate)
+            i64::from(fixup.row.field.width_bytes) + i64::from(immediate)
         }
         // The distance is counted from the start of the table.
         _ => i64::from(base) - i64::from(fixup.site.offset),

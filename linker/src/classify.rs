@@ -6,7 +6,7 @@
 //! 15 or 25 is the opcode of `call` or `jmp` through memory. So these forms are certain. Where a prefix
 //! matters (REX.W), it is certain for the GOT loads that assemblers emit, which are all 64 bits wide, and
 //! is *not* certain for other operands, whose prefix may as well be the last byte of the instruction
-//! before: those are decoded from the start of their function (see [`crate::thunk`]).
+//! before: those are decoded from the start of their function (see [`crate::instruction`]).
 
 use object::elf;
 
@@ -35,6 +35,46 @@ pub(crate) enum Use {
     Distance,
     /// The distance to its stub, in a field of data.
     StubDistance,
+    /// A distance of 8 or 16 bits: to its own place, since no stub is that near.
+    Near,
+    /// Its distance from the start of the cells.
+    FromTable,
+    /// Its stub's distance from the start of the cells.
+    StubFromTable,
+    /// A number that does not depend on where the symbol lies.
+    Number(Number),
+}
+
+/// A number that a field asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Number {
+    /// The symbol's value, if it is one.
+    Value,
+    /// The symbol's size.
+    Size,
+    /// Where the cells start.
+    Table,
+}
+
+/// What a kind says by itself, whatever is around its field.
+fn anywhere(row: &Relocation) -> Option<Use> {
+    match row.number {
+        elf::R_X86_64_64 => Some(Use::Word),
+        elf::R_X86_64_PC8 | elf::R_X86_64_PC16 => Some(Use::Near),
+        // The code of the larger models loads the entry by itself, so that calls look like addresses.
+        elf::R_X86_64_GOT32
+        | elf::R_X86_64_GOT64
+        | elf::R_X86_64_GOTPLT64
+        | elf::R_X86_64_GOTPCREL64 => Some(Use::GotEntry),
+        elf::R_X86_64_GOTOFF64 => Some(Use::FromTable),
+        elf::R_X86_64_PLTOFF64 => Some(Use::StubFromTable),
+        elf::R_X86_64_GOTPC32 | elf::R_X86_64_GOTPC64 => Some(Use::Number(Number::Table)),
+        elf::R_X86_64_SIZE32 | elf::R_X86_64_SIZE64 => Some(Use::Number(Number::Size)),
+        elf::R_X86_64_8 | elf::R_X86_64_16 | elf::R_X86_64_32 | elf::R_X86_64_32S => {
+            Some(Use::Number(Number::Value))
+        }
+        _ => None,
+    }
 }
 
 /// The addend of a symbol whose start is meant by an instruction that ends with the field.
@@ -42,6 +82,9 @@ const START: i64 = -4;
 
 /// What the instruction around `field` in `text` does with the symbol of a relocation.
 pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) -> Use {
+    if let Some(usage) = anywhere(row) {
+        return usage;
+    }
     let before = text.get(..field).unwrap_or_default();
     match row.number {
         elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
@@ -61,15 +104,16 @@ pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) 
             [.., modrm] if is_relative(*modrm) => Use::Operand,
             _ => Use::Distance,
         },
-        elf::R_X86_64_64 => Use::Word,
         _ => Use::Distance,
     }
 }
 
 /// What a field of data does with the symbol of a relocation.
 pub(crate) fn in_data(row: &Relocation) -> Use {
+    if let Some(usage) = anywhere(row) {
+        return usage;
+    }
     match row.number {
-        elf::R_X86_64_64 => Use::Word,
         elf::R_X86_64_PLT32 => Use::StubDistance,
         elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
             Use::GotEntry

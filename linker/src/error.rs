@@ -106,12 +106,14 @@ pub enum SectionRefusal {
     Constructors,
     /// `.fini_array` and the like.
     Destructors,
+    /// An entry of `.init_array` or the like that is no function's address.
+    StartupEntry,
+    /// Code and data, or bytes and zeros, under one name that something asks the bounds of.
+    MixedBounds,
     /// Both `SHF_WRITE` and `SHF_EXECINSTR`.
     WritableText,
     /// `SHF_COMPRESSED` and `SHF_ALLOC`.
     Compressed,
-    /// `SHF_EXCLUDE` and `SHF_ALLOC`.
-    Excluded,
     /// Another flag.
     Flags(u64),
     /// A type that is not placed.
@@ -129,11 +131,12 @@ impl SectionRefusal {
             Self::ThreadLocal => "it is thread-local storage, which is not supported yet".into(),
             Self::Constructors => "constructors are not run yet".into(),
             Self::Destructors => "destructors are not run yet".into(),
+            Self::StartupEntry => "it holds an entry that is no address of a function".into(),
+            Self::MixedBounds => {
+                "its parts cannot lie together, and something asks where it starts or ends".into()
+            }
             Self::WritableText => "no page is both writable and executable".into(),
             Self::Compressed => "only sections that are not loaded may be compressed".into(),
-            Self::Excluded => {
-                "SHF_EXCLUDE is not supported yet for sections that are loaded".into()
-            }
             Self::Flags(flags) => format!("its flags {flags:#x} are not supported"),
             Self::Type(kind) => format!("its type {kind:#x} is not supported"),
             Self::ExecutableStack => "workers have no executable stack".into(),
@@ -160,14 +163,16 @@ pub enum SymbolRefusal {
     IndirectFunction,
     /// `STB_GNU_UNIQUE`.
     Unique,
-    /// `name@VERSION`.
+    /// `name@VERSION` in the Cranelift dialect.
     Versioned,
-    /// `_GLOBAL_OFFSET_TABLE_`.
-    OffsetTable,
-    /// `__start_` or `__stop_` of a section.
-    SectionBound,
+    /// `name@VERSION`, defined.
+    OldVersion,
+    /// `name@VERSION`, and another version elsewhere.
+    TwoVersions,
     /// Hidden or internal, and nobody defines it.
     Hidden,
+    /// Unique or an indirect function, and hidden.
+    HiddenIndirect,
     /// Defined only in a COMDAT member that was discarded.
     Discarded,
     /// Defined in a section that is not placed.
@@ -180,10 +185,13 @@ impl SymbolRefusal {
             Self::ThreadLocal => "is thread-local, which is not supported yet",
             Self::IndirectFunction => "is an indirect function (STT_GNU_IFUNC), not supported yet",
             Self::Unique => "is unique in the process (STB_GNU_UNIQUE), not supported yet",
-            Self::Versioned => "has a version, which is not supported yet",
-            Self::OffsetTable => "names the global offset table, which is not supported yet",
-            Self::SectionBound => "is the bound of a section, which is not supported yet",
+            Self::Versioned => "has a version, which this front end does not know",
+            Self::OldVersion => {
+                "defines a version that is not the default one, which is not supported"
+            }
+            Self::TwoVersions => "is asked for in two versions, of which a unit can have one",
             Self::Hidden => "is hidden, and no file of the unit defines it",
+            Self::HiddenIndirect => "is hidden, so there is no cell to reach it through",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",
         }
@@ -253,6 +261,9 @@ pub enum Problem {
         /// The object that defined it first.
         first: String,
     },
+    /// A root that no file of the unit defines.
+    #[error("is to be kept, and no file of the unit defines it")]
+    NoRoot,
     /// A section that is refused.
     #[error("section {section} is refused: {}", .refusal.why())]
     Section {
@@ -328,7 +339,7 @@ pub enum Problem {
 /// Why a relocation does not go with its symbol or its instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misuse {
-    /// `R_X86_64_64` in text.
+    /// `R_X86_64_64` in text, in other bytes than a `movabs`.
     AbsoluteInText,
     /// A PC-relative field in data against what is not in the unit.
     RelativeOutside,
@@ -340,13 +351,15 @@ pub enum Misuse {
     RelativeToAbsolute,
     /// A branch into the middle of somebody else's function.
     BranchInside,
+    /// The table's entry for itself.
+    TableEntry,
 }
 
 impl Misuse {
     fn what(self) -> &'static str {
         match self {
             Self::AbsoluteInText => {
-                "stores an absolute address in text, which is not supported yet"
+                "stores an absolute address in text, and not as the immediate of a `movabs`"
             }
             Self::RelativeOutside => "needs the distance to a symbol that the unit does not define",
             Self::DirectOutside => {
@@ -359,6 +372,7 @@ impl Misuse {
             Self::BranchInside => {
                 "branches into the middle of a function that the unit does not define"
             }
+            Self::TableEntry => "asks for the entry of the global offset table in itself",
         }
     }
 
@@ -376,14 +390,15 @@ impl Misuse {
             Self::NoInstruction => "the code before it was decoded from the start of its function",
             Self::RelativeToAbsolute => "it differs between workers, since each has its own base",
             Self::BranchInside => "only the start of a function has a stub",
+            Self::TableEntry => "the table starts where the window does, which has no cell",
         }
     }
 
     fn compile_with(self) -> Option<&'static str> {
         match self {
-            Self::AbsoluteInText => Some("-fPIC -mcmodel=small"),
+            Self::AbsoluteInText => Some("-fPIC"),
             Self::RelativeOutside | Self::DirectOutside | Self::NoInstruction => Some("-fPIC"),
-            Self::RelativeToAbsolute | Self::BranchInside => None,
+            Self::RelativeToAbsolute | Self::BranchInside | Self::TableEntry => None,
         }
     }
 }

@@ -25,10 +25,22 @@ pub enum Dialect {
 }
 
 /// What the caller may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The longest that the areas of one unit may be together, bytes; at most 2 GiB.
     pub max_len_bytes: u64,
+    /// Take every member of every archive, wanted or not (`--whole-archive`).
+    pub whole_archive: bool,
+    /// Drop the sections that these global names do not reach (`--gc-sections`, with its roots); `None`
+    /// keeps all. Constructors, `SHF_GNU_RETAIN` and sections whose bounds are asked for are kept too.
+    pub roots: Option<Vec<String>>,
+    /// The caller runs the resolvers of indirect functions ([`SymbolKind::IndirectFunction`]); else they are
+    /// refused.
+    pub runs_resolvers: bool,
+    /// The caller keeps one copy of what is unique ([`Definition::unique`]) for all units; else it is refused.
+    pub keeps_unique: bool,
+    /// The caller runs [`Linked::init`] and [`Linked::fini`]; else constructors and destructors are refused.
+    pub runs_startup: bool,
 }
 
 impl Options {
@@ -40,6 +52,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_len_bytes: Self::WINDOW_LEN_BYTES,
+            whole_archive: false,
+            roots: None,
+            runs_resolvers: false,
+            keeps_unique: false,
+            runs_startup: false,
         }
     }
 }
@@ -51,6 +68,9 @@ pub enum SymbolKind {
     Function,
     /// A datum.
     Data,
+    /// `STT_GNU_IFUNC`: code that returns the address of the function, run once in each worker. What it
+    /// returns belongs into the call cell. The unit itself refers to it only through cells and the stub.
+    IndirectFunction,
     /// `SHN_ABS`: a number, the same in every process.
     Absolute,
 }
@@ -76,6 +96,9 @@ pub struct Definition<'a> {
     pub kind: SymbolKind,
     /// `STB_WEAK`.
     pub weak: bool,
+    /// `STB_GNU_UNIQUE`: one in the process, whoever defines it too. The unit itself refers to it only
+    /// through cells and patches, so that its own copy need not be the one.
+    pub unique: bool,
     /// `st_size`, bytes.
     pub size: u64,
 }
@@ -86,6 +109,9 @@ pub struct Definition<'a> {
 pub struct Reference<'a> {
     /// The symbol's name.
     pub name: &'a str,
+    /// The version that the objects ask for (`name@VERSION`), if any does. Names bind without it; it says
+    /// which of several the host's symbol has to be (`dlvsym`).
+    pub version: Option<&'a str>,
     /// Whether every reference to it is weak (`STB_WEAK` and undefined: 0 if nobody defines it).
     pub weak: bool,
     /// The index into [`Prepared::definitions`](crate::Prepared::definitions) if the unit defines it itself.
@@ -181,6 +207,11 @@ pub struct Linked {
     pub symbols: Vec<PlacedSymbol>,
     /// Which code needs which references.
     pub needs: Needs,
+    /// The constructors, in the order in which they are to run: slots of the private data, each of which
+    /// holds the address of a function after it was patched (`void(int, char **, char **)`).
+    pub init: Vec<SegmentOffset>,
+    /// The destructors, likewise, in the order in which they are to run.
+    pub fini: Vec<SegmentOffset>,
 }
 
 /// A definition, placed.

@@ -40,6 +40,10 @@ pub(crate) struct Chunk<'a> {
     /// Chunks of a lower rank come first in their area.
     pub(crate) rank: u8,
     pub(crate) align_bytes: u64,
+    /// The alignment by which data is packed: its own, or the strictest of its group.
+    pub(crate) pack_bytes: u64,
+    /// Chunks of one group lie beside one another, in their order; 0 is none.
+    pub(crate) group: u32,
     pub(crate) content: Content<'a>,
     /// Object and section.
     pub(crate) origin: Option<(u32, u32)>,
@@ -64,6 +68,8 @@ impl<'a> Chunk<'a> {
             area,
             rank,
             align_bytes,
+            pack_bytes: align_bytes,
+            group: 0,
             content: Content::Made(Vec::new()),
             origin: None,
             position: 0,
@@ -92,7 +98,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>) {
+    fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
         let rank = match (&self.content, self.area) {
             (Content::Zero(_), Area::Private) => RANK_ZERO,
             _ => self.rank,
@@ -101,9 +107,9 @@ impl<'a> Chunk<'a> {
         let align_bytes = if self.area == Area::Text {
             0
         } else {
-            self.align_bytes
+            self.pack_bytes
         };
-        (rank, core::cmp::Reverse(align_bytes))
+        (rank, core::cmp::Reverse(align_bytes), self.group)
     }
 }
 
@@ -188,6 +194,8 @@ mod tests {
             area,
             rank: RANK_PLAIN,
             align_bytes,
+            pack_bytes: align_bytes,
+            group: 0,
             content,
             origin: None,
             position: 0,

@@ -12,10 +12,11 @@
 //! | --- | --- |
 //! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
-//! | what the instruction around a field does | `classify` |
-//! | what the field will hold, which cells that takes | `plan`, `thunk` |
+//! | what the instruction around a field does | `classify`, `instruction` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
+//! | what is not reached, if it is to go | `reach` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
-//! | where each piece goes | `layout` |
+//! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
@@ -25,21 +26,27 @@
 mod apply;
 mod archive;
 mod atoms;
+mod bounds;
 mod budget;
 mod classify;
 mod eh_frame;
 mod error;
+mod fixup;
 mod input;
+mod instruction;
 mod layout;
 mod local_calls;
 mod needs;
 mod object_file;
 mod plan;
 mod prepared;
+mod reach;
 mod refusal;
 pub mod relocation;
+mod request;
 mod resolve;
 mod section;
+mod startup;
 mod thunk;
 mod unit;
 

@@ -5,10 +5,11 @@
 //! and names itself.
 
 use crate::atoms::{Atoms, meant};
+use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs};
 use crate::layout::{CELLS, CONSTANTS, Spot};
 use crate::local_calls;
-use crate::plan::{Fixup, Plan, Target};
+use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
 
 /// The graph of a unit, and its nodes.
@@ -59,7 +60,7 @@ fn target_node(
     base: u32,
 ) -> Option<u32> {
     let reference = match fixup.target {
-        Target::Number(_) => return None,
+        Target::Number(_) | Target::Window => return None,
         Target::Spot(Spot {
             chunk: CONSTANTS, ..
         }) => return None,
@@ -85,7 +86,7 @@ fn target_node(
         .and_then(|reference| reference.own);
     match own
         .and_then(|definition| unit.defined.get(definition))
-        .map(|&global| unit.global_meaning(global))
+        .map(|&global| unit.definition(global))
     {
         Some(Ok(Meaning::Own(own))) => Some(atoms.node(own.spot)),
         _ => Some(reference | Needs::REFERENCE),

@@ -13,6 +13,7 @@ use crate::eh_frame;
 use crate::error::{LinkError, Problem, SectionRefusal, Site};
 use crate::input::Dialect;
 use crate::section::{Content, Role, Section, alignment, refuse, role};
+use crate::startup::Startup;
 
 type Elf = FileHeader64<LE>;
 
@@ -263,6 +264,8 @@ impl<'a> Reader<'a> {
             role: Role::NotLoaded,
             content: Content::Zero(0),
             align_bytes: 1,
+            retained: flags & u64::from(elf::SHF_GNU_RETAIN) != 0,
+            startup: None,
         };
         if flags & u64::from(elf::SHF_ALLOC) == 0 {
             let executable_stack =
@@ -285,6 +288,7 @@ impl<'a> Reader<'a> {
             return Ok(section);
         }
         section.align_bytes = alignment(header.sh_addralign(LE))?;
+        section.startup = Startup::of(name, header.sh_type(LE)).filter(|_| section.len_bytes() > 0);
         Ok(section)
     }
 

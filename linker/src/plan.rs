@@ -5,72 +5,16 @@
 use std::collections::HashMap;
 
 use object::LittleEndian as LE;
-use object::elf::{self, Rela64};
 
-use crate::classify::{self, Use};
+use crate::classify::{self, Number, Use};
 use crate::error::{LinkError, Misuse, Problem};
-use crate::input::{Area, Dialect, Reference};
+use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
+use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, Spot};
 use crate::object_file::Relocations;
-use crate::relocation::{self, ABSOLUTE, CELL, RELATIVE, Relocation, Resolved};
-use crate::resolve::SymbolUse;
+use crate::relocation::{ABSOLUTE, CELL, RELATIVE, Refusal, Relocation};
+use crate::request::{Request, read};
 use crate::unit::{Meaning, Own, Unit};
-
-/// What a fixup refers to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// A place of the unit.
-    Spot(Spot),
-    /// A number.
-    Number(u64),
-    /// The stub of a reference.
-    Stub(u32),
-    /// The call cell of a reference.
-    CallCell(u32),
-    /// The address cell of a reference.
-    AddressCell(u32),
-    /// What a reference is bound to.
-    Bound(u32),
-}
-
-/// How the instruction around a field changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rewrite {
-    /// It does not.
-    Nothing,
-    /// `mov cell(%rip), %r` becomes `lea x(%rip), %r`.
-    Lea,
-    /// `lea x(%rip), %r` becomes `mov cell(%rip), %r`.
-    Load,
-    /// `call *cell(%rip)` becomes `addr32 call x` (psABI x86-64 1.0, appendix B).
-    Call,
-    /// The instruction, this many bytes long, becomes a jump, the rest of it `nop`. The field is the jump's.
-    Jump(u8),
-}
-
-/// One field to compute.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fixup {
-    /// The field.
-    pub(crate) site: Spot,
-    /// What is computed.
-    pub(crate) row: &'static Relocation,
-    pub(crate) target: Target,
-    pub(crate) addend: i64,
-    pub(crate) rewrite: Rewrite,
-    /// The symbol's index in its object, for messages.
-    pub(crate) symbol: u32,
-    /// The symbol is a section's: the addend says what is meant.
-    pub(crate) by_section: bool,
-}
-
-/// An instruction that reaches what the unit does not define as if it were near, and has to go through a
-/// cell. `fixup` is that of the cell's load.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Detour {
-    pub(crate) fixup: Fixup,
-    pub(crate) origin: (u32, u32),
-}
 
 /// What was planned.
 #[derive(Debug, Default)]
@@ -86,16 +30,6 @@ pub(crate) struct Plan<'a> {
     /// What each of the unit's own constants is.
     pub(crate) constants: Vec<u64>,
     constant_of: HashMap<u64, u32>,
-}
-
-/// A relocation, as read.
-struct Request<'u> {
-    row: &'static Relocation,
-    fixup: Fixup,
-    /// Addresses only: `f@addr`, or an object where calls and addresses differ by their bytes.
-    address: bool,
-    bytes: &'u [u8],
-    origin: (u32, u32),
 }
 
 /// Plans every relocation of the unit that is placed.
@@ -143,9 +77,13 @@ impl<'a> Plan<'a> {
         let Request { row, fixup, .. } = *request;
         let field = fixup.site.offset as usize;
         let usage = classify::in_text(row, request.bytes, field, fixup.addend);
-        let meaning = request.meaning(unit)?;
+        let meaning = match usage {
+            Use::Number(_) => return self.number(unit, request, usage),
+            _ => request.meaning(unit)?,
+        };
         let target = match (usage, meaning) {
-            (Use::Word, _) => return Err(request.misuse(unit, Misuse::AbsoluteInText)),
+            (Use::Word, Meaning::Absolute(value)) => Target::Number(value),
+            (Use::Word, _) => return self.immediate(unit, request, meaning),
             (Use::Branch, Meaning::Own(own)) => Target::Spot(own.spot),
             (Use::Branch, Meaning::External(_)) if fixup.addend != -4 => {
                 return Err(request.misuse(unit, Misuse::BranchInside));
@@ -169,16 +107,17 @@ impl<'a> Plan<'a> {
                     ..
                 }),
             ) => self.stub(unit, global)?,
-            (Use::TakeAddress | Use::Operand, Meaning::Own(own)) => Target::Spot(own.spot),
+            (Use::TakeAddress | Use::Operand | Use::Near, Meaning::Own(own)) => {
+                Target::Spot(own.spot)
+            }
+            (Use::TakeAddress | Use::Operand | Use::Near, Meaning::Window) => Target::Window,
             (Use::IndirectCall | Use::IndirectJump | Use::GotLoad | Use::GotEntry, _) => {
                 return self.through_got(unit, request, usage, meaning);
             }
-            (Use::Branch, Meaning::Absolute(_)) => {
+            (Use::Branch, Meaning::Absolute(_) | Meaning::Window) => {
                 return Err(request.misuse(unit, Misuse::RelativeToAbsolute));
             }
-            (Use::Distance | Use::StubDistance, _) => {
-                self.distance(unit, request, meaning, false)?
-            }
+            _ => self.elsewhere(unit, request, usage, meaning)?,
         };
         self.fixups.push(Fixup { target, ..fixup });
         Ok(())
@@ -186,15 +125,64 @@ impl<'a> Plan<'a> {
 
     fn data(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
         let Request { row, fixup, .. } = *request;
-        let meaning = request.meaning(unit)?;
-        let target = match classify::in_data(row) {
+        let usage = classify::in_data(row);
+        let meaning = match usage {
+            Use::Number(_) => return self.number(unit, request, usage),
+            _ => request.meaning(unit)?,
+        };
+        let target = match usage {
             Use::Word => self.word(unit, meaning, fixup.addend)?,
             Use::GotEntry => return self.through_got(unit, request, Use::GotEntry, meaning),
-            Use::StubDistance => self.distance(unit, request, meaning, true)?,
-            _ => self.distance(unit, request, meaning, false)?,
+            _ => self.elsewhere(unit, request, usage, meaning)?,
         };
         self.fixups.push(Fixup { target, ..fixup });
         Ok(())
+    }
+
+    /// A field that holds a number, the same wherever the unit lies.
+    fn number(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        usage: Use,
+    ) -> Result<(), Problem> {
+        let fixup = request.fixup;
+        let target = match usage {
+            Use::Number(Number::Table) => Target::Window,
+            Use::Number(Number::Size) => {
+                let size = unit.size_of(request.origin.0 as usize, fixup.symbol);
+                Target::Number(size.ok_or_else(|| request.refuse(unit, Refusal::Size))?)
+            }
+            _ => match request.meaning(unit)? {
+                Meaning::Absolute(value) => Target::Number(value),
+                _ => return Err(request.refuse(unit, Refusal::Absolute)),
+            },
+        };
+        self.fixups.push(Fixup { target, ..fixup });
+        Ok(())
+    }
+
+    /// The target of what is neither an instruction's operand nor an address: a distance.
+    fn elsewhere(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        usage: Use,
+        meaning: Meaning,
+    ) -> Result<Target, Problem> {
+        match usage {
+            // Counted from the start of the cells, so the addend tells what is meant, as in an address.
+            Use::FromTable | Use::StubFromTable => match meaning {
+                Meaning::Own(_) | Meaning::Window => self.word(unit, meaning, request.fixup.addend),
+                Meaning::External(_)
+                    if usage == Use::StubFromTable && request.fixup.addend != 0 =>
+                {
+                    Err(request.misuse(unit, Misuse::BranchInside))
+                }
+                _ => self.distance(unit, request, meaning, usage == Use::StubFromTable),
+            },
+            _ => self.distance(unit, request, meaning, usage == Use::StubDistance),
+        }
     }
 
     /// The target of an absolute address.
@@ -208,6 +196,7 @@ impl<'a> Plan<'a> {
             }) if addend == 0 => self.stub(unit, global),
             Meaning::Own(own) => Ok(Target::Spot(own.spot)),
             Meaning::Absolute(value) => Ok(Target::Number(value)),
+            Meaning::Window => Ok(Target::Window),
             Meaning::External(global) => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.address = true;
@@ -232,6 +221,7 @@ impl<'a> Plan<'a> {
                 ..
             }) => self.stub(unit, global),
             Meaning::Own(own) => Ok(Target::Spot(own.spot)),
+            Meaning::Window => Ok(Target::Window),
             Meaning::External(global) if to_stub => self.stub(unit, global),
             Meaning::External(_) => Err(request.misuse(unit, Misuse::RelativeOutside)),
             Meaning::Absolute(_) => Err(request.misuse(unit, Misuse::RelativeToAbsolute)),
@@ -251,6 +241,7 @@ impl<'a> Plan<'a> {
         let mut fixup = request.fixup;
         fixup.target = match meaning {
             Meaning::Absolute(value) => self.constant(value),
+            Meaning::Window => return Err(request.misuse(unit, Misuse::TableEntry)),
             Meaning::External(global) if callee => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.call_cell = true;
@@ -280,13 +271,39 @@ impl<'a> Plan<'a> {
     }
 
     fn detour(&mut self, request: &Request<'_>, cell: Target) {
+        self.redirect(request, Field::Displacement, CELL, cell);
+    }
+
+    /// An absolute address in text, where none is stored.
+    fn immediate(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        meaning: Meaning,
+    ) -> Result<(), Problem> {
+        let (row, target) = match meaning {
+            Meaning::External(global) => (CELL, self.address_cell(unit, global)?),
+            _ => (RELATIVE, self.word(unit, meaning, request.fixup.addend)?),
+        };
+        self.redirect(request, Field::Immediate, row, target);
+        Ok(())
+    }
+
+    fn redirect(
+        &mut self,
+        request: &Request<'_>,
+        field: Field,
+        row: &'static Relocation,
+        target: Target,
+    ) {
         let fixup = Fixup {
-            row: CELL,
-            target: cell,
+            row,
+            target,
             ..request.fixup
         };
         self.detours.push(Detour {
             fixup,
+            field,
             origin: request.origin,
         });
     }
@@ -306,6 +323,7 @@ impl<'a> Plan<'a> {
             };
             self.references.push(Reference {
                 name: symbol.name,
+                version: symbol.version,
                 weak: !symbol.wanted,
                 own: unit.definition_of(global),
                 call_cell: false,
@@ -371,100 +389,4 @@ impl<'a> Plan<'a> {
             by_section: false,
         }));
     }
-}
-
-impl Fixup {
-    /// Turns a use of a GOT entry into one of the symbol itself.
-    fn relax(&mut self, usage: Use) {
-        self.row = RELATIVE;
-        match usage {
-            Use::IndirectCall => self.rewrite = Rewrite::Call,
-            Use::IndirectJump => {
-                // `ff 25 disp32` becomes `e9 rel32 90`: the field moves one byte down.
-                self.site.offset -= 1;
-                self.rewrite = Rewrite::Jump(6);
-            }
-            _ => self.rewrite = Rewrite::Lea,
-        }
-    }
-}
-
-impl Request<'_> {
-    fn meaning(&self, unit: &Unit<'_>) -> Result<Meaning, Problem> {
-        unit.meaning(self.origin.0 as usize, self.fixup.symbol)
-    }
-
-    fn misuse(&self, unit: &Unit<'_>, misuse: Misuse) -> Problem {
-        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.fixup.symbol);
-        Problem::Misused {
-            kind: self.row.name,
-            symbol,
-            misuse,
-        }
-    }
-}
-
-/// Checks one relocation; `None` if there is nothing to do.
-fn read<'u>(
-    unit: &Unit<'_>,
-    object: usize,
-    table: &Relocations<'_>,
-    chunk: u32,
-    bytes: &'u [u8],
-    entry: &Rela64<LE>,
-) -> Result<Option<Request<'u>>, Problem> {
-    let file = &unit.objects[object];
-    let (number, symbol) = (entry.r_type(LE, false), entry.r_sym(LE, false));
-    let Some(row) = relocation::lookup(number) else {
-        return Err(match relocation::refusal(number) {
-            Some((kind, refusal)) => Problem::Refused {
-                kind,
-                symbol: file.symbol_label(symbol),
-                refusal,
-            },
-            None => Problem::UnknownRelocation(number),
-        });
-    };
-    if row.resolved == Resolved::Never {
-        return Ok(None);
-    }
-    let width_bytes = row.field.width_bytes;
-    let len_bytes = bytes.len() as u64;
-    let offset = entry.r_offset.get(LE);
-    let inside = offset
-        .checked_add(u64::from(width_bytes))
-        .is_some_and(|end| end <= len_bytes);
-    let offset = u32::try_from(offset).ok().filter(|_| inside);
-    let offset = offset.ok_or(Problem::FieldOutside {
-        kind: row.name,
-        width_bytes,
-        len_bytes,
-    })?;
-    let address = match unit.symbol_use(object, symbol) {
-        Some(SymbolUse::Global { address, .. }) => address || file.dialect == Dialect::Elf,
-        _ => true,
-    };
-    let by_section = file
-        .symbol(symbol)
-        .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION);
-    let site = Spot { chunk, offset };
-    let (target, addend) = (Target::Number(0), entry.r_addend.get(LE));
-    let fixup = Fixup {
-        site,
-        row,
-        target,
-        addend,
-        rewrite: Rewrite::Nothing,
-        symbol,
-        by_section,
-    };
-    // Objects and sections are numbered with 32 bits.
-    let origin = (object as u32, table.section as u32);
-    Ok(Some(Request {
-        row,
-        fixup,
-        address,
-        bytes,
-        origin,
-    }))
 }

@@ -6,6 +6,7 @@ use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
 use crate::layout::{self, CELLS, CONSTANTS, Content};
 use crate::needs;
 use crate::plan::{self, Plan};
+use crate::startup::{self, Order};
 use crate::thunk;
 use crate::unit::Unit;
 
@@ -19,6 +20,7 @@ pub struct Prepared<'a> {
     pub(crate) plan: Plan<'a>,
     pub(crate) atoms: Atoms,
     pub(crate) needs: Needs,
+    pub(crate) startup: Order,
     extents: Extents,
     pub(crate) template_len_bytes: u64,
 }
@@ -35,12 +37,13 @@ impl<'a> Prepared<'a> {
     /// Whatever cannot be linked correctly, named with its place.
     pub fn read(unit: &'a str, inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
         let name = unit;
-        let mut unit = Unit::read(inputs)?;
+        let mut unit = Unit::read(inputs, options)?;
         let mut plan = plan::plan(&unit)?;
         let atoms = Atoms::of(&unit);
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
         make(&mut unit, &plan);
         let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
+        let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
         let laid_out = layout::lay_out(&mut unit.chunks, max_len_bytes);
         let (extents, template_len_bytes) =
@@ -51,6 +54,7 @@ impl<'a> Prepared<'a> {
             plan,
             atoms,
             needs,
+            startup,
             extents,
             template_len_bytes,
         })

@@ -1,24 +1,20 @@
-//! The kinds of relocation that are refused: their names, why, and the remedy.
+//! The kinds of relocation that are refused, always or against some symbols: why, and the remedy.
 
 use object::elf;
 
 /// Why a kind is refused, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A narrow absolute address.
+    /// A narrow absolute address in the window or in the host.
     Absolute,
     /// Thread-local storage.
     ThreadLocal,
-    /// A GOT-relative form of the medium and large code models.
-    CodeModel,
-    /// The size of a symbol.
+    /// The size of a symbol that somebody else defines.
     Size,
     /// The encodings of APX.
     Apx,
     /// A kind that occurs in linked files only.
     LinkedOnly,
-    /// A PC-relative field of 8 or 16 bits.
-    Narrow,
 }
 
 impl Refusal {
@@ -27,11 +23,9 @@ impl Refusal {
         match self {
             Self::Absolute => "needs an absolute address",
             Self::ThreadLocal => "is for thread-local storage, which is not supported yet",
-            Self::CodeModel => "belongs to the medium or large code model, not supported yet",
-            Self::Size => "asks for a symbol's size, which is not supported yet",
+            Self::Size => "asks for the size of a symbol that the unit does not define",
             Self::Apx => "belongs to an APX instruction, not supported",
             Self::LinkedOnly => "occurs in linked files only",
-            Self::Narrow => "has a narrow field, which is not supported yet",
         }
     }
 
@@ -49,16 +43,14 @@ impl Refusal {
     pub fn compile_with(self) -> Option<&'static str> {
         match self {
             Self::Absolute => Some("-fPIC"),
-            Self::CodeModel => Some("-mcmodel=small"),
             Self::Apx => Some("-mno-apxf"),
-            Self::ThreadLocal | Self::Size | Self::LinkedOnly | Self::Narrow => None,
+            Self::ThreadLocal | Self::Size | Self::LinkedOnly => None,
         }
     }
 }
 
 /// The kinds that the psABI names and that [`TABLE`](crate::relocation::TABLE) lacks.
 pub(crate) static REFUSED: &[(u32, &str, Refusal)] = &[
-    (elf::R_X86_64_GOT32, "R_X86_64_GOT32", Refusal::CodeModel),
     (elf::R_X86_64_COPY, "R_X86_64_COPY", Refusal::LinkedOnly),
     (
         elf::R_X86_64_GLOB_DAT,
@@ -75,12 +67,6 @@ pub(crate) static REFUSED: &[(u32, &str, Refusal)] = &[
         "R_X86_64_RELATIVE",
         Refusal::LinkedOnly,
     ),
-    (elf::R_X86_64_32, "R_X86_64_32", Refusal::Absolute),
-    (elf::R_X86_64_32S, "R_X86_64_32S", Refusal::Absolute),
-    (elf::R_X86_64_16, "R_X86_64_16", Refusal::Absolute),
-    (elf::R_X86_64_PC16, "R_X86_64_PC16", Refusal::Narrow),
-    (elf::R_X86_64_8, "R_X86_64_8", Refusal::Absolute),
-    (elf::R_X86_64_PC8, "R_X86_64_PC8", Refusal::Narrow),
     (
         elf::R_X86_64_DTPMOD64,
         "R_X86_64_DTPMOD64",
@@ -113,39 +99,6 @@ pub(crate) static REFUSED: &[(u32, &str, Refusal)] = &[
         "R_X86_64_TPOFF32",
         Refusal::ThreadLocal,
     ),
-    (
-        elf::R_X86_64_GOTOFF64,
-        "R_X86_64_GOTOFF64",
-        Refusal::CodeModel,
-    ),
-    (
-        elf::R_X86_64_GOTPC32,
-        "R_X86_64_GOTPC32",
-        Refusal::CodeModel,
-    ),
-    (elf::R_X86_64_GOT64, "R_X86_64_GOT64", Refusal::CodeModel),
-    (
-        elf::R_X86_64_GOTPCREL64,
-        "R_X86_64_GOTPCREL64",
-        Refusal::CodeModel,
-    ),
-    (
-        elf::R_X86_64_GOTPC64,
-        "R_X86_64_GOTPC64",
-        Refusal::CodeModel,
-    ),
-    (
-        elf::R_X86_64_GOTPLT64,
-        "R_X86_64_GOTPLT64",
-        Refusal::CodeModel,
-    ),
-    (
-        elf::R_X86_64_PLTOFF64,
-        "R_X86_64_PLTOFF64",
-        Refusal::CodeModel,
-    ),
-    (elf::R_X86_64_SIZE32, "R_X86_64_SIZE32", Refusal::Size),
-    (elf::R_X86_64_SIZE64, "R_X86_64_SIZE64", Refusal::Size),
     (
         elf::R_X86_64_GOTPC32_TLSDESC,
         "R_X86_64_GOTPC32_TLSDESC",

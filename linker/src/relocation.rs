@@ -24,10 +24,13 @@ pub struct Operands {
     pub P: i128,
     /// The offset of the symbol's cell from `GOT`.
     pub G: i128,
-    /// The start of the cells.
+    /// The start of the cells: the window's own start, so that what is counted from it is the same in
+    /// every process.
     pub GOT: i128,
     /// The place of the symbol's stub, or of the function itself where it is called directly.
     pub L: i128,
+    /// The symbol's size.
+    pub Z: i128,
 }
 
 /// When the value of a field is known.
@@ -65,6 +68,51 @@ const SIGNED_32: Field = Field {
     range: Some((i32::MIN as i128, i32::MAX as i128)),
     reason: "psABI table 4.9: word32; disp32 and rel32 are sign-extended to 64 bits \
              (Intel SDM volume 2, sections 2.2.1.3 and 2.2.1.6)",
+};
+
+/// An address that the processor extends with zeros.
+const UNSIGNED_32: Field = Field {
+    width_bytes: 4,
+    range: Some((0, u32::MAX as i128)),
+    reason: "psABI section 4.4.1: R_X86_64_32 is zero-extended to 64 bits",
+};
+
+/// The size of a symbol: GNU ld takes it for a number without a sign, and so do we, since sizes have none.
+const SIZE_32: Field = Field {
+    width_bytes: 4,
+    range: Some((0, u32::MAX as i128)),
+    reason: "psABI section 4.4.1 does not say; GNU ld 2.40 checks R_X86_64_SIZE32 as unsigned",
+};
+
+/// A number of 16 bits, with a sign or without.
+const EITHER_16: Field = Field {
+    width_bytes: 2,
+    range: Some((i16::MIN as i128, u16::MAX as i128)),
+    reason: "psABI table 4.9: word16, no extension named. lld takes what fits with a sign or without, as we \
+             do; GNU ld 2.40 also takes -65536 to -32769, which reads back as another number",
+};
+
+/// A number of 8 bits, with a sign or without.
+const EITHER_8: Field = Field {
+    width_bytes: 1,
+    range: Some((i8::MIN as i128, u8::MAX as i128)),
+    reason: "psABI table 4.9: word8, no extension named. lld takes what fits with a sign or without, as we \
+             do; GNU ld 2.40 also takes -256 to -129, which reads back as another number",
+};
+
+/// A distance of 16 bits.
+const SIGNED_16: Field = Field {
+    width_bytes: 2,
+    range: Some((i16::MIN as i128, i16::MAX as i128)),
+    reason: "a distance has a sign, as lld has it; GNU ld 2.40 also takes -65536 to 65535, which leads elsewhere \
+             where it is sign-extended",
+};
+
+/// A distance of 8 bits.
+const SIGNED_8: Field = Field {
+    width_bytes: 1,
+    range: Some((i8::MIN as i128, i8::MAX as i128)),
+    reason: "rel8 and disp8 are sign-extended to 64 bits (Intel SDM volume 2, `Jcc`); linkers agree",
 };
 
 /// A whole address or distance.
@@ -139,8 +187,26 @@ pub(crate) static RELATIVE: &Relocation = &TABLE[2];
 /// Row for `R_X86_64_GOTPCREL`: also how an instruction of ours loads a cell.
 pub(crate) static CELL: &Relocation = &TABLE[4];
 
+/// A row for a kind that is the same in every process.
+const fn at_link(
+    number: u32,
+    name: &'static str,
+    formula: &'static str,
+    value: fn(Operands) -> i128,
+    field: Field,
+) -> Relocation {
+    Relocation {
+        number,
+        name,
+        formula,
+        value,
+        field,
+        resolved: Resolved::AtLink,
+    }
+}
+
 /// Every kind that is resolved.
-pub static TABLE: [Relocation; 8] = [
+pub static TABLE: [Relocation; 24] = [
     Relocation {
         number: elf::R_X86_64_NONE,
         name: "R_X86_64_NONE",
@@ -157,55 +223,168 @@ pub static TABLE: [Relocation; 8] = [
         field: WORD_64,
         resolved: Resolved::AtAttach,
     },
-    Relocation {
-        number: elf::R_X86_64_PC32,
-        name: "R_X86_64_PC32",
-        formula: "S + A - P",
-        value: |Operands { S, A, P, .. }| S + A - P,
-        field: SIGNED_32,
-        resolved: Resolved::AtLink,
-    },
-    Relocation {
-        number: elf::R_X86_64_PLT32,
-        name: "R_X86_64_PLT32",
-        formula: "L + A - P",
-        value: |Operands { L, A, P, .. }| L + A - P,
-        field: SIGNED_32,
-        resolved: Resolved::AtLink,
-    },
-    Relocation {
-        number: elf::R_X86_64_GOTPCREL,
-        name: "R_X86_64_GOTPCREL",
-        formula: "G + GOT + A - P",
-        value: |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
-        field: SIGNED_32,
-        resolved: Resolved::AtLink,
-    },
-    Relocation {
-        number: elf::R_X86_64_GOTPCRELX,
-        name: "R_X86_64_GOTPCRELX",
-        formula: "G + GOT + A - P",
-        value: |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
-        field: SIGNED_32,
-        resolved: Resolved::AtLink,
-    },
-    Relocation {
-        number: elf::R_X86_64_REX_GOTPCRELX,
-        name: "R_X86_64_REX_GOTPCRELX",
-        formula: "G + GOT + A - P",
-        value: |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
-        field: SIGNED_32,
-        resolved: Resolved::AtLink,
-    },
-    Relocation {
-        number: elf::R_X86_64_PC64,
-        name: "R_X86_64_PC64",
-        formula: "S + A - P",
-        value: |Operands { S, A, P, .. }| S + A - P,
-        field: WORD_64,
-        resolved: Resolved::AtLink,
-    },
+    at_link(
+        elf::R_X86_64_PC32,
+        "R_X86_64_PC32",
+        "S + A - P",
+        |Operands { S, A, P, .. }| S + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_PLT32,
+        "R_X86_64_PLT32",
+        "L + A - P",
+        |Operands { L, A, P, .. }| L + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPCREL,
+        "R_X86_64_GOTPCREL",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPCRELX,
+        "R_X86_64_GOTPCRELX",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_REX_GOTPCRELX,
+        "R_X86_64_REX_GOTPCRELX",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_PC64,
+        "R_X86_64_PC64",
+        "S + A - P",
+        |Operands { S, A, P, .. }| S + A - P,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_32,
+        "R_X86_64_32",
+        "S + A",
+        |Operands { S, A, .. }| S + A,
+        UNSIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_32S,
+        "R_X86_64_32S",
+        "S + A",
+        |Operands { S, A, .. }| S + A,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_16,
+        "R_X86_64_16",
+        "S + A",
+        |Operands { S, A, .. }| S + A,
+        EITHER_16,
+    ),
+    at_link(
+        elf::R_X86_64_8,
+        "R_X86_64_8",
+        "S + A",
+        |Operands { S, A, .. }| S + A,
+        EITHER_8,
+    ),
+    at_link(
+        elf::R_X86_64_PC16,
+        "R_X86_64_PC16",
+        "S + A - P",
+        |Operands { S, A, P, .. }| S + A - P,
+        SIGNED_16,
+    ),
+    at_link(
+        elf::R_X86_64_PC8,
+        "R_X86_64_PC8",
+        "S + A - P",
+        |Operands { S, A, P, .. }| S + A - P,
+        SIGNED_8,
+    ),
+    at_link(
+        elf::R_X86_64_SIZE32,
+        "R_X86_64_SIZE32",
+        "Z + A",
+        |Operands { Z, A, .. }| Z + A,
+        SIZE_32,
+    ),
+    at_link(
+        elf::R_X86_64_SIZE64,
+        "R_X86_64_SIZE64",
+        "Z + A",
+        |Operands { Z, A, .. }| Z + A,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_GOT32,
+        "R_X86_64_GOT32",
+        "G + A",
+        |Operands { G, A, .. }| G + A,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_GOT64,
+        "R_X86_64_GOT64",
+        "G + A",
+        |Operands { G, A, .. }| G + A,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPLT64,
+        "R_X86_64_GOTPLT64",
+        "G + A",
+        |Operands { G, A, .. }| G + A,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPCREL64,
+        "R_X86_64_GOTPCREL64",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPC32,
+        "R_X86_64_GOTPC32",
+        "GOT + A - P",
+        |Operands { GOT, A, P, .. }| GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_GOTPC64,
+        "R_X86_64_GOTPC64",
+        "GOT + A - P",
+        |Operands { GOT, A, P, .. }| GOT + A - P,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_GOTOFF64,
+        "R_X86_64_GOTOFF64",
+        "S + A - GOT",
+        |Operands { S, A, GOT, .. }| S + A - GOT,
+        WORD_64,
+    ),
+    at_link(
+        elf::R_X86_64_PLTOFF64,
+        "R_X86_64_PLTOFF64",
+        "L + A - GOT",
+        |Operands { L, A, GOT, .. }| L + A - GOT,
+        WORD_64,
+    ),
 ];
+
+impl Relocation {
+    /// Whether the value is a distance from the field.
+    pub fn is_relative(&self) -> bool {
+        self.formula.ends_with("- P")
+    }
+}
 
 /// The row of relocation `number`.
 pub fn lookup(number: u32) -> Option<&'static Relocation> {
@@ -213,95 +392,4 @@ pub fn lookup(number: u32) -> Option<&'static Relocation> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::refusal::REFUSED;
-
-    /// Evaluates `S + A - P` and the like: terms joined by `+` and `-`.
-    fn evaluate(formula: &str, operands: &Operands) -> i128 {
-        let mut sum = 0;
-        let mut sign = 1;
-        for word in formula.split_whitespace() {
-            let term = match word {
-                "+" | "-" => {
-                    sign = if word == "+" { 1 } else { -1 };
-                    continue;
-                }
-                "S" => operands.S,
-                "A" => operands.A,
-                "P" => operands.P,
-                "G" => operands.G,
-                "GOT" => operands.GOT,
-                "L" => operands.L,
-                number => number.parse().unwrap(),
-            };
-            sum += sign * term;
-        }
-        sum
-    }
-
-    #[test]
-    fn every_formula_says_what_its_function_computes() {
-        // Powers of 1000 tell every operand and its sign apart.
-        let operands = Operands {
-            S: 1,
-            A: -1_000,
-            P: 1_000_000,
-            G: 10i128.pow(9),
-            GOT: 10i128.pow(12),
-            L: 10i128.pow(15),
-        };
-        for row in &TABLE {
-            assert_eq!(
-                (row.value)(operands),
-                evaluate(row.formula, &operands),
-                "{}",
-                row.name
-            );
-        }
-    }
-
-    #[test]
-    fn every_field_holds_its_last_value_and_no_further_one() {
-        for row in &TABLE {
-            let mut bytes = [0xaa; 8];
-            let Some((min, max)) = row.field.range else {
-                assert_eq!(row.field.store(&mut bytes, -1), Ok(true), "{}", row.name);
-                continue;
-            };
-            for value in [min, max] {
-                assert_eq!(row.field.store(&mut bytes, value), Ok(true), "{}", row.name);
-                let width = usize::from(row.field.width_bytes);
-                assert_eq!(bytes[..width], value.to_le_bytes()[..width]);
-                assert!(bytes[width..].iter().all(|&byte| byte == 0xaa));
-            }
-            for value in [min - 1, max + 1] {
-                assert_eq!(
-                    row.field.store(&mut bytes, value),
-                    Err(OutOfRange { value, min, max })
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn no_field_is_stored_past_the_end() {
-        for row in TABLE.iter().filter(|row| row.field.width_bytes > 0) {
-            let mut bytes = vec![0; usize::from(row.field.width_bytes) - 1];
-            assert_eq!(row.field.store(&mut bytes, 0), Ok(false), "{}", row.name);
-        }
-    }
-
-    #[test]
-    fn a_number_has_one_row() {
-        for number in 0..64 {
-            let rows = TABLE.iter().filter(|row| row.number == number).count();
-            let refused = REFUSED.iter().filter(|row| row.0 == number).count();
-            assert!(
-                rows + refused <= 1,
-                "relocation {number} has {rows} rows and {refused} refusals"
-            );
-        }
-        assert_eq!((ABSOLUTE.number, RELATIVE.number, CELL.number), (1, 2, 9));
-    }
-}
+mod tests;

@@ -3,6 +3,8 @@
 //! Strong beats common beats weak; of equals the first wins, except that two strong ones are an error. Of
 //! COMDAT groups with one signature the first is kept. Visibility is the most constraining of all that
 //! the files say (gABI, chapter 4, symbol visibility).
+//!
+//! `f@V` and `f@@V` mean `f`: the unit's own, another unit's, or the host's, for which the version is kept.
 
 use std::collections::HashMap;
 
@@ -11,7 +13,7 @@ use object::elf::{self, Sym64};
 use object::read::elf::Sym as _;
 
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::Dialect;
+use crate::input::{Dialect, Options};
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -65,6 +67,10 @@ pub(crate) struct Global<'a> {
     pub(crate) size: u64,
     /// `STT_*` of the definition.
     pub(crate) kind: u8,
+    /// The version of it that those who refer to it ask for.
+    pub(crate) version: Option<&'a str>,
+    /// `STB_GNU_UNIQUE`.
+    pub(crate) unique: bool,
     /// Default or protected: seen by other units.
     pub(crate) exported: bool,
     /// Somebody needs it, other than weakly.
@@ -80,11 +86,24 @@ pub(crate) struct Globals<'a> {
     numbers: HashMap<&'a [u8], u32>,
     pub(crate) list: Vec<Global<'a>>,
     groups: HashMap<&'a [u8], ()>,
+    /// Indirect functions are taken.
+    takes_indirect: bool,
+    /// What is unique is taken.
+    takes_unique: bool,
     /// Names wanted and not defined when they were first wanted, for the archives to supply.
     pub(crate) pending: Vec<u32>,
 }
 
 impl<'a> Globals<'a> {
+    /// No names yet.
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            takes_indirect: options.runs_resolvers,
+            takes_unique: options.keeps_unique,
+            ..Self::default()
+        }
+    }
+
     /// Adds an object: settles its COMDAT groups, then its symbols. Returns what each of its symbols is.
     ///
     /// `objects` are those added before.
@@ -105,7 +124,7 @@ impl<'a> Globals<'a> {
         let mut uses = Vec::with_capacity(object.symbols.len());
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
-            check_kind(object, index, symbol)?;
+            self.check_kind(object, index, symbol)?;
             if index != 0 && symbol.st_bind() != elf::STB_LOCAL {
                 uses.push(self.add_symbol(object, objects, index, symbol)?);
                 continue;
@@ -119,6 +138,54 @@ impl<'a> Globals<'a> {
             self.bind_local_addresses(object, &locals, &mut uses)?;
         }
         Ok(uses)
+    }
+
+    /// Refuses the kinds of symbol that are not supported yet.
+    fn check_kind(
+        &self,
+        object: &ObjectFile<'_>,
+        index: u32,
+        symbol: &Sym64<LE>,
+    ) -> Result<(), LinkError> {
+        let defined = symbol.st_shndx(LE) != elf::SHN_UNDEF;
+        let refuse = |refusal| {
+            Err(object.error(Problem::Symbol {
+                symbol: object.symbol_label(index),
+                refusal,
+            }))
+        };
+        match symbol.st_type() {
+            elf::STT_TLS => return refuse(SymbolRefusal::ThreadLocal),
+            // One that others do not see has no cells to go through.
+            elf::STT_GNU_IFUNC
+                if defined
+                    && !(self.takes_indirect
+                        && symbol.st_bind() != elf::STB_LOCAL
+                        && symbol.st_visibility() == elf::STV_DEFAULT) =>
+            {
+                return refuse(SymbolRefusal::IndirectFunction);
+            }
+            _ => {}
+        }
+        match symbol.st_bind() {
+            elf::STB_LOCAL | elf::STB_GLOBAL | elf::STB_WEAK => {}
+            elf::STB_GNU_UNIQUE
+                if self.takes_unique && symbol.st_visibility() == elf::STV_DEFAULT => {}
+            elf::STB_GNU_UNIQUE => return refuse(SymbolRefusal::Unique),
+            _ => return Err(object.error(Problem::Corrupt("symbol of an unknown binding".into()))),
+        }
+        // What GCC puts into an object that has its intermediate language only.
+        let slim =
+            defined && symbol.st_bind() != elf::STB_LOCAL && symbol.st_shndx(LE) == elf::SHN_COMMON;
+        if slim
+            && matches!(
+                object.symbol_label(index).as_str(),
+                "__gnu_lto_slim" | "__gnu_lto_v1"
+            )
+        {
+            return Err(object.error(Problem::LinkTimeOnly));
+        }
+        Ok(())
     }
 
     fn add_symbol(
@@ -136,7 +203,43 @@ impl<'a> Globals<'a> {
         {
             (name, address) = (stem, true);
         }
+        let mut version = None;
+        if let Some(at) = name.iter().position(|&byte| byte == b'@') {
+            if object.dialect == Dialect::Cranelift {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::Versioned,
+                }));
+            }
+            let (stem, rest) = (&name[..at], &name[at..]);
+            let default = rest.strip_prefix(b"@@");
+            // `f@@V` defines `f`; `f@V` defines what only those who ask for that version may have.
+            if default.is_none() && symbol.st_shndx(LE) != elf::SHN_UNDEF {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::OldVersion,
+                }));
+            }
+            let named = core::str::from_utf8(default.unwrap_or(&rest[1..])).map_err(|_| {
+                object.error(Problem::Corrupt("symbol version is not UTF-8".into()))
+            })?;
+            version = Some(named).filter(|_| symbol.st_shndx(LE) == elf::SHN_UNDEF);
+            name = stem;
+        }
         let global = self.intern(object, name)?;
+        if let Some(version) = version {
+            let entry = &mut self.list[global as usize];
+            if entry
+                .version
+                .replace(version)
+                .is_some_and(|other| other != version)
+            {
+                return Err(object.error(Problem::Symbol {
+                    symbol: object.symbol_label(index),
+                    refusal: SymbolRefusal::TwoVersions,
+                }));
+            }
+        }
         let entry = &mut self.list[global as usize];
         entry.exported &= matches!(
             symbol.st_visibility(),
@@ -168,13 +271,6 @@ impl<'a> Globals<'a> {
         if text.is_empty() {
             return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
         }
-        if text.contains('@') {
-            let refusal = SymbolRefusal::Versioned;
-            return Err(object.error(Problem::Symbol {
-                symbol: text.into(),
-                refusal,
-            }));
-        }
         let number = u32::try_from(self.list.len())
             .ok()
             .filter(|&number| number < u32::MAX);
@@ -187,6 +283,8 @@ impl<'a> Globals<'a> {
             value: Value::Nothing,
             size: 0,
             kind: elf::STT_NOTYPE,
+            version: None,
+            unique: false,
             exported: true,
             wanted: false,
             discarded: false,
@@ -217,7 +315,6 @@ impl<'a> Globals<'a> {
     pub(crate) fn refuse_undefined(&self, global: &Global<'a>) -> Option<SymbolRefusal> {
         match global.name {
             _ if global.discarded => Some(SymbolRefusal::Discarded),
-            "_GLOBAL_OFFSET_TABLE_" => Some(SymbolRefusal::OffsetTable),
             // Hidden by its users, and provided to each of them by whoever links it.
             "__dso_handle" => None,
             _ if !global.exported && global.wanted => Some(SymbolRefusal::Hidden),
@@ -227,6 +324,13 @@ impl<'a> Globals<'a> {
 }
 
 impl<'a> Global<'a> {
+    /// Whether even the unit itself goes through cells: its own copy need not be the one that counts, or
+    /// is not what the name means.
+    pub(crate) fn is_indirect(&self) -> bool {
+        let defined = self.strength != Strength::Undefined;
+        defined && (self.unique || self.kind == elf::STT_GNU_IFUNC)
+    }
+
     fn define(
         &mut self,
         (strength, value): (Strength, Value),
@@ -259,43 +363,11 @@ impl<'a> Global<'a> {
             self.value = value;
             self.size = symbol.st_size(LE);
             self.kind = symbol.st_type();
+            self.unique = symbol.st_bind() == elf::STB_GNU_UNIQUE;
             self.definer = u32::try_from(objects.len()).unwrap_or(u32::MAX);
         }
         Ok(())
     }
-}
-
-/// Refuses the kinds of symbol that are not supported yet.
-fn check_kind(object: &ObjectFile<'_>, index: u32, symbol: &Sym64<LE>) -> Result<(), LinkError> {
-    let defined = symbol.st_shndx(LE) != elf::SHN_UNDEF;
-    let refuse = |refusal| {
-        Err(object.error(Problem::Symbol {
-            symbol: object.symbol_label(index),
-            refusal,
-        }))
-    };
-    match symbol.st_type() {
-        elf::STT_TLS => return refuse(SymbolRefusal::ThreadLocal),
-        elf::STT_GNU_IFUNC => return refuse(SymbolRefusal::IndirectFunction),
-        _ => {}
-    }
-    match symbol.st_bind() {
-        elf::STB_LOCAL | elf::STB_GLOBAL | elf::STB_WEAK => {}
-        elf::STB_GNU_UNIQUE => return refuse(SymbolRefusal::Unique),
-        _ => return Err(object.error(Problem::Corrupt("symbol of an unknown binding".into()))),
-    }
-    // What GCC puts into an object that has its intermediate language only.
-    let slim =
-        defined && symbol.st_bind() != elf::STB_LOCAL && symbol.st_shndx(LE) == elf::SHN_COMMON;
-    if slim
-        && matches!(
-            object.symbol_label(index).as_str(),
-            "__gnu_lto_slim" | "__gnu_lto_v1"
-        )
-    {
-        return Err(object.error(Problem::LinkTimeOnly));
-    }
-    Ok(())
 }
 
 /// What a symbol that is not local says, in the object that will have number `number`.
@@ -305,7 +377,8 @@ fn read_definition(
     symbol: &Sym64<LE>,
     number: usize,
 ) -> Result<(Strength, Value), LinkError> {
-    let strength = if symbol.st_bind() == elf::STB_WEAK {
+    // Of what is unique, every copy is as good as another.
+    let strength = if matches!(symbol.st_bind(), elf::STB_WEAK | elf::STB_GNU_UNIQUE) {
         Strength::Weak
     } else {
         Strength::Strong

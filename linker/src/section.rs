@@ -5,6 +5,7 @@ use object::elf::{self, SectionHeader64};
 use object::read::elf::SectionHeader as _;
 
 use crate::error::{Problem, SectionRefusal};
+use crate::startup::Startup;
 
 /// psABI x86-64 1.0, section 4.2.1.
 const SHF_X86_64_LARGE: u64 = 0x1000_0000;
@@ -17,7 +18,7 @@ pub(crate) const MAX_ALIGN_BYTES: u64 = 4096;
 pub(crate) enum Role {
     /// Not loaded (`SHF_ALLOC` is not set): left alone, with its relocations.
     NotLoaded,
-    /// Loaded elsewhere, without use here: `.eh_frame`, notes.
+    /// Loaded elsewhere, without use here: `.eh_frame`, notes, what is marked `SHF_EXCLUDE`.
     Dropped,
     /// Code.
     Text,
@@ -27,6 +28,8 @@ pub(crate) enum Role {
     Writable,
     /// A member of a COMDAT group that another object has too.
     Discarded,
+    /// Nothing that is wanted refers to it.
+    Unreached,
 }
 
 impl Role {
@@ -52,6 +55,10 @@ pub(crate) struct Section<'a> {
     pub(crate) role: Role,
     pub(crate) content: Content<'a>,
     pub(crate) align_bytes: u64,
+    /// `SHF_GNU_RETAIN`: wanted though nothing refers to it.
+    pub(crate) retained: bool,
+    /// It holds addresses of constructors or destructors.
+    pub(crate) startup: Option<Startup>,
 }
 
 impl Section<'_> {
@@ -79,6 +86,10 @@ pub(crate) fn role(
 ) -> Result<Role, Problem> {
     let flags = header.sh_flags(LE);
     let has = |flag: u32| flags & u64::from(flag) != 0;
+    // What is meant for the linker alone, and no such thing that it knows.
+    if has(elf::SHF_EXCLUDE) {
+        return Ok(Role::Dropped);
+    }
     // SHF_WRITE to SHF_LINK_ORDER, SHF_GROUP, SHF_GNU_RETAIN and SHF_X86_64_LARGE ask for nothing that the
     // window does not give to every section.
     const PLAIN: u64 = 0xff | elf::SHF_GROUP as u64 | elf::SHF_GNU_RETAIN as u64 | SHF_X86_64_LARGE;
@@ -88,8 +99,6 @@ pub(crate) fn role(
         Some(SectionRefusal::ThreadLocal)
     } else if has(elf::SHF_COMPRESSED) {
         Some(SectionRefusal::Compressed)
-    } else if has(elf::SHF_EXCLUDE) {
-        Some(SectionRefusal::Excluded)
     } else if has(elf::SHF_WRITE) && has(elf::SHF_EXECINSTR) {
         Some(SectionRefusal::WritableText)
     } else if flags & !PLAIN != 0 {
@@ -119,22 +128,15 @@ pub(crate) fn role(
     }
 }
 
-/// Whether a section holds code to run when a unit comes or goes, or pointers to such code. (Empty ones do
-/// no harm, and some assemblers always make them.)
+/// Whether a section holds code that start files would have put together, or what runs before all libraries.
+/// (Empty ones do no harm, and some assemblers always make them.)
 fn startup(name: &str, kind: u32) -> Option<SectionRefusal> {
-    let is = |stem: &str| {
-        name.strip_prefix(stem)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    match kind {
-        elf::SHT_INIT_ARRAY | elf::SHT_PREINIT_ARRAY => Some(SectionRefusal::Constructors),
-        elf::SHT_FINI_ARRAY => Some(SectionRefusal::Destructors),
-        _ if name == ".init" || is(".ctors") || is(".init_array") || is(".preinit_array") => {
+    match name {
+        _ if kind == elf::SHT_PREINIT_ARRAY || name.starts_with(".preinit_array") => {
             Some(SectionRefusal::Constructors)
         }
-        _ if name == ".fini" || is(".dtors") || is(".fini_array") => {
-            Some(SectionRefusal::Destructors)
-        }
+        ".init" => Some(SectionRefusal::Constructors),
+        ".fini" => Some(SectionRefusal::Destructors),
         _ => None,
     }
 }

@@ -1,19 +1,22 @@
 //! A unit while it is being linked: its objects, what they became, and what each of their symbols means.
 
-use std::collections::HashSet;
-
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::Sym as _;
 
 use crate::archive::{self, Archives};
+use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::{Area, Definition, Input, SymbolKind};
+use crate::input::{Area, Definition, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::object_file::{ObjectFile, Relocations};
+use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
+
+/// What the psABI calls the start of the cells.
+const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
 
 /// "None" in the tables below.
 const NONE: u32 = u32::MAX;
@@ -27,6 +30,8 @@ pub(crate) enum Meaning {
     Absolute(u64),
     /// Another unit's or the host's: an index into [`Globals::list`].
     External(u32),
+    /// `_GLOBAL_OFFSET_TABLE_`: the start of the window, whose first bytes are the cells.
+    Window,
 }
 
 /// A symbol that this unit defines.
@@ -56,29 +61,34 @@ pub(crate) struct Unit<'a> {
     pub(crate) defined: Vec<u32>,
     /// The definition of each global.
     definition_of: Vec<u32>,
-    /// The names of sections that programs may ask the bounds of.
-    bounded: HashSet<&'a str>,
+    /// The sections that something asks the bounds of.
+    bounded: Bounded<'a>,
 }
 
 impl<'a> Unit<'a> {
     /// Reads the objects, and the members that they pull from the archives.
-    pub(crate) fn read(inputs: &[Input<'a>]) -> Result<Self, LinkError> {
+    pub(crate) fn read(inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
         let mut unit = Self {
             objects: Vec::new(),
             uses: Vec::new(),
-            globals: Globals::default(),
+            globals: Globals::new(options),
             chunks: Chunk::made(),
             chunk_of: Vec::new(),
             common_of: Vec::new(),
             definitions: Vec::new(),
             defined: Vec::new(),
             definition_of: Vec::new(),
-            bounded: HashSet::new(),
+            bounded: Bounded::default(),
         };
         let mut archives = Archives::default();
         for input in inputs {
             if archive::is_archive(input.bytes) {
                 archives.add(input)?;
+                if options.whole_archive {
+                    for member in archives.pull_all()? {
+                        unit.add(member)?;
+                    }
+                }
             } else {
                 unit.add(ObjectFile::read(
                     input.name.to_owned(),
@@ -97,7 +107,17 @@ impl<'a> Unit<'a> {
                 unit.add(member)?;
             }
         }
-        unit.cut()?;
+        for global in &unit.globals.list {
+            if global.strength == Strength::Undefined {
+                unit.bounded.ask(global.name);
+            }
+        }
+        if let Some(roots) = &options.roots {
+            let bounded = |name: &str| unit.bounded.has(name);
+            reach::drop_unreached(&mut unit.objects, &unit.uses, &unit.globals, roots, bounded)?;
+        }
+        unit.bound_sections()?;
+        unit.cut(options)?;
         unit.define();
         Ok(unit)
     }
@@ -109,8 +129,21 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
+    /// Finds out what the sections are that something asks the bounds of.
+    fn bound_sections(&mut self) -> Result<(), LinkError> {
+        for object in &self.objects {
+            let patched = patched_sections(object);
+            for (section, patched) in object.sections.iter().zip(patched) {
+                if section.role.is_placed() {
+                    self.bounded.join(object, section, patched)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a chunk of each section that is placed, and of each common symbol.
-    fn cut(&mut self) -> Result<(), LinkError> {
+    fn cut(&mut self, options: &Options) -> Result<(), LinkError> {
         for (number, object) in (0..).zip(&self.objects) {
             let patched = patched_sections(object);
             let mut chunk_of = vec![NONE; object.sections.len()];
@@ -135,18 +168,22 @@ impl<'a> Unit<'a> {
                 } else {
                     area
                 };
-                if is_identifier(section.name) {
-                    self.bounded.insert(section.name);
+                if let Some(startup) = section.startup.filter(|_| !options.runs_startup) {
+                    return Err(object.error(section::refuse(section.name, startup.refusal())));
                 }
                 let origin = Some((number, index));
-                let chunk = Chunk {
+                let mut chunk = Chunk {
                     area,
                     rank,
                     align_bytes: section.align_bytes,
+                    pack_bytes: section.align_bytes,
+                    group: 0,
                     content,
                     origin,
                     position: 0,
                 };
+                self.bounded
+                    .gather(section.name, &mut chunk, self.chunks.len() as u32);
                 chunk_of[index as usize] =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
             }
@@ -161,6 +198,8 @@ impl<'a> Unit<'a> {
                     area,
                     rank,
                     align_bytes,
+                    pack_bytes: align_bytes,
+                    group: 0,
                     content,
                     origin: None,
                     position: 0,
@@ -187,6 +226,9 @@ impl<'a> Unit<'a> {
                 } => {
                     let chunk = self.chunk_of[object as usize][section as usize];
                     match self.chunks.get(chunk as usize) {
+                        Some(_) if global.kind == elf::STT_GNU_IFUNC => {
+                            SymbolKind::IndirectFunction
+                        }
                         Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
                         Some(_) => SymbolKind::Data,
                         // In a section that is not placed: nothing that anybody could refer to.
@@ -202,7 +244,8 @@ impl<'a> Unit<'a> {
             self.definitions.push(Definition {
                 name: global.name,
                 kind,
-                weak,
+                weak: weak && !global.unique,
+                unique: global.unique,
                 size: global.size,
             });
         }
@@ -267,8 +310,24 @@ impl<'a> Unit<'a> {
         }))
     }
 
-    /// What a global name means.
+    /// What a global name means to those who refer to it.
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
+        let global = self.globals.list.get(number as usize);
+        if global.is_some_and(|global| global.is_indirect()) {
+            if !global.is_some_and(|global| global.exported) {
+                // Hidden by one of its users, though not by its definition.
+                return Err(Problem::Symbol {
+                    symbol: global.map(|global| global.name.into()).unwrap_or_default(),
+                    refusal: SymbolRefusal::HiddenIndirect,
+                });
+            }
+            return Ok(Meaning::External(number));
+        }
+        self.definition(number)
+    }
+
+    /// What the unit has under a global name.
+    pub(crate) fn definition(&self, number: u32) -> Result<Meaning, Problem> {
         let global = &self.globals.list[number as usize];
         let spot = match global.value {
             Value::Absolute(value) => return Ok(Meaning::Absolute(value)),
@@ -294,6 +353,20 @@ impl<'a> Unit<'a> {
         }))
     }
 
+    /// The size of symbol `index` of an object, if the unit defines it.
+    pub(crate) fn size_of(&self, object: usize, index: u32) -> Option<u64> {
+        match self.symbol_use(object, index)? {
+            SymbolUse::Local(index) => {
+                let symbol = self.objects.get(object)?.symbol(index)?;
+                Some(symbol.st_size(LE))
+            }
+            SymbolUse::Global { global, .. } => {
+                let global = self.globals.list.get(global as usize)?;
+                (global.strength != Strength::Undefined).then_some(global.size)
+            }
+        }
+    }
+
     fn undefined_meaning(&self, number: u32) -> Result<Meaning, Problem> {
         let global = &self.globals.list[number as usize];
         let refused = |refusal| {
@@ -302,15 +375,18 @@ impl<'a> Unit<'a> {
                 refusal,
             })
         };
+        if global.name == OFFSET_TABLE {
+            return Ok(Meaning::Window);
+        }
+        if let Some(spot) = self.bounded.spot(global.name, &self.chunks) {
+            return Ok(Meaning::Own(Own {
+                spot,
+                exported: None,
+                has_stub: false,
+            }));
+        }
         if let Some(refusal) = self.globals.refuse_undefined(global) {
             return refused(refusal);
-        }
-        let bound = global
-            .name
-            .strip_prefix("__start_")
-            .or_else(|| global.name.strip_prefix("__stop_"));
-        if bound.is_some_and(|section| self.bounded.contains(section)) {
-            return refused(SymbolRefusal::SectionBound);
         }
         if !global.exported && !global.wanted {
             // Hidden, weak and defined by no file of the unit: nobody else may define it.
@@ -365,13 +441,8 @@ fn is_code(chunk: &Chunk<'_>, kind: u8) -> bool {
     chunk.area == Area::Text && kind != elf::STT_OBJECT
 }
 
-fn is_identifier(name: &str) -> bool {
-    name.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
 fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
-    let longest = crate::Options::WINDOW_LEN_BYTES;
+    let longest = Options::WINDOW_LEN_BYTES;
     if chunk.len_bytes() > longest {
         return Err(Problem::Limit {
             what: "the length of a section",

@@ -136,3 +136,73 @@ fn damaged_archives_are_refused() {
         }
     }
 }
+
+/// The archive of BSD and macOS: long names lie before the members' bytes, the table of names is a member
+/// with another name.
+fn bsd(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let header = |len: usize, name_len: usize| {
+        let name = format!("#1/{name_len}");
+        format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{len:<10}`\n", 0, 0, 0, 644).into_bytes()
+    };
+    let mut archive = b"!<arch>\n".to_vec();
+    for (name, bytes) in members {
+        let mut padded = name.as_bytes().to_vec();
+        padded.resize(name.len().next_multiple_of(8), 0);
+        archive.extend(header(padded.len() + bytes.len(), padded.len()));
+        archive.extend(&padded);
+        archive.extend(*bytes);
+        if archive.len() % 2 == 1 {
+            archive.push(b'\n');
+        }
+    }
+    archive
+}
+
+#[test]
+fn names_as_bsd_writes_them() {
+    let (main, a, b) = (
+        member("main", "a"),
+        member("a", "b"),
+        member("b", "missing"),
+    );
+    let library = bsd(&[("a_member_with_a_long_name.o", &a), ("b.o", &b)]);
+    let files = [("main.o", &main[..]), ("lib.a", &library)];
+    assert_eq!(names(&prepare(&files).unwrap()), ["main", "a", "b"]);
+    let bad = assemble(".text\n.globl a\na: mov $a, %eax\n");
+    let library = bsd(&[("a_member_with_a_long_name.o", &bad)]);
+    let message = refusal_of(&[("main.o", &main), ("lib.a", &library)]);
+    assert!(
+        message.starts_with("lib.a(a_member_with_a_long_name.o): .text+0x1:"),
+        "{message}"
+    );
+}
+
+#[test]
+fn libraries_of_rust() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("score.rs");
+    std::fs::write(
+        &source,
+        "#![no_std]\n#[unsafe(no_mangle)] pub extern \"C\" fn a(x: u32) -> u32 { x.rotate_left(3) }\n",
+    )
+    .unwrap();
+    let library = directory.path().join("libscore.rlib");
+    crate::common::run(
+        std::process::Command::new("rustc")
+            .args([
+                "--edition=2024",
+                "--crate-type=rlib",
+                "-Copt-level=2",
+                "-Cpanic=abort",
+            ])
+            .arg(&source)
+            .arg("-o")
+            .arg(&library),
+    );
+    let (main, library) = (member("main", "a"), std::fs::read(library).unwrap());
+    let files = [("main.o", &main[..]), ("libscore.rlib", &library)];
+    let prepared = prepare(&files).unwrap();
+    assert_eq!(names(&prepared), ["main", "a"]);
+    let world = World::new(&prepared);
+    assert_eq!(world.effect("main"), Effect::Goes(world.at("a")));
+}

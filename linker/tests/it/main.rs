@@ -4,8 +4,14 @@
 mod archives;
 mod common;
 mod data;
+mod forms;
 mod hostile;
+mod indirect;
 mod instructions;
+mod machine;
+mod models;
 mod random;
+mod ranges;
 mod refusals;
 mod resolution;
+mod startup;

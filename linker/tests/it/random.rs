@@ -4,6 +4,7 @@
 //! What is expected is worked out here from the symbols' addresses alone, not from the linker's table.
 
 use iced_x86::Register;
+use jitcast_linker::relocation::TABLE;
 use jitcast_linker::{Prepared, Problem};
 use object::write::{Object, Relocation, SectionId, Symbol, SymbolFlags, SymbolId, SymbolSection};
 use object::{
@@ -53,18 +54,78 @@ const NUMBER: u64 = 0xfeed_0000_1234_5678;
 /// How a site refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    Branch { opcode: u8, kind: u32 },
-    GotCall { kind: u32 },
-    GotJump { kind: u32 },
-    GotLoad { register: u8, plain: bool },
-    GotCompare { immediate: bool, plain: bool },
-    Lea { register: u8, displacement: i32 },
-    Load { register: u8, displacement: i32 },
-    Word { addend: i64 },
-    Near { addend: i32 },
-    Far { addend: i64 },
+    Branch {
+        opcode: u8,
+        kind: u32,
+    },
+    GotCall {
+        kind: u32,
+    },
+    GotJump {
+        kind: u32,
+    },
+    GotLoad {
+        register: u8,
+        plain: bool,
+    },
+    GotCompare {
+        immediate: bool,
+        plain: bool,
+    },
+    Lea {
+        register: u8,
+        displacement: i32,
+    },
+    Load {
+        register: u8,
+        displacement: i32,
+    },
+    Word {
+        addend: i64,
+    },
+    Near {
+        addend: i32,
+    },
+    Far {
+        addend: i64,
+    },
     NearStub,
     NearCell,
+    /// A number, in a field of this kind.
+    Number {
+        kind: u32,
+        value: i64,
+    },
+    /// A distance of 8 or 16 bits inside a section.
+    Short {
+        kind: u32,
+        value: i64,
+    },
+    /// What lies where from the start of the cells.
+    Cell {
+        kind: u32,
+        addend: i32,
+    },
+    FarCell {
+        addend: i64,
+    },
+    FromTable {
+        addend: i64,
+    },
+    StubFromTable,
+    /// Where the cells start.
+    Table {
+        kind: u32,
+        addend: i32,
+    },
+    Size {
+        kind: u32,
+        addend: i32,
+    },
+    Immediate {
+        register: u8,
+        addend: i32,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,13 +137,16 @@ struct Site {
 
 impl Form {
     fn in_text(self) -> bool {
-        !matches!(
+        matches!(
             self,
-            Self::Word { .. }
-                | Self::Near { .. }
-                | Self::Far { .. }
-                | Self::NearStub
-                | Self::NearCell
+            Self::Branch { .. }
+                | Self::GotCall { .. }
+                | Self::GotJump { .. }
+                | Self::GotLoad { .. }
+                | Self::GotCompare { .. }
+                | Self::Lea { .. }
+                | Self::Load { .. }
+                | Self::Immediate { .. }
         )
     }
 
@@ -92,7 +156,11 @@ impl Form {
         let near = !fixed && !sym.is_host();
         match self {
             Self::Branch { .. } | Self::NearStub => !fixed,
-            Self::Near { .. } | Self::Far { .. } => near,
+            Self::Near { .. } | Self::Far { .. } | Self::FromTable { .. } => near,
+            Self::Number { .. } => fixed,
+            Self::Short { .. } => matches!(sym, Sym::LocalDatum | Sym::LocalConstant),
+            Self::StubFromTable => !fixed,
+            Self::Size { .. } => !sym.is_host(),
             _ => true,
         }
     }
@@ -135,17 +203,78 @@ fn form() -> impl Strategy<Value = Form> {
             register,
             displacement
         }),
+        (register(), displacement())
+            .prop_map(|(register, addend)| Form::Immediate { register, addend }),
         wide().prop_map(|addend| Form::Word { addend }),
         displacement().prop_map(|addend| Form::Near { addend }),
         wide().prop_map(|addend| Form::Far { addend }),
         Just(Form::NearStub),
         Just(Form::NearCell),
+        number(),
+        number(),
+        short(),
+        short(),
+        (
+            select(vec![
+                elf::R_X86_64_GOT32,
+                elf::R_X86_64_GOT64,
+                elf::R_X86_64_GOTPLT64
+            ]),
+            displacement()
+        )
+            .prop_map(|(kind, addend)| Form::Cell { kind, addend }),
+        wide().prop_map(|addend| Form::FarCell { addend }),
+        wide().prop_map(|addend| Form::FromTable { addend }),
+        Just(Form::StubFromTable),
+        (
+            select(vec![elf::R_X86_64_GOTPC32, elf::R_X86_64_GOTPC64]),
+            displacement()
+        )
+            .prop_map(|(kind, addend)| Form::Table { kind, addend }),
+        (
+            select(vec![elf::R_X86_64_SIZE32, elf::R_X86_64_SIZE64]),
+            0..1_i32 << 30
+        )
+            .prop_map(|(kind, addend)| Form::Size { kind, addend }),
+    ]
+}
+
+/// Numbers that fit their fields.
+fn number() -> impl Strategy<Value = Form> {
+    let of = |kind, range: core::ops::Range<i64>| {
+        range.prop_map(move |value| Form::Number { kind, value })
+    };
+    prop_oneof![
+        of(elf::R_X86_64_8, -0x80..0x100),
+        of(elf::R_X86_64_16, -0x8000..0x1_0000),
+        of(elf::R_X86_64_32, 0..1 << 32),
+        of(elf::R_X86_64_32S, -(1 << 31)..1 << 31),
+    ]
+}
+
+/// Distances that fit their fields.
+fn short() -> impl Strategy<Value = Form> {
+    let of = |kind, range: core::ops::Range<i64>| {
+        range.prop_map(move |value| Form::Short { kind, value })
+    };
+    prop_oneof![
+        of(elf::R_X86_64_PC8, -0x80..0x80),
+        of(elf::R_X86_64_PC16, -0x8000..0x8000),
     ]
 }
 
 fn site() -> impl Strategy<Value = Site> {
     (0..2_usize, select(&SYMS[..]), form())
-        .prop_map(|(object, sym, form)| Site { object, sym, form })
+        .prop_map(|(object, sym, form)| {
+            // These go with one symbol only, or with two.
+            let sym = match form {
+                Form::Number { .. } => Sym::Number,
+                Form::Short { value, .. } if value % 2 == 0 => Sym::LocalDatum,
+                Form::Short { .. } => Sym::LocalConstant,
+                _ => sym,
+            };
+            Site { object, sym, form }
+        })
         .prop_filter("refused", |site| site.form.goes_with(site.sym))
 }
 
@@ -307,14 +436,20 @@ impl Writer {
     fn site(&mut self, site: &Site, read_only: bool) -> (SectionId, u64) {
         let symbol = self.symbol(site.sym);
         let (bytes, field, r_type, addend) = encode(site.form);
-        let section = match (site.form.in_text(), read_only) {
-            (true, _) => self.text,
-            (false, true) => self.read_only,
-            (false, false) => self.data,
+        let section = match (site.form.in_text(), site.form, site.sym) {
+            (true, ..) => self.text,
+            (_, Form::Short { .. }, Sym::LocalConstant) => self.read_only,
+            (_, Form::Short { .. }, _) => self.data,
+            _ if read_only => self.read_only,
+            _ => self.data,
         };
         let mut padded = bytes;
         padded.resize(STRIDE as usize, if site.form.in_text() { 0x90 } else { 0 });
         let offset = self.object.append_section_data(section, &padded, 1);
+        let addend = match site.form {
+            Form::Short { .. } => addend + offset as i64 - STATIC_AT as i64,
+            _ => addend,
+        };
         let relocation = Relocation {
             offset: offset + field,
             symbol,
@@ -396,11 +531,50 @@ fn encode(form: Form) -> (Vec<u8>, u64, u32, i64) {
             displacement.into(),
             0,
         ),
+        Form::Immediate { register, addend } => {
+            let mut bytes = vec![0; 10];
+            bytes[..2].copy_from_slice(&[0x48 | register >> 3, 0xb8 | register & 7]);
+            (bytes, 2, elf::R_X86_64_64, addend.into())
+        }
         Form::Word { addend } => (Vec::new(), 0, elf::R_X86_64_64, addend),
         Form::Near { addend } => (Vec::new(), 0, elf::R_X86_64_PC32, addend.into()),
         Form::Far { addend } => (Vec::new(), 0, elf::R_X86_64_PC64, addend),
         Form::NearStub => (Vec::new(), 0, elf::R_X86_64_PLT32, 0),
         Form::NearCell => (Vec::new(), 0, elf::R_X86_64_GOTPCREL, 0),
+        Form::Number { kind, value } => (
+            Vec::new(),
+            0,
+            kind,
+            value.wrapping_sub(NUMBER.cast_signed()),
+        ),
+        // What is missing depends on where the site comes to lie in its section.
+        Form::Short { kind, value } => (Vec::new(), 0, kind, value),
+        Form::Cell { kind, addend }
+        | Form::Table { kind, addend }
+        | Form::Size { kind, addend } => (Vec::new(), 0, kind, addend.into()),
+        Form::FarCell { addend } => (Vec::new(), 0, elf::R_X86_64_GOTPCREL64, addend),
+        Form::FromTable { addend } => (Vec::new(), 0, elf::R_X86_64_GOTOFF64, addend),
+        Form::StubFromTable => (Vec::new(), 0, elf::R_X86_64_PLTOFF64, 0),
+    }
+}
+
+/// The field of a site, as a number with a sign or without.
+fn field(world: &World, place: u64, kind: u32) -> i64 {
+    let read = |len| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(world.bytes(place, len));
+        i64::from_le_bytes(bytes)
+    };
+    match kind {
+        elf::R_X86_64_PC8 => i64::from(read(1) as i8),
+        elf::R_X86_64_8 => read(1),
+        elf::R_X86_64_PC16 => i64::from(read(2) as i16),
+        elf::R_X86_64_16 => read(2),
+        elf::R_X86_64_32 | elf::R_X86_64_SIZE32 => read(4),
+        elf::R_X86_64_32S | elf::R_X86_64_GOT32 | elf::R_X86_64_GOTPC32 => {
+            i64::from(read(4) as i32)
+        }
+        _ => read(8),
     }
 }
 
@@ -415,7 +589,7 @@ fn addresses(world: &World, site: &Site) -> (u64, u64) {
         Sym::LocalDatum => [near("datum", STATIC_AT); 2].into(),
         Sym::Datum | Sym::Zero | Sym::OtherDatum => [world.at(&name); 2].into(),
         Sym::Number => (NUMBER, NUMBER),
-        Sym::Host | Sym::WeakHost => [world.hosts[&name]; 2].into(),
+        Sym::Host | Sym::WeakHost => [world.hosts.get(&name).copied().unwrap_or(0); 2].into(),
         Sym::Code | Sym::OtherCode => {
             // A site that takes no address needs no stub.
             (
@@ -424,6 +598,14 @@ fn addresses(world: &World, site: &Site) -> (u64, u64) {
             )
         }
     }
+}
+
+/// What a symbol's address cell holds. A stub is made for it where code asks for nothing else, too.
+fn in_cell(world: &World, site: &Site, known: u64) -> u64 {
+    world
+        .stub_of(&name(site.sym, site.object))
+        .filter(|_| matches!(site.sym, Sym::Code | Sym::OtherCode))
+        .unwrap_or(known)
 }
 
 fn check(world: &World, site: &Site, place: u64) {
@@ -454,11 +636,11 @@ fn check(world: &World, site: &Site, place: u64) {
             let Effect::Touches(cell) = world.effect_at(place) else {
                 panic!("{site:?}")
             };
-            // A stub is made for an address cell too; its reference says which address it holds.
-            let address = world
-                .stub_of(&name)
-                .filter(|_| matches!(site.sym, Sym::Code | Sym::OtherCode));
-            assert_eq!(world.read_u64(cell), address.unwrap_or(known), "{site:?}");
+            assert_eq!(
+                world.read_u64(cell),
+                in_cell(world, site, known),
+                "{site:?}"
+            );
         }
         Form::Lea {
             register: number,
@@ -473,6 +655,18 @@ fn check(world: &World, site: &Site, place: u64) {
         Form::Load { displacement, .. } => is(Effect::Touches(
             own.wrapping_add_signed(displacement.into()),
         )),
+        Form::Immediate {
+            register: number,
+            addend,
+        } => {
+            let base = if addend == 0 { known } else { own };
+            let value = base.wrapping_add_signed(addend.into());
+            if site.sym == Sym::Number {
+                assert_eq!(world.decode(place).immediate64(), value, "{site:?}");
+            } else {
+                is(Effect::Sets(register(number), value));
+            }
+        }
         Form::Word { addend } => {
             let base = if addend == 0 { known } else { own };
             assert_eq!(
@@ -497,13 +691,66 @@ fn check(world: &World, site: &Site, place: u64) {
             Some(if host { world.stubs[&name] } else { known }),
             "{site:?}"
         ),
+        Form::Number { kind, value } => {
+            let stored = field(world, place, kind);
+            let width = if kind == elf::R_X86_64_8 { 8 } else { 16 };
+            let narrow = matches!(kind, elf::R_X86_64_8 | elf::R_X86_64_16);
+            let signed = if narrow && value < 0 {
+                stored - (1 << width)
+            } else {
+                stored
+            };
+            assert_eq!(signed, value, "{site:?}");
+        }
+        Form::Short { kind, value } => {
+            assert_eq!(field(world, place, kind), value, "{site:?}");
+        }
+        Form::Cell { kind, addend } => {
+            let offset = field(world, place, kind) - i64::from(addend);
+            let cell = world.map.base.wrapping_add_signed(offset);
+            assert_eq!(
+                world.read_u64(cell),
+                in_cell(world, site, known),
+                "{site:?}"
+            );
+        }
+        Form::FarCell { addend } => {
+            let cell = place
+                .wrapping_add(world.read_u64(place))
+                .wrapping_add_signed(addend.wrapping_neg());
+            assert_eq!(
+                world.read_u64(cell),
+                in_cell(world, site, known),
+                "{site:?}"
+            );
+        }
+        Form::FromTable { addend } => {
+            let base = if addend == 0 { known } else { own };
+            let reached = world.map.base.wrapping_add(world.read_u64(place));
+            assert_eq!(reached, base.wrapping_add_signed(addend), "{site:?}");
+        }
+        Form::StubFromTable => {
+            let reached = world.map.base.wrapping_add(world.read_u64(place));
+            let stub = if host { world.stubs[&name] } else { known };
+            assert_eq!(reached, stub, "{site:?}");
+        }
+        Form::Table { kind, addend } => {
+            let reached = place.wrapping_add_signed(field(world, place, kind));
+            let table = world.map.base.wrapping_add_signed(addend.into());
+            assert_eq!(reached, table, "{site:?}");
+        }
+        Form::Size { kind, addend } => {
+            let size = if site.sym == Sym::Number { 0 } else { 4 };
+            assert_eq!(
+                field(world, place, kind),
+                size + i64::from(addend),
+                "{site:?}"
+            );
+        }
         Form::NearCell => {
-            let address = world
-                .stub_of(&name)
-                .filter(|_| matches!(site.sym, Sym::Code | Sym::OtherCode));
             assert_eq!(
                 world.read_u64(near.unwrap()),
-                address.unwrap_or(known),
+                in_cell(world, site, known),
                 "{site:?}"
             );
         }
@@ -603,16 +850,14 @@ fn every_kind_is_generated() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
-    let mut kinds = std::collections::BTreeSet::new();
-    for _ in 0..500 {
-        kinds.insert(encode(site().new_tree(&mut runner).unwrap().current().form).2);
+    let mut sites = std::collections::BTreeMap::new();
+    for _ in 0..2000 {
+        let (_, _, kind, _) = encode(site().new_tree(&mut runner).unwrap().current().form);
+        *sites.entry(kind).or_insert(0) += 1;
     }
-    for row in &jitcast_linker::relocation::TABLE {
-        assert!(
-            kinds.contains(&row.number) || row.number == elf::R_X86_64_NONE,
-            "{} is never generated",
-            row.name
-        );
+    for row in TABLE.iter().filter(|row| row.field.width_bytes > 0) {
+        let count = sites.get(&row.number).copied().unwrap_or(0);
+        assert!(count >= 10, "{}: {count} sites of 2000", row.name);
     }
     assert!(prepare(&[]).is_ok(), "no files are a unit too");
 }

@@ -1,0 +1,95 @@
+//! Fixups: what each field will hold, in terms of places that have no address yet.
+
+use crate::classify::Use;
+use crate::layout::Spot;
+use crate::relocation::{RELATIVE, Relocation};
+
+/// What a fixup refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A place of the unit.
+    Spot(Spot),
+    /// A number.
+    Number(u64),
+    /// The stub of a reference.
+    Stub(u32),
+    /// The call cell of a reference.
+    CallCell(u32),
+    /// The address cell of a reference.
+    AddressCell(u32),
+    /// What a reference is bound to.
+    Bound(u32),
+    /// The start of the window, where the global offset table starts too.
+    Window,
+}
+
+/// How the instruction around a field changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rewrite {
+    /// It does not.
+    Nothing,
+    /// `mov cell(%rip), %r` becomes `lea x(%rip), %r`.
+    Lea,
+    /// `lea x(%rip), %r` becomes `mov cell(%rip), %r`.
+    Load,
+    /// `call *cell(%rip)` becomes `addr32 call x` (psABI x86-64 1.0, appendix B).
+    Call,
+    /// `movabs $x, %r` becomes `lea x(%rip), %r` and a `nop`. The field is the displacement's.
+    MovabsToLea,
+    /// `movabs $x, %r` becomes `mov cell(%rip), %r` and a `nop`. The field is the displacement's.
+    MovabsToLoad,
+    /// `movabs x, %rax` and the like become `mov x(%rip), %rax` and a `nop`. The field is the displacement's.
+    OffsetToOperand,
+    /// The instruction, this many bytes long, becomes a jump, the rest of it `nop`. The field is the jump's.
+    Jump(u8),
+}
+
+/// One field to compute.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fixup {
+    /// The field.
+    pub(crate) site: Spot,
+    /// What is computed.
+    pub(crate) row: &'static Relocation,
+    pub(crate) target: Target,
+    pub(crate) addend: i64,
+    pub(crate) rewrite: Rewrite,
+    /// The symbol's index in its object, for messages.
+    pub(crate) symbol: u32,
+    /// The symbol is a section's: the addend says what is meant.
+    pub(crate) by_section: bool,
+}
+
+/// Which part of an instruction a field is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// A displacement from the instruction's end, 32 bits.
+    Displacement,
+    /// An immediate of 64 bits.
+    Immediate,
+}
+
+/// An instruction that has to become another one: it reaches what the unit does not define as if it were
+/// near, or holds an address. `fixup` is that of the cell's load, or of the distance to what the unit has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Detour {
+    pub(crate) fixup: Fixup,
+    pub(crate) field: Field,
+    pub(crate) origin: (u32, u32),
+}
+
+impl Fixup {
+    /// Turns a use of a GOT entry into one of the symbol itself.
+    pub(crate) fn relax(&mut self, usage: Use) {
+        self.row = RELATIVE;
+        match usage {
+            Use::IndirectCall => self.rewrite = Rewrite::Call,
+            Use::IndirectJump => {
+                // `ff 25 disp32` becomes `e9 rel32 90`: the field moves one byte down.
+                self.site.offset -= 1;
+                self.rewrite = Rewrite::Jump(6);
+            }
+            _ => self.rewrite = Rewrite::Lea,
+        }
+    }
+}
