@@ -294,3 +294,15 @@ fn the_others_go_on_when_a_worker_is_killed_in_the_middle_of_a_call() {
     assert_eq!(others.len(), 3, "{table:#?}");
     assert!(others.iter().all(|row| row[3] == "7"), "{table:#?}");
 }
+
+#[test]
+fn what_no_host_can_call_is_refused() {
+    let scratch = Scratch::new();
+    let two = "function %two(i64) -> i64, i64 { block0(v0: i64): return v0, v0 }";
+    let file = scratch.write("two.clif", two);
+    run(&[&file, "--call", "two(1)"]).failed(&[
+        "`two(1)`: `two` has the signature (i64) -> i64, i64",
+        "by which no host can call",
+        "help: publish a function that wraps it",
+    ]);
+}

@@ -80,6 +80,7 @@ impl Template {
             name: "version".into(),
             files: vec![file],
             signatures,
+            uncallable: Vec::new(),
             reclaim,
         }
     }

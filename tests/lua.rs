@@ -87,6 +87,7 @@ fn unit(name: &str, files: Vec<UnitFile>, signatures: &[(&str, &str)]) -> UnitSo
         name: name.to_owned(),
         files,
         signatures,
+        uncallable: Vec::new(),
         reclaim: Reclaim::Auto,
     }
 }

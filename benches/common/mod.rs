@@ -78,6 +78,7 @@ pub(crate) fn clif(unit: &str, text: &str) -> UnitSource {
             dialect: compiled.dialect,
         }],
         signatures: compiled.signatures,
+        uncallable: Vec::new(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -100,6 +101,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
             dialect: Dialect::Elf,
         }],
         signatures: Vec::new(),
+        uncallable: Vec::new(),
         reclaim: Reclaim::Auto,
     }
 }

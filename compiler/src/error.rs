@@ -88,6 +88,18 @@ pub enum PublishError {
         /// The unit that defines it.
         other: String,
     },
+    /// A reference asks for one version of a host symbol.
+    #[error(
+        "the unit `{unit}` needs `{symbol}` in its version {version}, and workers bind default versions\n  help: compile it without .symver directives"
+    )]
+    Versioned {
+        /// The symbol.
+        symbol: String,
+        /// The version.
+        version: String,
+        /// The unit that refers to it.
+        unit: String,
+    },
     /// Two names have one hash.
     #[error(
         "`{symbol}` cannot be published: its 64-bit hash is that of `{other}`\n  help: rename it"

@@ -58,6 +58,8 @@ pub struct UnitSource {
     pub files: Vec<UnitFile>,
     /// Signatures to record.
     pub signatures: Vec<(String, Signature)>,
+    /// Functions that no host can call (several results, vectors), with what is recorded instead.
+    pub uncallable: Vec<(String, String)>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
 }
@@ -65,7 +67,7 @@ pub struct UnitSource {
 impl UnitSource {
     /// The unit `name` of these files, with the signatures that their compilers know.
     pub fn new(name: impl Into<String>, compiled: impl IntoIterator<Item = Compiled>) -> Self {
-        let (mut files, mut signatures) = (Vec::new(), Vec::new());
+        let (mut files, mut signatures, mut uncallable) = (Vec::new(), Vec::new(), Vec::new());
         for file in compiled {
             let Compiled {
                 name,
@@ -74,6 +76,7 @@ impl UnitSource {
                 ..
             } = file;
             signatures.extend(file.signatures);
+            uncallable.extend(file.unlisted);
             files.push(UnitFile {
                 name,
                 bytes,
@@ -85,7 +88,21 @@ impl UnitSource {
             name,
             files,
             signatures,
+            uncallable,
             reclaim,
+        }
+    }
+}
+
+impl UnitSource {
+    /// What is recorded of the signature of `name`; empty: nothing is known.
+    fn recorded_signature(&self, name: &str) -> String {
+        let known = self.signatures.iter().find(|(known, _)| known == name);
+        let other = self.uncallable.iter().find(|(known, _)| known == name);
+        match (known, other) {
+            (Some((_, signature)), _) => signature.to_string(),
+            (None, Some((_, text))) => text.clone(),
+            (None, None) => String::new(),
         }
     }
 }
@@ -427,17 +444,14 @@ impl<'a, 'p> Batch<'a, 'p> {
                 (None, Kind::Function) => Some(self.new_call_cell(txn)?),
                 (None, _) => None,
             };
-            let signatures = &self.sources[unit].signatures;
-            let signature = signatures.iter().find(|(known, _)| known == name);
+            let signature = self.sources[unit].recorded_signature(name);
             let symbol = Symbol {
                 unit: self.sources[unit].name.clone(),
                 kind,
                 place,
                 call_cell,
                 address_cell: same_function.and_then(|old| old.address_cell),
-                signature: signature
-                    .map(|(_, signature)| signature.to_string())
-                    .unwrap_or_default(),
+                signature,
             };
             self.changes.symbols.insert(name.to_owned(), symbol);
         }
@@ -478,6 +492,13 @@ impl<'a, 'p> Batch<'a, 'p> {
     ) -> Result<Binding, PublishError> {
         check_name(reference.name)?;
         if !self.is_segments(reference.name) {
+            if let Some(version) = reference.version {
+                return Err(PublishError::Versioned {
+                    symbol: reference.name.to_owned(),
+                    version: version.to_owned(),
+                    unit: self.sources[unit].name.clone(),
+                });
+            }
             return Ok(self.bind_host(txn, edit, reference)?);
         }
         let mut symbol = match self.changes.symbols.get(reference.name) {

@@ -83,7 +83,14 @@ pub(super) fn with_types_of_calls(
     args: &RunArgs,
 ) -> Result<UnitSource, Failure> {
     for call in &args.calls {
-        if unit.signatures.iter().all(|(name, _)| *name != call.name) {
+        let is_known = unit.signatures.iter().any(|(name, _)| *name == call.name);
+        let uncallable = unit.uncallable.iter().find(|(name, _)| *name == call.name);
+        if let (Some((name, text)), false) = (uncallable, is_known) {
+            return Err(Failure(format!(
+                "`{call}`: `{name}` has the signature {text}, by which no host can call\n  help: publish a function that wraps it, with one result and no vectors"
+            )));
+        }
+        if !is_known {
             let (signature, _) = call.resolve(None)?;
             unit.signatures.push((call.name.clone(), signature));
         }

@@ -130,6 +130,7 @@ pub(crate) fn clif_unit(unit: &str, text: &str) -> UnitSource {
             dialect: compiled.dialect,
         }],
         signatures: compiled.signatures,
+        uncallable: Vec::new(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -145,6 +146,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
         name: unit.to_owned(),
         files: vec![file],
         signatures: Vec::new(),
+        uncallable: Vec::new(),
         reclaim: Reclaim::Auto,
     }
 }
