@@ -1,0 +1,172 @@
+//! What each name that a unit refers to means: the segment's definition, or the host's.
+
+use jitcast_linker::{Binding, Reference};
+use jitcast_runtime::directory::Edit;
+use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::records::{CellValue, ImportRecord};
+use jitcast_runtime::{Geometry, ImportId, PatchTarget};
+
+use super::code::write_import_trap;
+use super::{Batch, check_name};
+use crate::catalog::{Import, Kind, Symbol};
+use crate::error::PublishError;
+
+impl<'p> Batch<'_, 'p> {
+    /// Settles what each reference of a unit means.
+    pub(super) fn bind(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        unit: usize,
+    ) -> Result<Vec<Binding>, PublishError> {
+        let references = self.units[unit].references();
+        references
+            .iter()
+            .map(|reference| self.bind_one(txn, edit, unit, reference))
+            .collect()
+    }
+
+    pub(super) fn bind_one(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        unit: usize,
+        reference: &Reference<'p>,
+    ) -> Result<Binding, PublishError> {
+        check_name(reference.name)?;
+        if !self.is_segments(reference.name) {
+            if let Some(version) = reference.version {
+                return Err(PublishError::Versioned {
+                    symbol: reference.name.to_owned(),
+                    version: version.to_owned(),
+                    unit: self.sources[unit].name.clone(),
+                });
+            }
+            return Ok(self.bind_host(txn, edit, reference)?);
+        }
+        let mut symbol = match self.changes.symbols.get(reference.name) {
+            Some(symbol) => symbol.clone(),
+            None => self.site.catalog.symbols[reference.name].clone(),
+        };
+        if symbol.kind == Kind::Absolute {
+            // Cells and patches hold places of the window or host symbols, no numbers.
+            return Err(PublishError::Absolute {
+                symbol: reference.name.to_owned(),
+                unit: self.sources[unit].name.clone(),
+                other: symbol.unit,
+            });
+        }
+        let target = symbol_target(self.site.geometry, &symbol);
+        if reference.address_cell && symbol.address_cell.is_none() {
+            let cell = txn
+                .alloc(Area::AddressCells, SLOT_BYTES, SLOT_BYTES)?
+                .offset();
+            edit.set_cell(cell, CellValue::new(target));
+            symbol.address_cell = Some(cell);
+            self.changes
+                .symbols
+                .insert(reference.name.to_owned(), symbol.clone());
+        }
+        let stub = symbol
+            .call_cell
+            .and_then(|cell| self.site.geometry.stub_of(cell));
+        // Data is not called; code that does so anyway goes where its address cell leads.
+        let call_cell = symbol.call_cell.or(symbol.address_cell);
+        Ok(Binding {
+            target,
+            call_cell,
+            address_cell: symbol.address_cell,
+            stub,
+        })
+    }
+
+    /// Whether `name` means the segment's definition. A name that live units have bound to the host stays the
+    /// host's; one that a unit of this batch defines is the batch's.
+    pub(super) fn is_segments(&self, name: &str) -> bool {
+        if self.defined.contains_key(name) {
+            return true;
+        }
+        let staying = self.is_imported_by_others(name);
+        let published = self.site.catalog.symbols.get(name);
+        !staying && published.is_some_and(|symbol| !self.replaces(&symbol.unit))
+    }
+
+    /// Whether units that this publication does not replace refer to the host symbol `name`.
+    pub(super) fn is_imported_by_others(&self, name: &str) -> bool {
+        let users = self.site.catalog.users_of_import(name);
+        users > self.leaving_users.get(name).copied().unwrap_or(0)
+    }
+
+    pub(super) fn bind_host(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        reference: &Reference<'p>,
+    ) -> Result<Binding, SegmentFull> {
+        let name = reference.name;
+        // Weak and strong references of one name are two imports: where the host lacks it, one is 0 and the
+        // other a trap.
+        let key = (name.to_owned(), reference.weak);
+        let published = self.site.catalog.imports.get(&key);
+        let known = self.changes.imports.get(&key).or(published).cloned();
+        let mut changed = known.is_none();
+        let mut import = match known {
+            Some(import) => import,
+            None => {
+                let id = ImportId::new(self.changes.next_import);
+                self.changes.next_import += 1;
+                let trap = write_import_trap(txn, id)?;
+                Import {
+                    id,
+                    trap,
+                    call_cell: None,
+                    address_cell: None,
+                    users: 0,
+                }
+            }
+        };
+        let target = PatchTarget::Host(import.id);
+        if (reference.stub || reference.call_cell) && import.call_cell.is_none() {
+            let cell = self.new_call_cell(txn)?;
+            edit.set_cell(cell, CellValue::new(target));
+            (import.call_cell, changed) = (Some(cell), true);
+        }
+        if reference.address_cell && import.address_cell.is_none() {
+            let cell = txn
+                .alloc(Area::AddressCells, SLOT_BYTES, SLOT_BYTES)?
+                .offset();
+            edit.set_cell(cell, CellValue::new(target));
+            (import.address_cell, changed) = (Some(cell), true);
+        }
+        let binding = Binding {
+            target,
+            call_cell: import.call_cell,
+            address_cell: import.address_cell,
+            stub: import
+                .call_cell
+                .and_then(|cell| self.site.geometry.stub_of(cell)),
+        };
+        if changed {
+            let record = ImportRecord {
+                key: import.id.get().into(),
+                generation: txn.generation(),
+                trap: import.trap,
+                call_cell: import.call_cell.unwrap_or_default(),
+                address_cell: import.address_cell.unwrap_or_default(),
+                weak: reference.weak.into(),
+                name_len: name.len() as u32,
+                reserved: 0,
+            };
+            edit.put_import(txn, &record, name)?;
+        }
+        self.changes.imports.insert(key, import);
+        Ok(binding)
+    }
+}
+
+/// What the address of a published symbol is: a function's stub, or where the datum lies.
+fn symbol_target(geometry: &Geometry, symbol: &Symbol) -> PatchTarget {
+    let stub = symbol.call_cell.and_then(|cell| geometry.stub_of(cell));
+    PatchTarget::Window(stub.unwrap_or(symbol.place))
+}

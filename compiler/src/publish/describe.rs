@@ -1,0 +1,255 @@
+//! What a publication is, in the directory: records of its units and symbols, and their tables.
+
+use std::collections::HashMap;
+
+use jitcast_linker::{Dialect, Linked, Placement, Reference};
+use jitcast_runtime::directory::{Edit, record_flags};
+use jitcast_runtime::geometry::Area;
+use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::records::{
+    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, StoredRegion, SymbolRecord,
+    UNIT_KEPT, UnitRecord,
+};
+use jitcast_runtime::{PatchTarget, SegmentOffset, needs};
+use zerocopy::IntoBytes;
+
+use super::place::retire_cells;
+use super::{Batch, Details, Reclaim};
+use crate::catalog::{Kind, Unit};
+use crate::error::PublishError;
+
+impl<'p> Batch<'_, 'p> {
+    pub(super) fn write_unit(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        unit: usize,
+        placement: &Placement,
+        linked: &Linked,
+    ) -> Result<(), PublishError> {
+        let (source, prepared) = (&self.sources[unit], &self.units[unit]);
+        let memory = txn.memory();
+        memory.write_bytes(placement.text, &linked.text);
+        memory.write_bytes(placement.read_only, &linked.read_only);
+        let extents = prepared.extents();
+        let region = |start: SegmentOffset, extent: jitcast_linker::Extent| StoredRegion {
+            start: start.get(),
+            len_bytes: extent.len_bytes as u32,
+        };
+        let keeps = match source.reclaim {
+            Reclaim::Yes => false,
+            Reclaim::No => true,
+            Reclaim::Auto => source
+                .files
+                .iter()
+                .any(|file| file.dialect != Dialect::Cranelift),
+        };
+        let number = self.site.catalog.next_unit + unit as u32;
+        self.changes.next_unit = number + 1;
+        let private = region(placement.private, extents.private);
+        if private.len_bytes > 0 || !linked.patches.is_empty() {
+            edit.flag(record_flags::RESYNC);
+        }
+        let record = UnitRecord {
+            key: number.into(),
+            generation: txn.generation(),
+            text: region(placement.text, extents.text),
+            read_only: region(placement.read_only, extents.read_only),
+            private,
+            template: write_table(txn, &linked.template)?,
+            patches: write_table(txn, linked.patches.as_bytes())?,
+            needs: self.write_needs(txn, unit, linked)?,
+            name_len: source.name.len() as u32,
+            flags: if keeps { UNIT_KEPT } else { 0 },
+        };
+        edit.put_unit(txn, &record, &source.name)?;
+        if let Some(old) = self.site.catalog.units.get(&source.name) {
+            // What kept code reads directly is kept with it.
+            let data = old.defines.iter().filter(|name| {
+                let symbol = self.site.catalog.symbols.get(*name);
+                symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
+            });
+            let keep = data.into_iter().any(|name| self.leaves_cells(name));
+            edit.remove_unit(txn, old.number.into(), keep)?;
+            if keep {
+                self.changes.kept.push(source.name.clone());
+            }
+        }
+        // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
+        let is_own = |reference: &Reference<'p>| {
+            let own = reference.own.map(|index| (unit, index));
+            own.is_some() && self.defined.get(reference.name).copied() == own
+        };
+        let outside = |reference: &&Reference<'p>| !is_own(reference);
+        let (uses, imports): (Vec<_>, Vec<_>) = prepared
+            .references()
+            .iter()
+            .filter(outside)
+            .partition(|reference| self.is_segments(reference.name));
+        let published = prepared.definitions().iter().enumerate();
+        let defines = published
+            .filter(|(index, definition)| {
+                self.defined.get(definition.name) == Some(&(unit, *index))
+            })
+            .map(|(_, definition)| definition.name.to_owned())
+            .collect();
+        let unit_record = Unit {
+            number,
+            generation: txn.generation(),
+            text: record.text,
+            read_only: record.read_only,
+            private,
+            keeps,
+            defines,
+            uses: uses
+                .iter()
+                .map(|used: &&Reference<'p>| used.name.to_owned())
+                .collect(),
+            imports: imports
+                .iter()
+                .map(|import| (import.name.to_owned(), import.weak))
+                .collect(),
+        };
+        self.changes.units.push((source.name.clone(), unit_record));
+        Ok(())
+    }
+
+    pub(super) fn write_needs(
+        &self,
+        txn: &mut Txn<'_>,
+        unit: usize,
+        linked: &Linked,
+    ) -> Result<StoredRegion, SegmentFull> {
+        let reference = |reference: &Reference<'_>| {
+            if reference.own.is_some() || self.is_segments(reference.name) {
+                return needs::Reference::Symbol(self.hash(reference.name));
+            }
+            // Bound just before, and so among the changes.
+            let key = (reference.name.to_owned(), reference.weak);
+            needs::Reference::Import(self.changes.imports[&key].id)
+        };
+        let references: Vec<_> = self.units[unit]
+            .references()
+            .iter()
+            .map(reference)
+            .collect();
+        if references.is_empty() {
+            return Ok(StoredRegion::default());
+        }
+        let needs = needs::Needs {
+            references,
+            first: linked.needs.first.clone(),
+            edges: linked.needs.targets.clone(),
+        };
+        write_table(txn, &needs.to_bytes())
+    }
+
+    /// Writes the records of the names that are new, that moved, or that got an address cell.
+    pub(super) fn write_symbols(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+    ) -> Result<(), PublishError> {
+        let mut added = HashMap::new();
+        for (name, symbol) in &self.changes.symbols {
+            let key = self.hash(name);
+            let known = self
+                .site
+                .catalog
+                .hashes
+                .get(&key)
+                .or_else(|| added.get(&key));
+            match known {
+                Some(other) if other != name => {
+                    return Err(PublishError::HashCollision {
+                        symbol: name.clone(),
+                        other: other.clone(),
+                    });
+                }
+                Some(_) => {}
+                None => drop(added.insert(key, name.clone())),
+            }
+            let old = self.site.catalog.symbols.get(name);
+            if old.is_some_and(|old| old.signature != symbol.signature) {
+                // Handles compare signatures, which a ring record does not carry.
+                edit.flag(record_flags::RESYNC);
+            }
+            let Some(details) = self
+                .details
+                .get(name.as_str())
+                .copied()
+                .or_else(|| published_details(txn, edit, key))
+            else {
+                continue;
+            };
+            let record = SymbolRecord {
+                key,
+                generation: txn.generation(),
+                size: details.size,
+                unit: details.unit,
+                kind: match symbol.kind {
+                    Kind::Function => SYMBOL_FUNCTION,
+                    Kind::Data => SYMBOL_DATA,
+                    Kind::Absolute => SYMBOL_ABSOLUTE,
+                },
+                place: symbol.place,
+                stub: symbol
+                    .call_cell
+                    .and_then(|cell| self.site.geometry.stub_of(cell))
+                    .unwrap_or_default(),
+                call_cell: symbol.call_cell.unwrap_or_default(),
+                address_cell: symbol.address_cell.unwrap_or_default(),
+                node: details.node,
+                name_len: name.len() as u32,
+                signature_len: symbol.signature.len() as u32,
+                reserved: 0,
+            };
+            edit.put_symbol(txn, &record, name, &symbol.signature)?;
+            if let Some(cell) = symbol
+                .call_cell
+                .filter(|_| self.defined.contains_key(name.as_str()))
+            {
+                edit.set_cell(cell, CellValue::new(PatchTarget::Window(symbol.place)));
+            }
+        }
+        self.changes.added_hashes.extend(added);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), SegmentFull> {
+        for (name, key) in &self.changes.removed.clone() {
+            let symbol = &self.site.catalog.symbols[name];
+            for cell in [symbol.call_cell, symbol.address_cell]
+                .into_iter()
+                .flatten()
+            {
+                edit.set_cell(cell, CellValue::UNBOUND);
+            }
+            if self.leaves_cells(name) {
+                self.changes.left.push(name.clone());
+            } else {
+                retire_cells(txn, symbol);
+            }
+            edit.remove_symbol(txn, *key)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the published record of a symbol says, for one that only gets an address cell.
+fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
+    let SymbolRecord {
+        unit, node, size, ..
+    } = edit.symbol(txn, key)?;
+    Some(Details { unit, node, size })
+}
+
+fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {
+    let len_bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let region = txn.alloc(Area::Control, len_bytes, 8)?;
+    txn.memory().write_bytes(region.offset(), bytes);
+    Ok(StoredRegion {
+        start: region.start,
+        len_bytes,
+    })
+}

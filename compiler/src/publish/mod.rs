@@ -1,0 +1,299 @@
+//! One publication, from objects to the release store that makes it visible.
+//!
+//! The steps: read every unit; settle which name means what; take memory; link; write; describe it all in a
+//! new directory root. Invariant: until the last step nothing published changes, and dropping the
+//! transaction gives everything back.
+
+mod bind;
+mod code;
+mod describe;
+mod place;
+mod settle;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use jitcast_linker::{Definition, Dialect, Input, Options, Prepared, SymbolKind};
+use jitcast_runtime::Geometry;
+use jitcast_runtime::directory::Edit;
+use jitcast_runtime::heap::Txn;
+use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
+use jitcast_runtime::signature::Signature;
+
+use crate::catalog::{Catalog, Import, ImportKey, Kind, Symbol, Unit};
+use crate::error::PublishError;
+use crate::front::Compiled;
+
+/// A file of a unit, compiled.
+#[derive(Clone, Debug)]
+pub struct UnitFile {
+    /// The name that messages use.
+    pub name: String,
+    /// An object or an archive.
+    pub bytes: Vec<u8>,
+    /// Which compiler's habits it follows.
+    pub dialect: Dialect,
+}
+
+/// Whether the memory of a replaced unit is reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Reclaim {
+    /// Reused if no address of the unit's locals can have been handed out: generated code is, C is not.
+    #[default]
+    Auto,
+    /// Reused; the publisher vouches that nothing outside holds addresses of the unit's locals.
+    Yes,
+    /// Never reused.
+    No,
+}
+
+/// A unit to publish.
+#[derive(Clone, Debug)]
+pub struct UnitSource {
+    /// Its name: publishing the same name again replaces it.
+    pub name: String,
+    /// Its files; archives give the members that are needed.
+    pub files: Vec<UnitFile>,
+    /// Signatures to record.
+    pub signatures: Vec<(String, Signature)>,
+    /// Functions that no host can call (several results, vectors), with what is recorded instead.
+    pub uncallable: Vec<(String, String)>,
+    /// Whether its memory is reused after it was replaced.
+    pub reclaim: Reclaim,
+}
+
+impl UnitSource {
+    /// The unit `name` of these files, with the signatures that their compilers know.
+    pub fn new(name: impl Into<String>, compiled: impl IntoIterator<Item = Compiled>) -> Self {
+        let (mut files, mut signatures, mut uncallable) = (Vec::new(), Vec::new(), Vec::new());
+        for file in compiled {
+            let Compiled {
+                name,
+                bytes,
+                dialect,
+                ..
+            } = file;
+            signatures.extend(file.signatures);
+            uncallable.extend(file.unlisted);
+            files.push(UnitFile {
+                name,
+                bytes,
+                dialect,
+            });
+        }
+        let (name, reclaim) = (name.into(), Reclaim::Auto);
+        Self {
+            name,
+            files,
+            signatures,
+            uncallable,
+            reclaim,
+        }
+    }
+
+    /// What is recorded of the signature of `name`; empty: nothing is known.
+    fn recorded_signature(&self, name: &str) -> String {
+        let known = self.signatures.iter().find(|(known, _)| known == name);
+        let other = self.uncallable.iter().find(|(known, _)| known == name);
+        match (known, other) {
+            (Some((_, signature)), _) => signature.to_string(),
+            (None, Some((_, text))) => text.clone(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// What a publication did.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Publication {
+    /// Its number.
+    pub generation: u64,
+    /// `CLOCK_MONOTONIC` at its commit, ns.
+    pub published_ns: u64,
+    /// The functions that it published.
+    pub functions: Vec<String>,
+    /// The host symbols that it refers to.
+    pub imports: Vec<String>,
+}
+
+/// Everything that a publication needs to know about the segment.
+pub(crate) struct Site<'a> {
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) hash_seed: u64,
+    pub(crate) catalog: &'a Catalog,
+}
+
+/// What a publication changes in the catalog, merged after the commit.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) units: Vec<(String, Unit)>,
+    pub(crate) symbols: BTreeMap<String, Symbol>,
+    pub(crate) removed: Vec<(String, u64)>,
+    /// Symbols whose cells lead nowhere else any more, but are left to kept units.
+    pub(crate) left: Vec<String>,
+    /// Units whose replaced version is kept for the sake of its data.
+    pub(crate) kept: Vec<String>,
+    pub(crate) added_hashes: Vec<(u64, String)>,
+    pub(crate) imports: BTreeMap<ImportKey, Import>,
+    pub(crate) next_unit: u32,
+    pub(crate) next_import: u32,
+}
+
+/// Reads every unit of the batch.
+pub(crate) fn read<'a>(
+    sources: &'a [UnitSource],
+    inputs: &'a [Vec<Input<'a>>],
+) -> Result<Vec<Prepared<'a>>, PublishError> {
+    if sources.is_empty() {
+        return Err(PublishError::Empty);
+    }
+    let mut names = HashSet::new();
+    for source in sources {
+        check_name(&source.name)?;
+        if !names.insert(&source.name) {
+            return Err(PublishError::SameUnit {
+                unit: source.name.clone(),
+            });
+        }
+        if source.files.is_empty() {
+            return Err(PublishError::Empty);
+        }
+    }
+    let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
+        Ok(Prepared::read(&source.name, inputs, &Options::default())?)
+    };
+    sources.iter().zip(inputs).map(prepare).collect()
+}
+
+/// The linker's view of the files.
+pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
+    fn input(file: &UnitFile) -> Input<'_> {
+        Input {
+            name: &file.name,
+            bytes: &file.bytes,
+            dialect: file.dialect,
+        }
+    }
+    sources
+        .iter()
+        .map(|source| source.files.iter().map(input).collect())
+        .collect()
+}
+
+/// A publication in the making.
+pub(crate) struct Batch<'a, 'p> {
+    site: Site<'a>,
+    sources: &'p [UnitSource],
+    units: &'p [Prepared<'p>],
+    /// Which unit of the batch publishes a name, and as which of its definitions.
+    defined: HashMap<&'p str, (usize, usize)>,
+    /// Names of the batch's units.
+    replaced: HashSet<&'p str>,
+    /// How many of the units that are replaced refer to a host symbol.
+    leaving_users: HashMap<&'a str, u32>,
+    /// Symbols that units which are replaced and kept define or refer to.
+    held: HashSet<&'a str>,
+    /// What the linker says of the symbols in `defined`.
+    details: HashMap<&'p str, Details>,
+    changes: Changes,
+}
+
+/// What a symbol's record says beside what the catalog remembers.
+#[derive(Clone, Copy, Debug)]
+struct Details {
+    unit: u32,
+    node: u32,
+    size: u64,
+}
+
+impl<'a, 'p> Batch<'a, 'p> {
+    /// Settles which names the batch publishes, and refuses what would break those who stay.
+    pub(crate) fn new(
+        site: Site<'a>,
+        sources: &'p [UnitSource],
+        units: &'p [Prepared<'p>],
+    ) -> Result<Self, PublishError> {
+        let (next_unit, next_import) = (site.catalog.next_unit, site.catalog.next_import);
+        let changes = Changes {
+            next_unit,
+            next_import,
+            ..Changes::default()
+        };
+        let (mut leaving_users, mut held) = (HashMap::new(), HashSet::new());
+        for unit in sources
+            .iter()
+            .filter_map(|source| site.catalog.units.get(&source.name))
+        {
+            for (import, _) in &unit.imports {
+                *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+            }
+            if unit.keeps {
+                held.extend(unit.defines.iter().chain(&unit.uses).map(String::as_str));
+            }
+        }
+        let mut batch = Self {
+            site,
+            sources,
+            units,
+            defined: HashMap::new(),
+            replaced: sources.iter().map(|source| source.name.as_str()).collect(),
+            leaving_users,
+            held,
+            details: HashMap::new(),
+            changes,
+        };
+        batch.settle_definitions()?;
+        batch.check_replaced()?;
+        Ok(batch)
+    }
+
+    fn replaces(&self, unit: &str) -> bool {
+        self.replaced.contains(unit)
+    }
+
+    fn definition(&self, (unit, definition): (usize, usize)) -> &Definition<'p> {
+        &self.units[unit].definitions()[definition]
+    }
+
+    fn hash(&self, name: &str) -> u64 {
+        hash_name(name.as_bytes(), self.site.hash_seed)
+    }
+
+    /// Takes memory, links, writes, and describes the result in `edit`.
+    pub(crate) fn write(
+        mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+    ) -> Result<Changes, PublishError> {
+        let placements = self.place(txn)?;
+        self.place_symbols(txn, edit, &placements)?;
+        for (unit, placement) in placements.iter().enumerate() {
+            let bindings = self.bind(txn, edit, unit)?;
+            let linked = self.units[unit].link(placement, &bindings)?;
+            self.write_unit(txn, edit, unit, placement, &linked)?;
+        }
+        self.write_symbols(txn, edit)?;
+        self.remove(txn, edit)?;
+        Ok(self.changes)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), PublishError> {
+    if name.len() <= MAX_NAME_BYTES / 2 {
+        return Ok(());
+    }
+    let start = name.chars().take(40).collect();
+    Err(PublishError::NameTooLong {
+        len_bytes: name.len(),
+        limit_bytes: MAX_NAME_BYTES / 2,
+        start,
+    })
+}
+
+fn kind_of(kind: SymbolKind) -> Kind {
+    match kind {
+        // Not taken unless the linker is told that resolvers are run.
+        SymbolKind::Function | SymbolKind::IndirectFunction => Kind::Function,
+        SymbolKind::Data => Kind::Data,
+        SymbolKind::Absolute => Kind::Absolute,
+    }
+}

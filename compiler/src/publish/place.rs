@@ -1,0 +1,128 @@
+//! Memory and cells for what a publication defines.
+
+use jitcast_linker::{Place, PlacedSymbol, Placement, Prepared};
+use jitcast_runtime::SegmentOffset;
+use jitcast_runtime::directory::{Edit, record_flags};
+use jitcast_runtime::geometry::{Area, Region, SLOT_BYTES};
+use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::records::CellValue;
+
+use super::code::write_stub;
+use super::{Batch, Details, kind_of};
+use crate::catalog::{Kind, Symbol};
+use crate::error::PublishError;
+
+impl Batch<'_, '_> {
+    pub(super) fn place(&self, txn: &mut Txn<'_>) -> Result<Vec<Placement>, PublishError> {
+        let mut take = |area, extent: jitcast_linker::Extent| {
+            // The linker keeps units below 2 GiB; a segment's areas are smaller still.
+            let len_bytes = u32::try_from(extent.len_bytes).unwrap_or(u32::MAX);
+            let align_bytes = u32::try_from(extent.align_bytes).unwrap_or(1).max(16);
+            Ok::<_, SegmentFull>(txn.alloc(area, len_bytes, align_bytes)?.offset())
+        };
+        let mut place = |prepared: &Prepared<'_>| {
+            let extents = prepared.extents();
+            Ok(Placement {
+                text: take(Area::Text, extents.text)?,
+                read_only: take(Area::ReadOnly, extents.read_only)?,
+                private: take(Area::Private, extents.private)?,
+            })
+        };
+        self.units.iter().map(&mut place).collect()
+    }
+
+    /// Gives every published name of the batch its place and its cells.
+    pub(super) fn place_symbols(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        placements: &[Placement],
+    ) -> Result<(), PublishError> {
+        let placed = self
+            .units
+            .iter()
+            .zip(placements)
+            .map(|(unit, placement)| unit.symbols(placement));
+        let placed: Vec<Vec<PlacedSymbol>> = placed.collect::<Result<_, _>>()?;
+        let mut names: Vec<_> = self.defined.iter().map(|(name, at)| (*name, *at)).collect();
+        names.sort_unstable_by_key(|(_, at)| *at);
+        for (name, (unit, index)) in names {
+            let definition = self.definition((unit, index));
+            let kind = kind_of(definition.kind);
+            let (place, size) = match placed[unit][index].place {
+                Place::At(_, offset) => (offset, definition.size),
+                Place::Absolute(value) => (SegmentOffset::NONE, value),
+            };
+            let number = self.site.catalog.next_unit + unit as u32;
+            self.details.insert(
+                name,
+                Details {
+                    unit: number,
+                    node: placed[unit][index].node,
+                    size,
+                },
+            );
+            let old = self.site.catalog.symbols.get(name);
+            let same_function =
+                old.filter(|old| old.kind == Kind::Function && kind == Kind::Function);
+            if let (Some(old), None) = (old, same_function) {
+                // A datum's cell belongs to its version: old code may still read it.
+                if self.leaves_cells(name) {
+                    self.changes.left.push(name.to_owned());
+                } else {
+                    retire_cells(txn, old);
+                }
+                if let Some(cell) = old.call_cell {
+                    // What was a function is none any more: no handle or pointer may reach its old code.
+                    edit.set_cell(cell, CellValue::UNBOUND);
+                    edit.flag(record_flags::NAMES | record_flags::RESYNC);
+                }
+            }
+            let call_cell = match (same_function, kind) {
+                (Some(old), _) => old.call_cell,
+                (None, Kind::Function) => Some(self.new_call_cell(txn)?),
+                (None, _) => None,
+            };
+            let signature = self.sources[unit].recorded_signature(name);
+            let symbol = Symbol {
+                unit: self.sources[unit].name.clone(),
+                kind,
+                place,
+                call_cell,
+                address_cell: same_function.and_then(|old| old.address_cell),
+                signature,
+            };
+            self.changes.symbols.insert(name.to_owned(), symbol);
+        }
+        Ok(())
+    }
+
+    /// Whether a kept unit may go on using the cells of `name`, which is published no longer or anew.
+    pub(super) fn leaves_cells(&self, name: &str) -> bool {
+        self.held.contains(name) || self.site.catalog.kept_uses.contains(name)
+    }
+
+    pub(super) fn new_call_cell(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
+        let cell = txn.alloc(Area::CallCells, SLOT_BYTES, SLOT_BYTES)?.offset();
+        write_stub(txn, self.site.geometry, cell);
+        Ok(cell)
+    }
+}
+
+pub(super) fn retire_cells(txn: &mut Txn<'_>, symbol: &Symbol) {
+    let cells = [
+        (Area::CallCells, symbol.call_cell),
+        (Area::AddressCells, symbol.address_cell),
+    ];
+    for (area, cell) in cells {
+        if let Some(cell) = cell {
+            txn.retire(
+                area,
+                Region {
+                    start: cell.get(),
+                    len_bytes: SLOT_BYTES,
+                },
+            );
+        }
+    }
+}
