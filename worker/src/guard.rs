@@ -6,6 +6,7 @@
 //! reused.
 
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, Weak};
@@ -38,6 +39,9 @@ pub(crate) struct ThreadRecord {
     worker: u64,
     owner: Weak<Inner>,
     index: u32,
+    /// Its pin in the worker's mailbox, and the head of the worker's ring: found once, looked at by each guard.
+    pin: NonNull<AtomicU64>,
+    head: NonNull<AtomicU64>,
     /// How many guards this thread holds. The pin is set while it is not 0: guards may be dropped in any order.
     depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
@@ -123,7 +127,12 @@ impl Worker {
         if applied == 0 {
             self.enter_slowly(record)?;
         } else if depth == 0 {
-            let head = pin::enter(record.pin(inner), applied, inner.head(), inner.fenced());
+            let head = pin::enter(
+                record.pin(inner),
+                applied,
+                record.head(inner),
+                inner.fenced(),
+            );
             if head != applied || inner.life().applied().load(Ordering::Relaxed) != applied {
                 self.enter_slowly(record)?;
             } else if inner.fenced() {
@@ -195,6 +204,8 @@ impl Worker {
             worker: inner.id(),
             owner: self.downgrade(),
             index,
+            pin: NonNull::from(inner.mailbox().thread(index, ThreadWord::Pin)),
+            head: NonNull::from(inner.head()),
             depth: Cell::new(0),
             serialised: Cell::new(0),
         });
@@ -211,7 +222,17 @@ impl Worker {
 impl ThreadRecord {
     #[inline(always)]
     fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        inner.mailbox().thread(self.index, ThreadWord::Pin)
+        debug_assert!(self.worker == inner.id());
+        // SAFETY: the word lies in the mailbox of the record's worker, which is `inner`: whoever has a record
+        // for a worker found it by the worker's number. The mailbox lives as long as the worker.
+        unsafe { self.pin.as_ref() }
+    }
+
+    #[inline(always)]
+    fn head<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
+        debug_assert!(self.worker == inner.id());
+        // SAFETY: as for `pin`; the word lies in the worker's window.
+        unsafe { self.head.as_ref() }
     }
 
     fn serialise_if_needed(&self, inner: &Inner) {
