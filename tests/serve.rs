@@ -268,3 +268,27 @@ fn the_compilers_memory_is_closed_to_its_own_user() {
     let opened = finish(dd.args([&*memory, "count=0"]).uid(NOBODY).gid(NOBODY));
     assert!(opened.stderr.contains("Permission denied"), "{opened:#?}");
 }
+
+/// The story: a compiler process that ran out of descriptors while nobody was connected let nobody in any more.
+#[test]
+fn a_compiler_that_ran_out_of_descriptors_lets_workers_in_again() {
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    let pid = rustix::process::Pid::from_raw(serve.process.pid());
+    let limit = |current| {
+        let resource = rustix::process::Resource::Nofile;
+        let old = rustix::process::getrlimit(resource);
+        let new = rustix::process::Rlimit {
+            current: Some(current),
+            maximum: old.maximum,
+        };
+        rustix::process::prlimit(pid, resource, new).unwrap()
+    };
+    let before = limit(3);
+    let peer = std::os::unix::net::UnixStream::connect(&serve.socket).unwrap();
+    // Long enough for the compiler process to have tried; too short, and the test shows less.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    drop(peer);
+    limit(before.current.unwrap_or(1024));
+    assert_eq!(serve.call("f(1)"), "2");
+}

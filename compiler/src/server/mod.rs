@@ -37,6 +37,9 @@ const MAX_CONNECTIONS: usize = 8192;
 /// How long a peer may take for its request, and how long an idle one that is no worker may stay.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long nobody is let in when descriptors or memory ran out.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// The most publications that wait their turn.
 const MAX_QUEUE: usize = 64;
 
@@ -301,6 +304,7 @@ impl<'a> Loop<'a> {
     fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
         loop {
+            let was_accepting = self.accepting;
             events.clear();
             let timeout = self.next_deadline();
             match epoll::wait(
@@ -323,16 +327,25 @@ impl<'a> Loop<'a> {
                 }
             }
             self.drop_late();
+            if !was_accepting {
+                self.accept_again();
+            }
         }
     }
 
+    /// Waits for the listener again, after a pause.
+    fn accept_again(&mut self) {
+        let data = epoll::EventData::new_u64(LISTENER);
+        let (listener, flags) = (&self.server.listener, epoll::EventFlags::IN);
+        self.accepting = epoll::add(&self.poller, listener, data, flags).is_ok();
+    }
+
     fn next_deadline(&self) -> Option<rustix::event::Timespec> {
-        let deadline = self
-            .connections
-            .values()
-            .filter_map(Connection::deadline)
-            .min()?;
-        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let deadlines = self.connections.values().filter_map(Connection::deadline);
+        let now = Instant::now();
+        let retry = (!self.accepting).then(|| now + RETRY);
+        let deadline = deadlines.chain(retry).min()?;
+        let left = deadline.saturating_duration_since(now) + Duration::from_millis(1);
         Some(rustix::event::Timespec {
             tv_sec: left.as_secs().cast_signed(),
             tv_nsec: left.subsec_nanos().into(),
@@ -365,7 +378,7 @@ impl<'a> Loop<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // Out of descriptors or memory: nobody is let in until somebody leaves.
+                    // Out of descriptors or memory: nobody is let in for a while.
                     tracing::warn!(%error, "cannot accept connections for now");
                     self.accepting = epoll::delete(&self.poller, &self.server.listener).is_err();
                     return;
@@ -528,16 +541,6 @@ impl<'a> Loop<'a> {
         let Some(mut connection) = self.connections.remove(&token) else {
             return;
         };
-        if !self.accepting {
-            let data = epoll::EventData::new_u64(LISTENER);
-            let added = epoll::add(
-                &self.poller,
-                &self.server.listener,
-                data,
-                epoll::EventFlags::IN,
-            );
-            self.accepting = added.is_ok();
-        }
         let Some(worker) = connection.worker() else {
             return;
         };
