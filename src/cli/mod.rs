@@ -2,6 +2,7 @@
 
 mod args;
 mod children;
+mod fuzz;
 mod publish;
 mod report;
 mod run;
@@ -42,6 +43,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Publish(args) => publish::publish(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
     };
     match done {
         Ok(code) => code,

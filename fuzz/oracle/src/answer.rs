@@ -1,0 +1,143 @@
+//! Where a use of a symbol has to lead, by the rules that the linker documents.
+
+use crate::judge::Meaning;
+use crate::layout::{Layout, Published, Rules};
+use crate::usage::Usage;
+
+/// Where a use may lead. Both may be allowed, or one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// To this address.
+    pub(crate) direct: Option<u64>,
+    /// Through this entry of the global offset table.
+    pub(crate) entry: Option<Entry>,
+    /// To code that jumps to `direct`, too.
+    pub(crate) linkage: bool,
+}
+
+/// An entry of the global offset table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// This one.
+    At(u64),
+    /// Any that holds this address.
+    Holding(u64),
+}
+
+impl Answer {
+    fn direct(address: u64) -> Self {
+        Self {
+            direct: Some(address),
+            ..Self::default()
+        }
+    }
+
+    fn entry(entry: Entry) -> Self {
+        Self {
+            entry: Some(entry),
+            ..Self::default()
+        }
+    }
+}
+
+/// Where a use of `meaning` leads; the error says what the layout lacks.
+pub(crate) fn answer(
+    layout: &Layout,
+    usage: Usage,
+    meaning: &Meaning<'_>,
+    addend: i64,
+    in_text: bool,
+) -> Result<Answer, String> {
+    match &layout.rules {
+        Rules::Executable { .. } => executable(layout, meaning),
+        Rules::Window(published) => {
+            let find = |name: &str| {
+                let found = published.get(name).copied();
+                found.ok_or_else(|| format!("`{name}` has neither cells nor a stub"))
+            };
+            window(layout, find, usage, meaning, addend, in_text)
+        }
+    }
+}
+
+/// Any entry will do that holds the address; nobody says where it is.
+fn executable(layout: &Layout, meaning: &Meaning<'_>) -> Result<Answer, String> {
+    let address = match *meaning {
+        Meaning::Own { address, .. } => address,
+        Meaning::Number(value) => value,
+        Meaning::Outside(name) => *layout
+            .outside
+            .get(name)
+            .ok_or_else(|| format!("nobody says where `{name}` is"))?,
+        Meaning::Table => layout.table.ok_or("nobody says where the table is")?,
+    };
+    Ok(Answer {
+        direct: Some(address),
+        entry: Some(Entry::Holding(address)),
+        linkage: true,
+    })
+}
+
+/// What the project's architecture says of calls and addresses, row by row.
+fn window(
+    layout: &Layout,
+    find: impl Fn(&str) -> Result<Published, String>,
+    usage: Usage,
+    meaning: &Meaning<'_>,
+    addend: i64,
+    in_text: bool,
+) -> Result<Answer, String> {
+    let table = layout.table.ok_or("nobody says where the window is")?;
+    match (meaning, usage) {
+        // What has no row of its own: the start of the window is a place like another, a number a number.
+        (Meaning::Table, _) => Ok(Answer::direct(table)),
+        (
+            &Meaning::Number(value),
+            Usage::Word | Usage::Value | Usage::Number | Usage::TableDistance,
+        ) => Ok(Answer::direct(value)),
+        (&Meaning::Number(value), _) => Ok(Answer::entry(Entry::Holding(value))),
+
+        // Another unit's or the host's: never directly, but for calls, which the stub takes.
+        (Meaning::Outside(name), Usage::EntryCall | Usage::EntryJump) => {
+            Ok(Answer::entry(Entry::At(find(name)?.call_cell)))
+        }
+        (
+            Meaning::Outside(name),
+            Usage::Branch | Usage::LinkageDistance | Usage::LinkageTableDistance,
+        ) => Ok(Answer::direct(find(name)?.stub)),
+        (Meaning::Outside(name), Usage::Word) if !in_text => {
+            let address = layout.outside.get(*name);
+            let address = address.ok_or_else(|| format!("nobody says where `{name}` is"))?;
+            Ok(Answer::direct(*address))
+        }
+        (
+            Meaning::Outside(name),
+            Usage::EntryLoad | Usage::Entry | Usage::Lea | Usage::Operand | Usage::Word,
+        ) => Ok(Answer::entry(Entry::At(find(name)?.address_cell))),
+        (Meaning::Outside(name), _) => {
+            Err(format!("`{name}` is outside, and nothing leads there so"))
+        }
+
+        // The unit's own: directly. Whoever takes an address of what others can see takes the canonical one.
+        (own @ Meaning::Own { address, .. }, _) => {
+            let canonical = match own.seen_code() {
+                Some(name) => find(name)?.stub,
+                None => *address,
+            };
+            Ok(match usage {
+                Usage::EntryLoad | Usage::Lea | Usage::Distance | Usage::LinkageDistance => {
+                    Answer::direct(canonical)
+                }
+                // An address inside a function is that of its code: a stub has no inside.
+                Usage::Word | Usage::TableDistance | Usage::LinkageTableDistance => {
+                    Answer::direct(if addend == 0 { canonical } else { *address })
+                }
+                Usage::Entry => match own.seen() {
+                    Some(name) => Answer::entry(Entry::At(find(name)?.address_cell)),
+                    None => Answer::entry(Entry::Holding(*address)),
+                },
+                _ => Answer::direct(*address),
+            })
+        }
+    }
+}

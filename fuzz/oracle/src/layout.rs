@@ -1,0 +1,45 @@
+//! Where the pieces of some objects lie: what a judge is told, besides the objects and the image.
+
+use std::collections::HashMap;
+
+/// Addresses, and the rules that the linker follows.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The address of each section: object, section. What is missing is not in the image.
+    pub sections: HashMap<(usize, usize), u64>,
+    /// The address of each common symbol.
+    pub commons: HashMap<String, u64>,
+    /// What names mean that no object defines: the address that everybody has of them; 0 where it is weak
+    /// and nobody defines it.
+    pub outside: HashMap<String, u64>,
+    /// The address of `_GLOBAL_OFFSET_TABLE_`, if there is one.
+    pub table: Option<u64>,
+    /// What the thread-local offsets are counted from.
+    pub block: Option<u64>,
+    /// Where calls and addresses lead.
+    pub rules: Rules,
+}
+
+/// Where calls and addresses lead.
+#[derive(Clone, Debug)]
+pub enum Rules {
+    /// An executable or a library of a common linker: entries of the global offset table hold the symbol's
+    /// address; calls lead to the symbol or to an entry of the procedure linkage table.
+    Executable {
+        /// What the dynamic linker stores: at each address, the name whose address it is.
+        dynamic: HashMap<u64, String>,
+    },
+    /// A window of jitcast: published names have cells and stubs.
+    Window(HashMap<String, Published>),
+}
+
+/// Where the cells and the stub of a name are, in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The cell that calls go through.
+    pub call_cell: u64,
+    /// The cell that holds the address that everybody has.
+    pub address_cell: u64,
+    /// The stub, which is that address if the name is a function's.
+    pub stub: u64,
+}

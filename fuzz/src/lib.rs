@@ -1,0 +1,25 @@
+//! Relocation fuzzing: random ELF objects for x86-64 as [proptest] strategies, and what jitcast's linker makes of
+//! them, judged by [`jitcast_oracle`].
+//!
+//! | step | where |
+//! | --- | --- |
+//! | a random plan, which shrinks | [`strategy`], [`case`] |
+//! | its objects | [`build`], [`form`] |
+//! | linked, placed, mapped at a base | [`window`] |
+//! | every site and byte compared | [`mod@check`] |
+//! | the ends of ranges | [`edge`] |
+//! | many of them from one seed | [`session`] |
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod case;
+pub mod check;
+pub mod edge;
+pub mod form;
+pub mod keep;
+pub mod session;
+pub mod strategy;
+pub mod summary;
+pub mod window;
+
+pub use check::{Failure, check};

@@ -1,0 +1,310 @@
+//! A window without a process: units are linked, placed, bound, and looked at from any base.
+//!
+//! It does what the compiler process and a worker do, with vectors in place of memory: gives each name its cells and
+//! its stub, fills them, copies templates, applies patches.
+
+use std::collections::{BTreeMap, HashMap};
+
+use jitcast_linker::{
+    Binding, Dialect, Input, LinkError, Linked, Options, Place, Placement, Prepared, SymbolKind,
+};
+use jitcast_oracle::elf::Home;
+use jitcast_oracle::{Image, Layout, Object, Published, Rules};
+use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
+
+use crate::build::{Built, HOST_DATA, HOST_FUNCTIONS, START, WEAK};
+use crate::case::Places;
+
+/// The window's first host symbol lies here, far from every window.
+const HOST: u64 = 0x7fff_5555_0000;
+
+/// The host's address of a name; `None` if it has none.
+pub fn host_address(name: &str) -> Option<u64> {
+    let present = WEAK.iter().take(2).map(|(name, _)| *name);
+    let mut names = HOST_FUNCTIONS.into_iter().chain(HOST_DATA).chain(present);
+    let index = names.position(|known| known == name)?;
+    Some(HOST + index as u64 * 0x10_0010)
+}
+
+/// A unit, linked, and where it went.
+#[derive(Debug)]
+pub struct LinkedUnit {
+    /// Its place.
+    pub at: Placement,
+    /// Its bytes and patches.
+    pub linked: Linked,
+    /// How long its private data are, zeros included, bytes.
+    pub private_len_bytes: u64,
+    /// Its definitions: name, what it is, where.
+    pub definitions: Vec<(String, SymbolKind, Place)>,
+}
+
+/// Several units in one window.
+#[derive(Debug)]
+pub struct Window {
+    places: Places,
+    /// The units.
+    pub units: Vec<LinkedUnit>,
+    /// The number of each name: its cells and stub follow from it.
+    numbers: BTreeMap<String, u32>,
+    /// The definition of each name that a unit has.
+    owners: HashMap<String, (SymbolKind, Place)>,
+}
+
+/// Where a name's cells and stub are.
+fn cells(places: Places, number: u32) -> (SegmentOffset, SegmentOffset, SegmentOffset) {
+    let at = SegmentOffset::new;
+    (
+        at(places.slots + number * 16),
+        at(places.slots + number * 16 + 8),
+        at(places.stubs + number * 8),
+    )
+}
+
+fn aligned(start: u32, align_bytes: u64) -> u32 {
+    u64::from(start).next_multiple_of(align_bytes) as u32
+}
+
+impl Window {
+    /// Links the units at their places.
+    ///
+    /// # Errors
+    ///
+    /// The linker refuses one of them.
+    pub fn link(units: &[Vec<Built>], places: Places) -> Result<Self, LinkError> {
+        let inputs: Vec<Vec<Input<'_>>> = units.iter().map(|unit| inputs(unit)).collect();
+        let prepared = inputs
+            .iter()
+            .map(|inputs| Prepared::read("unit", inputs, &Options::default()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut window = Self {
+            places,
+            units: Vec::new(),
+            numbers: BTreeMap::new(),
+            owners: HashMap::new(),
+        };
+        let mut next = places;
+        let mut placed = Vec::new();
+        for prepared in &prepared {
+            let extents = prepared.extents();
+            let take = |start: &mut u32, extent: jitcast_linker::Extent| {
+                let at = aligned(*start, extent.align_bytes);
+                *start = at + extent.len_bytes as u32;
+                SegmentOffset::new(at)
+            };
+            placed.push(Placement {
+                text: take(&mut next.text, extents.text),
+                read_only: take(&mut next.read_only, extents.read_only),
+                private: take(&mut next.private, extents.private),
+            });
+        }
+        for (prepared, at) in prepared.iter().zip(&placed) {
+            for symbol in prepared.symbols(at)? {
+                let definition = prepared.definitions()[symbol.definition];
+                window
+                    .owners
+                    .insert(definition.name.to_owned(), (definition.kind, symbol.place));
+                window.number(definition.name);
+            }
+            for reference in prepared.references() {
+                window.number(reference.name);
+            }
+        }
+        for (prepared, at) in prepared.iter().zip(placed) {
+            window.units.push(window.unit(prepared, at)?);
+        }
+        Ok(window)
+    }
+
+    fn number(&mut self, name: &str) {
+        let next = self.numbers.len() as u32;
+        self.numbers.entry(name.to_owned()).or_insert(next);
+    }
+
+    fn unit(&self, prepared: &Prepared<'_>, at: Placement) -> Result<LinkedUnit, LinkError> {
+        let bindings: Vec<Binding> = prepared
+            .references()
+            .iter()
+            .map(|reference| {
+                let number = self.numbers[reference.name];
+                let (call_cell, address_cell, stub) = cells(self.places, number);
+                let target = match self.owners.get(reference.name) {
+                    Some((SymbolKind::Function | SymbolKind::IndirectFunction, _)) => {
+                        PatchTarget::Window(stub)
+                    }
+                    Some((_, Place::At(_, offset))) => PatchTarget::Window(*offset),
+                    _ => PatchTarget::Host(ImportId::new(number)),
+                };
+                // What was not asked for must not be needed.
+                Binding {
+                    target,
+                    call_cell: (reference.call_cell || reference.stub).then_some(call_cell),
+                    address_cell: reference.address_cell.then_some(address_cell),
+                    stub: reference.stub.then_some(stub),
+                }
+            })
+            .collect();
+        let linked = prepared.link(&at, &bindings)?;
+        let definitions = linked.symbols.iter().map(|symbol| {
+            let definition = prepared.definitions()[symbol.definition];
+            (definition.name.to_owned(), definition.kind, symbol.place)
+        });
+        Ok(LinkedUnit {
+            at,
+            definitions: definitions.collect(),
+            linked,
+            private_len_bytes: prepared.extents().private.len_bytes,
+        })
+    }
+
+    /// The address that everybody has of a name, in a window at `base`.
+    fn canonical(&self, name: &str, base: u64) -> u64 {
+        let (_, _, stub) = cells(self.places, self.numbers.get(name).copied().unwrap_or(0));
+        match self.owners.get(name) {
+            Some((SymbolKind::Function | SymbolKind::IndirectFunction, _)) => {
+                base + u64::from(stub.get())
+            }
+            Some((_, place)) => address(*place, base),
+            None => host_address(name).unwrap_or(0),
+        }
+    }
+
+    /// What a worker at `base` has in its window.
+    ///
+    /// # Errors
+    ///
+    /// A patch that is none, or not in private data.
+    pub fn image(&self, base: u64) -> Result<Image, String> {
+        let mut image = Image::new();
+        let place = |offset: SegmentOffset| base + u64::from(offset.get());
+        let names: Vec<&String> = {
+            let mut names: Vec<_> = self.numbers.iter().collect();
+            names.sort_by_key(|(_, number)| **number);
+            names.into_iter().map(|(name, _)| name).collect()
+        };
+        let mut slots = Vec::new();
+        let mut stubs = Vec::new();
+        for (number, name) in (0..).zip(&names) {
+            let callee = match self.owners.get(*name) {
+                Some((_, place)) => address(*place, base),
+                None => host_address(name).unwrap_or(0),
+            };
+            slots.extend(callee.to_le_bytes());
+            slots.extend(self.canonical(name, base).to_le_bytes());
+            let (call_cell, _, stub) = cells(self.places, number);
+            let displacement = call_cell.get().wrapping_sub(stub.get() + 6);
+            stubs.extend([0xff, 0x25]);
+            stubs.extend(displacement.to_le_bytes());
+            stubs.extend([0xcc, 0xcc]);
+        }
+        image.add(base + u64::from(self.places.slots), slots);
+        image.add(base + u64::from(self.places.stubs), stubs);
+        for unit in &self.units {
+            let mut private = unit.linked.template.clone();
+            private.resize(unit.private_len_bytes as usize, 0);
+            for (start, bytes) in [
+                (unit.at.text, unit.linked.text.clone()),
+                (unit.at.read_only, unit.linked.read_only.clone()),
+                (unit.at.private, private),
+            ] {
+                if !bytes.is_empty() {
+                    image.add(place(start), bytes);
+                }
+            }
+            let private =
+                unit.at.private.get()..unit.at.private.get() + unit.linked.template.len() as u32;
+            for patch in &unit.linked.patches {
+                let target = match patch.target().ok_or("a patch without a target")? {
+                    PatchTarget::Window(offset) => place(offset),
+                    PatchTarget::Host(import) => {
+                        let name = names
+                            .get(import.get() as usize)
+                            .ok_or("a patch of no name")?;
+                        host_address(name).unwrap_or(0)
+                    }
+                };
+                let site = patch.site.get();
+                let inside = private.contains(&site) && private.contains(&(site + 7));
+                if !inside
+                    || !image.store(place(patch.site), target.wrapping_add_signed(patch.addend))
+                {
+                    return Err(format!(
+                        "a patch at {site:#x}, outside the unit's private data"
+                    ));
+                }
+            }
+        }
+        Ok(image)
+    }
+
+    /// What the oracle is told of unit `index` in a window at `base`.
+    pub fn layout(&self, index: usize, objects: &[Object<'_>], base: u64) -> Layout {
+        let unit = &self.units[index];
+        let places: HashMap<&str, u64> = unit
+            .definitions
+            .iter()
+            .map(|(name, _, place)| (name.as_str(), address(*place, base)))
+            .collect();
+        let mut sections = HashMap::new();
+        let mut commons = HashMap::new();
+        for (number, object) in objects.iter().enumerate() {
+            for symbol in &object.elf.symbols {
+                let Some(&place) = places.get(symbol.name) else {
+                    continue;
+                };
+                match symbol.home {
+                    Home::Section(section) if symbol.name.starts_with(START) => {
+                        sections.insert((number, section), place);
+                    }
+                    Home::Common => {
+                        commons.insert(symbol.name.to_owned(), place);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let published = self.numbers.iter().map(|(name, &number)| {
+            let (call_cell, address_cell, stub) = cells(self.places, number);
+            let place = |offset: SegmentOffset| base + u64::from(offset.get());
+            let published = Published {
+                call_cell: place(call_cell),
+                address_cell: place(address_cell),
+                stub: place(stub),
+            };
+            (name.clone(), published)
+        });
+        let outside = self
+            .numbers
+            .keys()
+            .map(|name| (name.clone(), self.canonical(name, base)));
+        Layout {
+            sections,
+            commons,
+            outside: outside.collect(),
+            table: Some(base),
+            block: None,
+            rules: Rules::Window(published.collect()),
+        }
+    }
+}
+
+/// The files of a unit, as the linker takes them.
+fn inputs(unit: &[Built]) -> Vec<Input<'_>> {
+    let mut inputs = Vec::new();
+    for Built { name, bytes, .. } in unit {
+        let dialect = Dialect::Elf;
+        inputs.push(Input {
+            name,
+            bytes,
+            dialect,
+        });
+    }
+    inputs
+}
+
+fn address(place: Place, base: u64) -> u64 {
+    match place {
+        Place::At(_, offset) => base + u64::from(offset.get()),
+        Place::Absolute(value) => value,
+    }
+}
