@@ -5,6 +5,7 @@
 
 use crate::error::Problem;
 use crate::input::{Area, Extent, Extents};
+use crate::mutant::{Mutant, makes};
 
 /// A place in a unit before it has an address: a chunk, and an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,7 +150,9 @@ pub(crate) fn lay_out(
             value,
             limit: max_len_bytes,
         };
-        let start = extent.len_bytes.next_multiple_of(chunk.align_bytes);
+        let packed = makes(Mutant::Unaligned) && chunk.area == Area::Text;
+        let align_bytes = if packed { 1 } else { chunk.align_bytes };
+        let start = extent.len_bytes.next_multiple_of(align_bytes);
         let end = start.saturating_add(chunk.len_bytes());
         if end > max_len_bytes {
             return Err(over(end));

@@ -36,6 +36,10 @@ mod input;
 mod instruction;
 mod layout;
 mod local_calls;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 mod needs;
 mod object_file;
 mod plan;

@@ -11,6 +11,7 @@ use crate::error::{LinkError, Misuse, Problem};
 use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
 use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, Spot};
+use crate::mutant::{Mutant, makes};
 use crate::object_file::Relocations;
 use crate::relocation::{ABSOLUTE, CELL, RELATIVE, Refusal, Relocation};
 use crate::request::{Request, read};
@@ -193,7 +194,7 @@ impl<'a> Plan<'a> {
                 exported: Some(global),
                 has_stub: true,
                 ..
-            }) if addend == 0 => self.stub(unit, global),
+            }) if addend == 0 || makes(Mutant::StubInside) => self.stub(unit, global),
             Meaning::Own(own) => Ok(Target::Spot(own.spot)),
             Meaning::Absolute(value) => Ok(Target::Number(value)),
             Meaning::Window => Ok(Target::Window),
@@ -242,7 +243,7 @@ impl<'a> Plan<'a> {
         fixup.target = match meaning {
             Meaning::Absolute(value) => self.constant(value),
             Meaning::Window => return Err(request.misuse(unit, Misuse::TableEntry)),
-            Meaning::External(global) if callee => {
+            Meaning::External(global) if callee && !makes(Mutant::CallByAddress) => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.call_cell = true;
                 Target::CallCell(number)

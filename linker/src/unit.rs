@@ -9,6 +9,7 @@ use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::reach;
 use crate::relocation::{self, Resolved};
@@ -345,7 +346,8 @@ impl<'a> Unit<'a> {
             })?,
         };
         let exported = global.exported.then_some(number);
-        let has_stub = global.exported && is_code(&self.chunks[spot.chunk as usize], global.kind);
+        let code = is_code(&self.chunks[spot.chunk as usize], global.kind);
+        let has_stub = global.exported && (code || makes(Mutant::StubForData));
         Ok(Meaning::Own(Own {
             spot,
             exported,

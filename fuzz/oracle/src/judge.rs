@@ -1,6 +1,8 @@
 //! The judge: goes through the relocations of the objects and compares each field with what it must hold, then
 //! all other bytes with what they were.
 
+use core::fmt;
+
 use crate::answer::answer;
 use crate::elf::{Elf, Home, Relocation, Section, Symbol};
 use crate::image::Image;
@@ -29,6 +31,20 @@ pub(crate) enum Meaning<'a> {
     Outside(&'a str),
     /// `_GLOBAL_OFFSET_TABLE_`.
     Table,
+}
+
+impl fmt::Display for Meaning<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own { address, code, .. } => {
+                let what = if *code { "code" } else { "data" };
+                write!(f, "its own {what} at {address:#x}")
+            }
+            Self::Number(value) => write!(f, "the number {value:#x}"),
+            Self::Outside(name) => write!(f, "`{name}`, which it does not define"),
+            Self::Table => f.write_str("the global offset table"),
+        }
+    }
 }
 
 impl<'a> Meaning<'a> {
@@ -253,7 +269,7 @@ impl<'a> Judge<'a> {
             None => "the entry that it leads to does not hold the symbol's address".to_owned(),
         };
         Err(Wrong {
-            what: format!("{what} ({:?} of {:?})", site.usage, site.meaning),
+            what: format!("{what} ({:?} of {})", site.usage, site.meaning),
             expected: expected.flatten().unwrap_or_default(),
             found: found.to_vec(),
         })
