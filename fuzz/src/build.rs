@@ -46,13 +46,48 @@ pub struct Built {
     pub text: Vec<String>,
 }
 
+/// Who is to link the objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Jitcast: everything that its linker takes.
+    Ours,
+    /// GNU ld and lld too, into an executable at fixed addresses: no absolute symbol near, nothing missing, no common
+    /// symbol, whose place nobody can ask for, no two sections of one name in an object, and none of these kinds.
+    Everybody(&'static [u32]),
+}
+
+impl Audience {
+    fn takes(self, form: Form, name: &Name) -> bool {
+        let absent = name.name == GHOST || name.name.starts_with("absent");
+        let value = matches!(
+            form.kind(),
+            elf::R_X86_64_8
+                | elf::R_X86_64_16
+                | elf::R_X86_64_32
+                | elf::R_X86_64_32S
+                | elf::R_X86_64_64
+        );
+        let counts = matches!(form.kind(), elf::R_X86_64_GOTPC32 | elf::R_X86_64_GOTPC64);
+        let Self::Everybody(unknown) = self else {
+            return true;
+        };
+        let usual = !absent && name.class != Class::Table && (value || name.class != Class::Number);
+        !unknown.contains(&form.kind()) && (counts || usual)
+    }
+}
+
 /// Builds the objects of each unit.
 pub fn build(case: &Case) -> Vec<Vec<Built>> {
+    build_for(case, Audience::Ours)
+}
+
+/// Builds the objects of each unit for whoever is to link them.
+pub fn build_for(case: &Case, audience: Audience) -> Vec<Vec<Built>> {
     let units: Vec<UnitDraft<'_>> = case
         .units
         .iter()
         .enumerate()
-        .map(|(number, unit)| UnitDraft::new(number, unit))
+        .map(|(number, unit)| UnitDraft::new(number, unit, audience))
         .collect();
     let mut built = Vec::new();
     for unit in &units {
@@ -100,6 +135,7 @@ struct Draft<'p> {
 }
 
 struct ObjectDraft<'p> {
+    audience: Audience,
     number: usize,
     unit: usize,
     plan: &'p ObjectPlan,
@@ -280,7 +316,7 @@ fn definition(
 }
 
 impl<'p> UnitDraft<'p> {
-    fn new(number: usize, plan: &'p UnitPlan) -> Self {
+    fn new(number: usize, plan: &'p UnitPlan, audience: Audience) -> Self {
         let mut unit = Self {
             number,
             objects: Vec::new(),
@@ -295,6 +331,7 @@ impl<'p> UnitDraft<'p> {
                     Style::Group(group) if !groups.insert((group, plan.placement.letter())) => {
                         Style::Own
                     }
+                    Style::Plain if audience != Audience::Ours => Style::Own,
                     style => style,
                 };
                 let letter = if plan.placement.is_text() { 't' } else { 'd' };
@@ -327,6 +364,7 @@ impl<'p> UnitDraft<'p> {
                 }));
             }
             let mut draft = ObjectDraft {
+                audience,
                 number: object,
                 unit: number,
                 plan,
@@ -452,7 +490,8 @@ impl ObjectDraft<'_> {
                 .flat_map(|section| &section.definitions);
             all.all(|definition| definition.name != *name)
         };
-        let names = (0..3).filter(|bit| self.plan.commons >> bit & 1 != 0);
+        let ours = self.audience == Audience::Ours;
+        let names = (0..3).filter(|bit| ours && self.plan.commons >> bit & 1 != 0);
         let unit = self.unit;
         let names: Vec<String> = names.map(|bit| format!("u{unit}_shared{bit}d")).collect();
         names
@@ -758,7 +797,13 @@ impl Writer {
                     let usable: Vec<&Name> = targets
                         .iter()
                         .filter(|name| {
-                            is_usable(form, name, placement.is_text(), (object.number, index))
+                            object.audience.takes(form, name)
+                                && is_usable(
+                                    form,
+                                    name,
+                                    placement.is_text(),
+                                    (object.number, index),
+                                )
                         })
                         .collect();
                     let code = match usable.get(usize::from(site.target) % usable.len().max(1)) {

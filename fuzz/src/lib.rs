@@ -8,12 +8,14 @@
 //! | linked, placed, mapped at a base | [`window`] |
 //! | every site and byte compared | [`mod@check`] |
 //! | the ends of ranges | [`edge`] |
-//! | many of them from one seed | [`session`] |
+//! | the same objects, linked by others | [`differ`] |
+//! | many of them from one seed | [`session`], [`summary`], [`keep`] |
 #![forbid(unsafe_code)]
 
 pub mod build;
 pub mod case;
 pub mod check;
+pub mod differ;
 pub mod edge;
 pub mod form;
 pub mod keep;

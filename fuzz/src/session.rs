@@ -72,13 +72,17 @@ const EDGE_EVERY: u64 = 8;
 /// A way in which a trial can still become smaller.
 type Tree = Box<dyn ValueTree<Value = Trial>>;
 
-/// Trial number `index` of `seed`, with all that it shrinks to; `None` if the strategy gives none.
-fn tree(seed: u64, index: u64) -> Option<Tree> {
+fn runner(seed: u64, index: u64) -> TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8..16].copy_from_slice(&index.to_le_bytes());
     let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), random);
+    TestRunner::new_with_rng(Config::default(), random)
+}
+
+/// Trial number `index` of `seed`, with all that it shrinks to; `None` if the strategy gives none.
+fn tree(seed: u64, index: u64) -> Option<Tree> {
+    let mut runner = runner(seed, index);
     let strategy = if index % EDGE_EVERY == EDGE_EVERY - 1 {
         edge::edge().prop_map(Trial::Edge).boxed()
     } else {
@@ -93,6 +97,13 @@ fn tree(seed: u64, index: u64) -> Option<Tree> {
 /// Trial number `index` of `seed`.
 pub fn trial(seed: u64, index: u64) -> Option<Trial> {
     tree(seed, index).map(|tree| tree.current())
+}
+
+/// Case number `index` of `seed` for other linkers, see [`strategy::single`].
+pub fn single(seed: u64, index: u64) -> Option<Case> {
+    let mut runner = runner(seed, index);
+    let tree = strategy::single().new_tree(&mut runner).ok()?;
+    Some(tree.current())
 }
 
 /// A trial that failed, as small as it got.

@@ -20,12 +20,14 @@ pub fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-/// Random cases of one unit.
+/// Random cases of one unit in a short window, within reach of the host's symbols: what other linkers can be given
+/// at the same addresses.
 pub fn single() -> impl Strategy<Value = Case> {
-    (unit(), places(), vec(base(), 1)).prop_map(|(unit, window, bases)| Case {
+    let base = (0..0x1_0000_u64).prop_map(|page| crate::window::HOST - 0x4000_0000 + (page << 12));
+    (unit(), close_places(), base).prop_map(|(unit, window, base)| Case {
         units: vec![unit],
         window,
-        bases,
+        bases: vec![base],
     })
 }
 
@@ -202,6 +204,21 @@ pub fn places() -> impl Strategy<Value = Places> {
             text,
             read_only,
             private,
+        }
+    })
+}
+
+/// The parts of a window beside one another, so that a file that has them all stays short.
+pub fn close_places() -> impl Strategy<Value = Places> {
+    let order = Just([0_u32, 1, 2, 3, 4]).prop_shuffle();
+    (order, proptest::array::uniform5(0..16_u32)).prop_map(|(order, shifts)| {
+        let place = |part: usize| (order[part] << 18) + shifts[part] * 4096;
+        Places {
+            slots: place(0),
+            stubs: place(1),
+            text: place(2),
+            read_only: place(3),
+            private: place(4),
         }
     })
 }

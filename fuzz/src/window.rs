@@ -15,8 +15,8 @@ use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
 use crate::build::{Built, HOST_DATA, HOST_FUNCTIONS, START, WEAK};
 use crate::case::Places;
 
-/// The window's first host symbol lies here, far from every window.
-const HOST: u64 = 0x7fff_5555_0000;
+/// The host's first symbol lies here, far from every window.
+pub const HOST: u64 = 0x7fff_5555_0000;
 
 /// The host's address of a name; `None` if it has none.
 pub fn host_address(name: &str) -> Option<u64> {

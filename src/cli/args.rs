@@ -44,6 +44,11 @@ pub(super) enum Command {
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
     #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
     Fuzz(FuzzArgs),
+    /// Judge a file that any linker made from objects: does every relocated field hold what it must?
+    #[command(
+        after_help = "Example:\n  ld -o linked.elf a.o b.o\n  jitcast oracle --object a.o --object b.o --image linked.elf"
+    )]
+    Oracle(OracleArgs),
 }
 
 /// The files of a unit and how they are compiled.
@@ -282,4 +287,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     total
         .map(Duration::from_secs)
         .ok_or_else(|| "too long".to_owned())
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct OracleArgs {
+    /// An object that was linked, as it was named to the linker; may be repeated, in the linker's order.
+    #[arg(long = "object", value_name = "FILE", required = true)]
+    pub(super) objects: Vec<PathBuf>,
+    /// What was made of them: an executable or a shared library, not stripped.
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: PathBuf,
+    /// The linker's map (`-Map`): where the sections are, for those that symbols and contents do not tell.
+    #[arg(long, value_name = "FILE")]
+    pub(super) map: Option<PathBuf>,
 }

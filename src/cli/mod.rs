@@ -3,6 +3,7 @@
 mod args;
 mod children;
 mod fuzz;
+mod oracle;
 mod publish;
 mod report;
 mod run;
@@ -44,6 +45,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Oracle(args) => oracle::oracle(&args),
     };
     match done {
         Ok(code) => code,

@@ -21,6 +21,21 @@ pub(crate) fn cc() -> bool {
     tool("cc") && tool("ar")
 }
 
+/// Whether there is a linker called `name`; says so if not.
+pub(crate) fn linker(name: &str) -> bool {
+    tool(name)
+}
+
+/// Whether there is clang; says so if not.
+pub(crate) fn clang() -> bool {
+    tool("clang")
+}
+
+/// Whether there is readelf; says so if not.
+pub(crate) fn readelf() -> bool {
+    tool("readelf")
+}
+
 fn tool(name: &str) -> bool {
     let found = Command::new(name)
         .arg("--version")

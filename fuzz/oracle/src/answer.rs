@@ -63,6 +63,7 @@ pub(crate) fn answer(
 /// Any entry will do that holds the address; nobody says where it is.
 fn executable(layout: &Layout, meaning: &Meaning<'_>) -> Result<Answer, String> {
     let address = match *meaning {
+        Meaning::Lost => return Ok(Answer::default()),
         Meaning::Own { address, .. } => address,
         Meaning::Number(value) => value,
         Meaning::Outside(name) => *layout
@@ -89,6 +90,7 @@ fn window(
 ) -> Result<Answer, String> {
     let table = layout.table.ok_or("nobody says where the window is")?;
     match (meaning, usage) {
+        (Meaning::Lost, _) => Err("nobody says where the symbol is".to_owned()),
         // What has no row of its own: the start of the window is a place like another, a number a number.
         (Meaning::Table, _) => Ok(Answer::direct(table)),
         (

@@ -31,6 +31,7 @@ pub(crate) const EXECUTE: u64 = 4;
 pub(crate) const EXCLUDE: u64 = 0x8000_0000;
 
 const SYMTAB: u32 = 2;
+const DYNSYM: u32 = 11;
 const RELA: u32 = 4;
 const NOBITS: u32 = 8;
 const GROUP: u32 = 17;
@@ -44,6 +45,8 @@ pub struct Elf<'a> {
     pub sections: Vec<Section<'a>>,
     /// The symbols of the (static) symbol table; number 0 is none.
     pub symbols: Vec<Symbol<'a>>,
+    /// The symbols that the dynamic linker knows.
+    pub dynamic_symbols: Vec<Symbol<'a>>,
     /// All relocations, in the order of their tables. Of a linked file, the offsets are addresses.
     pub relocations: Vec<Relocation>,
     /// The COMDAT groups.
@@ -192,6 +195,7 @@ impl<'a> Elf<'a> {
             kind: u16_at(bytes, 16)?,
             sections: sections(bytes)?,
             symbols: Vec::new(),
+            dynamic_symbols: Vec::new(),
             relocations: Vec::new(),
             groups: Vec::new(),
         };
@@ -201,12 +205,18 @@ impl<'a> Elf<'a> {
         if let Some((number, table)) = table {
             elf.symbols = symbols(&elf.sections, number, table)?;
         }
+        let dynamic = tables().find(|(_, section)| section.kind == DYNSYM);
+        if let Some((number, table)) = dynamic {
+            elf.dynamic_symbols = symbols(&elf.sections, number, table)?;
+        }
         let mut relocations = Vec::new();
         let mut groups = Vec::new();
         for section in &elf.sections {
             match section.kind {
                 RELA => {
-                    let of_symbols = Some(section.link) == symbol_table;
+                    // Tables that are loaded are the dynamic linker's, whatever symbols they claim.
+                    let of_symbols =
+                        Some(section.link) == symbol_table && section.flags & ALLOC == 0;
                     relocations.extend(entries(section, of_symbols)?);
                 }
                 GROUP => groups.extend(elf.group(section)?),
@@ -251,7 +261,14 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section<'_>>, Malformed> {
     if start == 0 {
         return Ok(Vec::new());
     }
-    let header = |number: u64| start.checked_add(number * 64).ok_or(Malformed("truncated"));
+    let header = |number: u64| {
+        let at = start.checked_add(number * 64);
+        let inside = |at: &u64| {
+            at.checked_add(64)
+                .is_some_and(|end| end <= bytes.len() as u64)
+        };
+        at.filter(inside).ok_or(Malformed("truncated"))
+    };
     // With many sections the counts move into header 0.
     let count = match u16_at(bytes, 60)? {
         0 => u64_at(bytes, start.saturating_add(32))?,

@@ -8,7 +8,7 @@ use crate::elf::{Elf, Home, Relocation, Section, Symbol};
 use crate::image::Image;
 use crate::layout::{Layout, Rules};
 use crate::names::Names;
-use crate::report::{Finding, Outcome, Report};
+use crate::report::{Finding, Outcome, Report, Verdict};
 use crate::rules::RULES;
 use crate::site::Site;
 use crate::table::{self, Row};
@@ -31,6 +31,8 @@ pub(crate) enum Meaning<'a> {
     Outside(&'a str),
     /// `_GLOBAL_OFFSET_TABLE_`.
     Table,
+    /// In a section whose address nobody knows.
+    Lost,
 }
 
 impl fmt::Display for Meaning<'_> {
@@ -43,6 +45,7 @@ impl fmt::Display for Meaning<'_> {
             Self::Number(value) => write!(f, "the number {value:#x}"),
             Self::Outside(name) => write!(f, "`{name}`, which it does not define"),
             Self::Table => f.write_str("the global offset table"),
+            Self::Lost => f.write_str("a section that was not found"),
         }
     }
 }
@@ -97,6 +100,11 @@ impl<'a> Judge<'a> {
 
     /// Looks at every site and every byte.
     pub fn judge(&self) -> Report {
+        self.judge_each(&mut |_| {})
+    }
+
+    /// The same, and tells of each site what it came to.
+    pub fn judge_each(&self, each: &mut dyn FnMut(Verdict)) -> Report {
         let mut report = Report::default();
         for (number, object) in self.objects.iter().enumerate() {
             let mut of_section: Vec<Vec<&Relocation>> = vec![Vec::new(); object.elf.sections.len()];
@@ -108,7 +116,7 @@ impl<'a> Judge<'a> {
             let sections = object.elf.sections.iter().zip(of_section).enumerate();
             for (index, (section, relocations)) in sections {
                 if section.is_loaded() {
-                    self.section((number, index), section, &relocations, &mut report);
+                    self.section((number, index), section, &relocations, each, &mut report);
                 }
             }
         }
@@ -120,6 +128,7 @@ impl<'a> Judge<'a> {
         place: (usize, usize),
         section: &'a Section<'a>,
         relocations: &[&Relocation],
+        each: &mut dyn FnMut(Verdict),
         report: &mut Report,
     ) {
         let apart = match section.name {
@@ -138,9 +147,14 @@ impl<'a> Judge<'a> {
         let start = self.layout.sections[&place];
         let mut excused = vec![false; section.bytes.len()];
         for relocation in relocations {
-            let outcome = self.site(place, start, section, relocation, &mut excused);
-            match outcome {
-                Ok(outcome) => report.count(relocation.kind, outcome),
+            match self.site(place, start, section, relocation) {
+                Ok(verdict) => {
+                    report.count(relocation.kind, verdict.outcome);
+                    if let Some(bytes) = excused.get_mut(verdict.range.clone()) {
+                        bytes.fill(true);
+                    }
+                    each(verdict);
+                }
                 Err(wrong) => {
                     report.count(relocation.kind, Outcome::Wrong);
                     report.findings.push(self.finding(place, relocation, wrong));
@@ -221,44 +235,57 @@ impl<'a> Judge<'a> {
         start: u64,
         section: &'a Section<'a>,
         relocation: &Relocation,
-        excused: &mut [bool],
-    ) -> Result<Outcome, Wrong> {
+    ) -> Result<Verdict, Wrong> {
         let row =
             table::lookup(relocation.kind).ok_or_else(|| Wrong::says("no row has this kind"))?;
-        let at = usize::try_from(relocation.offset).map_err(|_| Wrong::says("no such offset"))?;
+        let len = section.bytes.len();
+        let at = usize::try_from(relocation.offset)
+            .ok()
+            .filter(|&at| at <= len);
+        let at = at.ok_or_else(|| Wrong::says("the field is outside its section"))?;
+        let verdict = |outcome, range, canonical| Verdict {
+            object: place.0,
+            section: place.1,
+            offset: relocation.offset,
+            kind: relocation.kind,
+            range,
+            outcome,
+            canonical,
+        };
         if row.is_thread_local() && self.layout.block.is_none() {
             // The instructions around it change as a whole.
-            let around = at.saturating_sub(8)..at.saturating_add(16).min(excused.len());
-            excused[around].fill(true);
-            return Ok(Outcome::Apart("thread-local"));
+            let around = at.saturating_sub(8)..at.saturating_add(16).min(len);
+            return Ok(verdict(Outcome::Apart("thread-local"), around, false));
         }
         let site = self.read(place, start, section, relocation, row, at)?;
-        let mut let_differ = |range: core::ops::Range<usize>| {
-            if let Some(bytes) = excused.get_mut(range) {
-                bytes.fill(true);
-            }
-        };
         let found = site
             .now(site.field_range())
             .ok_or_else(|| Wrong::says("the field is outside its section"))?;
+        let canonical = match &site.meaning {
+            Meaning::Outside(_) => true,
+            own => own.seen_code().is_some(),
+        };
         let expected = site.value().map(|value| site.field.encode(value));
-        if expected
-            .as_ref()
-            .is_some_and(|bytes| bytes.as_deref() == Some(found))
-        {
-            let_differ(site.field_range());
-            return Ok(Outcome::Compared);
-        }
-        // The entry is anywhere, but it has to hold the symbol's address.
-        if expected.is_none() && site.named_entry().is_some_and(|entry| site.is_entry(entry)) {
-            let_differ(site.field_range());
-            return Ok(Outcome::Compared);
+        let holds = match &expected {
+            Some(bytes) => bytes.as_deref() == Some(found),
+            // The entry is anywhere, but it has to hold the symbol's address.
+            None => site.named_entry().is_some_and(|entry| site.is_entry(entry)),
+        };
+        if holds {
+            return Ok(verdict(Outcome::Compared, site.field_range(), canonical));
         }
         for rule in RULES {
             if let Some(range) = (rule.holds)(&site) {
-                let_differ(range);
-                return Ok(Outcome::Excused(rule.name));
+                return Ok(verdict(Outcome::Excused(rule.name), range, canonical));
             }
+        }
+        if site.meaning == Meaning::Lost {
+            let range = at.saturating_sub(3)..site.field_range().end;
+            return Ok(verdict(
+                Outcome::Apart("its section was not found"),
+                range,
+                false,
+            ));
         }
         let what = match &expected {
             Some(Some(_)) => format!(
@@ -350,6 +377,12 @@ impl<'a> Judge<'a> {
         Ok(start.wrapping_add(value))
     }
 
+    /// Whether a section lies somewhere that nobody knows: only another linker's image has such.
+    fn is_lost(&self, object: usize, section: usize) -> bool {
+        matches!(self.layout.rules, Rules::Executable { .. })
+            && !self.layout.sections.contains_key(&(object, section))
+    }
+
     fn meaning(
         &self,
         object: usize,
@@ -369,6 +402,7 @@ impl<'a> Judge<'a> {
         if symbol.binding == 0 {
             return Ok(match symbol.home {
                 Home::Absolute => Meaning::Number(symbol.value),
+                Home::Section(home) if self.is_lost(object, home) => Meaning::Lost,
                 home => Meaning::Own {
                     address: self.placed(object, home, symbol.value, symbol.name)?,
                     seen: None,
@@ -388,6 +422,9 @@ impl<'a> Judge<'a> {
                 Ok(Meaning::Outside(name))
             }
             Some((_, Home::Absolute)) => Ok(Meaning::Number(global.value)),
+            Some((definer, Home::Section(home))) if self.is_lost(definer, home) => {
+                Ok(Meaning::Lost)
+            }
             Some((definer, home)) => {
                 let value = if home == Home::Common {
                     0

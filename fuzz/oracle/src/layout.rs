@@ -26,11 +26,20 @@ pub enum Rules {
     /// An executable or a library of a common linker: entries of the global offset table hold the symbol's
     /// address; calls lead to the symbol or to an entry of the procedure linkage table.
     Executable {
-        /// What the dynamic linker stores: at each address, the name whose address it is.
-        dynamic: HashMap<u64, String>,
+        /// What the dynamic linker stores, and where.
+        dynamic: HashMap<u64, Stored>,
     },
     /// A window of jitcast: published names have cells and stubs.
     Window(HashMap<String, Published>),
+}
+
+/// What the dynamic linker stores at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The address of this name.
+    Name(String),
+    /// What the function at this address returns (`R_X86_64_IRELATIVE`).
+    Resolved(u64),
 }
 
 /// Where the cells and the stub of a name are, in a window.

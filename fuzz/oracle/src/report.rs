@@ -16,6 +16,26 @@ pub enum Outcome {
     Wrong,
 }
 
+/// One site, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The object's number.
+    pub object: usize,
+    /// The section's number.
+    pub section: usize,
+    /// Where in it the field is.
+    pub offset: u64,
+    /// `r_type`.
+    pub kind: u32,
+    /// The bytes of the section that belong to the site: the field, and what was rewritten with it.
+    pub range: core::ops::Range<usize>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The symbol is code that others see, or defined elsewhere: one linker may give it another address (that of a
+    /// stub, say) than the next.
+    pub canonical: bool,
+}
+
 /// How many sites of one kind there were.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

@@ -122,9 +122,15 @@ fn opcode_only(site: &Site<'_>, new: u8) -> Option<Range<usize>> {
 }
 
 fn load_to_lea(site: &Site<'_>) -> Option<Range<usize>> {
-    let range = opcode_only(site, 0x8d).filter(|_| site.usage == Usage::EntryLoad)?;
-    site.leads(site.at, site.at + 4, site.answer.direct?)
-        .then_some(range)
+    let range = opcode_only(site, 0x8d)?;
+    let [0x8b, modrm] = *site.was(range.start..site.at)? else {
+        return None;
+    };
+    // Of an entry loaded into 32 bits, too: the address's lower half either way.
+    let loads = matches!(site.usage, Usage::Entry | Usage::EntryLoad)
+        && site.addend == START
+        && is_relative(modrm);
+    (loads && site.leads(site.at, site.at + 4, site.answer.direct?)).then_some(range)
 }
 
 fn lea_to_load(site: &Site<'_>) -> Option<Range<usize>> {
@@ -246,7 +252,7 @@ fn through_thunk(site: &Site<'_>) -> Option<Range<usize>> {
         site.addend
     } else {
         // The field has to be the last of the instruction.
-        (end == site.at + 4).then_some(site.addend + 4)?
+        (end == site.at + 4).then(|| site.addend.checked_add(4))??
     };
     let now = site.now(start..end)?;
     let jump = decode(now, site.address(start));
@@ -324,7 +330,9 @@ fn merged(site: &Site<'_>) -> Option<Range<usize>> {
         _ => return None,
     };
     let (contents, whole) = site.mergeable(ahead)?;
-    let reached = site.solved()?.wrapping_add_signed(site.addend + ahead);
+    let reached = site
+        .solved()?
+        .wrapping_add_signed(site.addend.checked_add(ahead)?);
     let now = site.image().read(reached, contents.len())?;
     (!contents.is_empty() && whole && now == contents).then(|| site.field_range())
 }

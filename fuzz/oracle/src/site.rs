@@ -9,7 +9,7 @@ use crate::elf::{Elf, Home, Section};
 use crate::formula::{Formula, Operand};
 use crate::image::Image;
 use crate::judge::Meaning;
-use crate::layout::{Layout, Rules};
+use crate::layout::{Layout, Rules, Stored};
 use crate::table::Field;
 use crate::usage::Usage;
 
@@ -91,11 +91,17 @@ impl<'a> Site<'a> {
 
     /// Whether the dynamic linker stores the symbol's address at `address`.
     pub(crate) fn is_dynamic(&self, address: u64) -> bool {
-        match (&self.layout.rules, &self.meaning) {
-            (Rules::Executable { dynamic }, Meaning::Outside(name)) => {
-                dynamic.get(&address).is_some_and(|stored| stored == name)
-            }
-            _ => false,
+        let Rules::Executable { dynamic } = &self.layout.rules else {
+            return false;
+        };
+        let name = match &self.meaning {
+            Meaning::Outside(name) => Some(*name),
+            own => own.seen(),
+        };
+        match dynamic.get(&address) {
+            Some(Stored::Name(stored)) => name == Some(stored.as_str()),
+            Some(Stored::Resolved(resolver)) => self.answer.direct == Some(*resolver),
+            None => false,
         }
     }
 
@@ -194,7 +200,9 @@ impl<'a> Site<'a> {
             .elf
             .section(home)
             .filter(|home| home.flags & MERGE != 0)?;
-        let at = symbol.value.checked_add_signed(self.addend + ahead)?;
+        let at = symbol
+            .value
+            .checked_add_signed(self.addend.checked_add(ahead)?)?;
         let rest = home.bytes.get(usize::try_from(at).ok()?..)?;
         if home.flags & STRINGS == 0 {
             return Some((rest.get(..8).unwrap_or(rest), true));
