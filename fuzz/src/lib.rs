@@ -9,6 +9,8 @@
 //! | every site and byte compared | [`mod@check`] |
 //! | the ends of ranges | [`edge`] |
 //! | the same objects, linked by others | [`differ`] |
+//! | C programs, to be executed | [`program`] |
+//! | bytes that may be anything | [`hostile`] |
 //! | many of them from one seed | [`session`], [`summary`], [`keep`] |
 #![forbid(unsafe_code)]
 
@@ -18,7 +20,9 @@ pub mod check;
 pub mod differ;
 pub mod edge;
 pub mod form;
+pub mod hostile;
 pub mod keep;
+pub mod program;
 pub mod session;
 pub mod strategy;
 pub mod summary;
