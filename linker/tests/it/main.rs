@@ -12,6 +12,8 @@ mod machine;
 mod models;
 mod random;
 mod ranges;
+mod raw;
 mod refusals;
 mod resolution;
+mod shapes;
 mod startup;
