@@ -114,6 +114,10 @@ pub enum Sight {
     Shared(u8),
     /// The same, and the first of a unit is not weak.
     SharedStrong(u8),
+    /// A datum that there is one of in the process (`STB_GNU_UNIQUE`), under one of two names; in text: global.
+    Unique(u8),
+    /// A function that is found by asking (`STT_GNU_IFUNC`); in data: global.
+    Indirect,
 }
 
 /// A relocated field.

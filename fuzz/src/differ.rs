@@ -6,10 +6,13 @@ use std::fmt::Write;
 
 use jitcast_oracle::elf::Elf;
 use jitcast_oracle::{Judge, Layout, Linked, Object, Outcome, Verdict, table};
+use object::write::SymbolSection;
+use object::{SectionKind, SymbolScope, elf};
 
 use crate::build::{Built, HOST_DATA, HOST_FUNCTIONS, WEAK};
 use crate::case::Case;
 use crate::window::{Window, host_address};
+use crate::writer::{empty, relocation, symbol};
 
 /// A way in which two linkers may differ at a site.
 #[derive(Debug)]
@@ -80,31 +83,13 @@ pub const ASKS_FOR_TABLE: &str = "table.o";
 
 /// An object whose `.table` holds the address of `_GLOBAL_OFFSET_TABLE_`.
 pub fn asks_for_table() -> Vec<u8> {
-    use object::write::{Object, Relocation, Symbol, SymbolSection};
-    use object::{Architecture, BinaryFormat, Endianness, RelocationFlags, SectionKind};
-    use object::{SymbolFlags, SymbolKind, SymbolScope};
-    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let mut object = empty();
     let section = object.add_section(Vec::new(), b".table".to_vec(), SectionKind::Data);
     object.append_section_data(section, &[0; 8], 8);
-    let symbol = object.add_symbol(Symbol {
-        name: b"_GLOBAL_OFFSET_TABLE_".to_vec(),
-        value: 0,
-        size: 0,
-        kind: SymbolKind::Unknown,
-        scope: SymbolScope::Unknown,
-        weak: false,
-        section: SymbolSection::Undefined,
-        flags: SymbolFlags::None,
-    });
-    let flags = RelocationFlags::Elf {
-        r_type: object::elf::R_X86_64_64,
-    };
-    let relocation = Relocation {
-        offset: 0,
-        symbol,
-        addend: 0,
-        flags,
-    };
+    let undefined = SymbolSection::Undefined;
+    let table = symbol("_GLOBAL_OFFSET_TABLE_", 0, SymbolScope::Unknown, undefined);
+    let table = object.add_symbol(table);
+    let relocation = relocation(0, table, elf::R_X86_64_64, 0);
     // The format has room for every addend.
     let _ = object.add_relocation(section, relocation);
     object.write().unwrap_or_default()

@@ -4,7 +4,8 @@
 use jitcast_linker::Problem;
 use jitcast_oracle::Report;
 use jitcast_oracle::table::{Field, lookup};
-use object::elf;
+use object::write::SymbolSection;
+use object::{SectionKind, SymbolScope, elf};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -12,6 +13,7 @@ use crate::build::Built;
 use crate::case::{Case, Places};
 use crate::check::{Failure, check_built};
 use crate::window::Window;
+use crate::writer::{empty, relocation, symbol};
 
 /// The kinds whose fields have ends.
 pub const KINDS: [u32; 14] = [
@@ -106,10 +108,7 @@ impl Edge {
 
 /// The object, with `addend` in its one relocation.
 pub fn build(edge: &Edge, addend: i64) -> Built {
-    use object::write::{Object, Relocation, Symbol, SymbolSection};
-    use object::{Architecture, BinaryFormat, Endianness, RelocationFlags, SectionKind};
-    use object::{SymbolFlags, SymbolKind, SymbolScope};
-    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let mut object = empty();
     let (name, kind) = if edge.in_data {
         (".rodata", SectionKind::ReadOnlyData)
     } else {
@@ -121,28 +120,13 @@ pub fn build(edge: &Edge, addend: i64) -> Built {
     contents.extend([0; 16]);
     object.append_section_data(section, &contents, 16);
     let here = SymbolSection::Section(section);
-    let mut add = |name: &str, size, scope, section| {
-        object.add_symbol(Symbol {
-            name: name.into(),
-            value: 0,
-            size,
-            kind: SymbolKind::Data,
-            scope,
-            weak: false,
-            section,
-            flags: SymbolFlags::None,
-        })
-    };
-    add("at_0_0_0", 0, SymbolScope::Dynamic, here);
-    let near = add("near", 0, SymbolScope::Compilation, here);
-    let number = add(
-        "number",
-        0,
-        SymbolScope::Compilation,
-        SymbolSection::Absolute,
-    );
-    let host = add("host_d0", 0, SymbolScope::Dynamic, SymbolSection::Undefined);
-    let symbol = match edge.kind {
+    let mut add = |name, scope, section| object.add_symbol(symbol(name, 0, scope, section));
+    let (seen, local) = (SymbolScope::Dynamic, SymbolScope::Compilation);
+    add("at_0_0_0", seen, here);
+    let near = add("near", local, here);
+    let number = add("number", local, SymbolSection::Absolute);
+    let host = add("host_d0", seen, SymbolSection::Undefined);
+    let target = match edge.kind {
         elf::R_X86_64_8 | elf::R_X86_64_16 | elf::R_X86_64_32 | elf::R_X86_64_32S => number,
         elf::R_X86_64_GOT32
         | elf::R_X86_64_GOTPCREL
@@ -152,13 +136,7 @@ pub fn build(edge: &Edge, addend: i64) -> Built {
     };
     let label = lookup(edge.kind).map_or("", |row| row.name);
     let text = vec![format!("  {name}+{AT:#x}: {label}, addend {addend:#x}")];
-    let flags = RelocationFlags::Elf { r_type: edge.kind };
-    let relocation = Relocation {
-        offset: AT as u64,
-        symbol,
-        addend,
-        flags,
-    };
+    let relocation = relocation(AT as u64, target, edge.kind, addend);
     // The format has room for every addend.
     let _ = object.add_relocation(section, relocation);
     Built {

@@ -4,8 +4,12 @@
 use jitcast_linker::{Binding, Dialect, Extents, Input, Options, Placement, Prepared, SymbolKind};
 use jitcast_oracle::elf::Elf;
 use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
+use object::write::SymbolSection;
+use object::{SectionKind, SymbolScope, elf};
 
-use crate::session;
+use crate::check::check;
+use crate::session::{self, Trial};
+use crate::writer::{empty, relocation, symbol};
 
 /// What an input of so many bytes may become at most, bytes of text and read-only data for each: a thunk of 24 bytes,
 /// a constant of 8 and alignment up to a page are what a relocation of 24 and a section header of 64 bytes can ask for.
@@ -55,33 +59,28 @@ pub fn mutated(bytes: &[u8]) {
     }
 }
 
+/// Lets the bytes choose units, and asks that every site of theirs is right.
+///
+/// # Panics
+///
+/// It is not.
+pub fn units(bytes: &[u8]) {
+    let Some(Trial::Case(case)) = session::from_bytes(bytes) else {
+        return;
+    };
+    if let Err(failure) = check(&case) {
+        panic!("{failure}\n{}", Trial::Case(case).describe());
+    }
+}
+
 /// An object that calls `f`, for archives to supply.
 fn caller() -> Vec<u8> {
-    use object::write::{Object, Relocation, Symbol, SymbolSection};
-    use object::{Architecture, BinaryFormat, Endianness, RelocationFlags, SectionKind};
-    use object::{SymbolFlags, SymbolKind, SymbolScope};
-    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let mut object = empty();
     let section = object.add_section(Vec::new(), b".text".to_vec(), SectionKind::Text);
     object.append_section_data(section, &[0xe8, 0, 0, 0, 0], 1);
-    let symbol = object.add_symbol(Symbol {
-        name: b"f".to_vec(),
-        value: 0,
-        size: 0,
-        kind: SymbolKind::Unknown,
-        scope: SymbolScope::Unknown,
-        weak: false,
-        section: SymbolSection::Undefined,
-        flags: SymbolFlags::None,
-    });
-    let flags = RelocationFlags::Elf {
-        r_type: object::elf::R_X86_64_PLT32,
-    };
-    let relocation = Relocation {
-        offset: 1,
-        symbol,
-        addend: -4,
-        flags,
-    };
+    let undefined = SymbolSection::Undefined;
+    let callee = object.add_symbol(symbol("f", 0, SymbolScope::Unknown, undefined));
+    let relocation = relocation(1, callee, elf::R_X86_64_PLT32, -4);
     // The format has room for every addend.
     let _ = object.add_relocation(section, relocation);
     object.write().unwrap_or_default()

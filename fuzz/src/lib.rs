@@ -18,6 +18,7 @@ pub mod build;
 pub mod case;
 pub mod check;
 pub mod differ;
+mod draft;
 pub mod edge;
 pub mod form;
 pub mod hostile;
@@ -27,5 +28,6 @@ pub mod session;
 pub mod strategy;
 pub mod summary;
 pub mod window;
+mod writer;
 
 pub use check::{Failure, check};

@@ -107,6 +107,8 @@ fn symbol() -> impl Strategy<Value = SymbolPlan> {
         1 => Just(Sight::Weak),
         1 => (0..3_u8).prop_map(Sight::Shared),
         1 => (0..3_u8).prop_map(Sight::SharedStrong),
+        1 => (0..2_u8).prop_map(Sight::Unique),
+        1 => Just(Sight::Indirect),
     ];
     (sight, any::<bool>(), any::<u8>()).prop_map(|(sight, typed, size)| SymbolPlan {
         sight,

@@ -73,9 +73,14 @@ impl Window {
     /// The linker refuses one of them.
     pub fn link(units: &[Vec<Built>], places: Places) -> Result<Self, LinkError> {
         let inputs: Vec<Vec<Input<'_>>> = units.iter().map(|unit| inputs(unit)).collect();
+        let options = Options {
+            runs_resolvers: true,
+            keeps_unique: true,
+            ..Options::default()
+        };
         let prepared = inputs
             .iter()
-            .map(|inputs| Prepared::read("unit", inputs, &Options::default()))
+            .map(|inputs| Prepared::read("unit", inputs, &options))
             .collect::<Result<Vec<_>, _>>()?;
         let mut window = Self {
             places,
