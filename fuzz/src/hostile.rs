@@ -7,8 +7,7 @@ use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
 use object::write::SymbolSection;
 use object::{SectionKind, SymbolScope, elf};
 
-use crate::check::check;
-use crate::session::{self, Trial};
+use crate::session;
 use crate::writer::{empty, relocation, symbol};
 
 /// What an input of so many bytes may become at most, bytes of text and read-only data for each: a thunk of 24 bytes,
@@ -56,20 +55,6 @@ pub fn mutated(bytes: &[u8]) {
             }
         }
         object(&damaged);
-    }
-}
-
-/// Lets the bytes choose units, and asks that every site of theirs is right.
-///
-/// # Panics
-///
-/// It is not.
-pub fn units(bytes: &[u8]) {
-    let Some(Trial::Case(case)) = session::from_bytes(bytes) else {
-        return;
-    };
-    if let Err(failure) = check(&case) {
-        panic!("{failure}\n{}", Trial::Case(case).describe());
     }
 }
 

@@ -99,14 +99,6 @@ pub fn trial(seed: u64, index: u64) -> Option<Trial> {
     tree(seed, index).map(|tree| tree.current())
 }
 
-/// The case that `bytes` stand for, as the strategies draw it from them: for fuzzers that choose bytes.
-pub fn from_bytes(bytes: &[u8]) -> Option<Trial> {
-    let random = TestRng::from_seed(RngAlgorithm::PassThrough, bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), random);
-    let tree = strategy::case().new_tree(&mut runner).ok()?;
-    Some(Trial::Case(tree.current()))
-}
-
 /// Case number `index` of `seed` for other linkers, see [`strategy::single`].
 pub fn single(seed: u64, index: u64) -> Option<Case> {
     let mut runner = runner(seed, index);
