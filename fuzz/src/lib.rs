@@ -31,3 +31,8 @@ pub mod window;
 mod writer;
 
 pub use check::{Failure, check};
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
