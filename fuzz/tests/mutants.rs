@@ -1,6 +1,6 @@
 //! Each seeded mistake of the linker is noticed, and the linker without one passes.
 
-use jitcast_fuzz::session;
+use jitcast_fuzz::{keep, session};
 use jitcast_linker::mutant::{Mutant, choose};
 
 /// So many cases have to be enough, for each mistake.
@@ -31,6 +31,22 @@ fn every_mistake_is_noticed() {
         let first = failure.lines().take(2).collect::<Vec<_>>().join(" ");
         println!("{mutant:?}: case {index}: {first}");
     }
+}
+
+#[test]
+fn a_failure_is_kept_with_what_shows_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    choose(Some(Mutant::SizeOff));
+    let failed = (0..CASES).find_map(|index| session::run(20, index, || false).err());
+    let kept = keep::keep(folder.path(), &failed.unwrap()).unwrap();
+    choose(None);
+    let text = std::fs::read_to_string(kept.join("failure.txt")).unwrap();
+    assert!(text.starts_with("jitcast fuzz --seed 20 --case "), "{text}");
+    for part in ["R_X86_64_SIZE64", "expected [", "found [", " against "] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let object = std::fs::read(kept.join("u0o0.o")).unwrap();
+    assert!(object.starts_with(b"\x7fELF"));
 }
 
 #[test]
