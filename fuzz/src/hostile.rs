@@ -3,6 +3,7 @@
 
 use jitcast_linker::{Binding, Dialect, Extents, Input, Options, Placement, Prepared, SymbolKind};
 use jitcast_oracle::elf::Elf;
+use jitcast_oracle::{Judge, Linked, Object};
 use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
 use object::write::SymbolSection;
 use object::{SectionKind, SymbolScope, elf};
@@ -18,8 +19,21 @@ const GROWTH: u64 = 80;
 pub fn object(bytes: &[u8]) {
     attempt(&[("x.o", bytes)], &Options::default());
     attempt(&[("x.o", bytes), ("y.o", bytes)], &everything());
-    // The oracle reads files of others too.
-    let _ = Elf::parse(bytes);
+    oracle(bytes);
+}
+
+/// Gives `bytes` to the oracle, as an object and as what was linked from it.
+pub fn oracle(bytes: &[u8]) {
+    let Ok(elf) = Elf::parse(bytes) else {
+        return;
+    };
+    let objects = [Object {
+        name: "x.o",
+        elf: elf.clone(),
+    }];
+    let found = Linked::locate(&objects, &elf, None);
+    // Whatever it says.
+    let _ = Judge::new(&objects, &found.image, &found.layout).judge();
 }
 
 /// Takes `bytes` for an archive whose members are all wanted.

@@ -9,6 +9,7 @@
 
 mod answer;
 pub mod elf;
+mod finder;
 pub mod formula;
 mod image;
 mod judge;

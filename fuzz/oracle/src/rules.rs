@@ -246,6 +246,11 @@ fn through_thunk(site: &Site<'_>) -> Option<Range<usize>> {
     if !matches!(site.usage, Usage::Operand | Usage::Lea | Usage::Word) || !site.in_text {
         return None;
     }
+    // Cheaper than to decode a function: is there a jump at all?
+    let near = site.at.saturating_sub(5)..site.at;
+    if !site.now(near)?.contains(&0xe9) {
+        return None;
+    }
     let (start, old) = site.instruction()?;
     let end = start + old.len();
     let displacement = if site.usage == Usage::Word {
