@@ -12,18 +12,27 @@ use jitcast_oracle::elf::Home;
 use jitcast_oracle::{Image, Layout, Object, Published, Rules};
 use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
 
-use crate::build::{Built, HOST_DATA, HOST_FUNCTIONS, START, WEAK};
+use crate::build::{Built, GHOST, HOST_DATA, HOST_FUNCTIONS, START, WEAK};
 use crate::case::Places;
 
 /// The host's first symbol lies here, far from every window.
 pub const HOST: u64 = 0x7fff_5555_0000;
 
-/// The host's address of a name; `None` if it has none.
+/// The host's address of a name; `None` if it has none. Of names that the generators do not know it has all.
 pub fn host_address(name: &str) -> Option<u64> {
     let present = WEAK.iter().take(2).map(|(name, _)| *name);
     let mut names = HOST_FUNCTIONS.into_iter().chain(HOST_DATA).chain(present);
-    let index = names.position(|known| known == name)?;
-    Some(HOST + index as u64 * 0x10_0010)
+    if let Some(index) = names.position(|known| known == name) {
+        return Some(HOST + index as u64 * 0x10_0010);
+    }
+    if name == GHOST || WEAK.iter().any(|(weak, _)| *weak == name) {
+        return None;
+    }
+    // FNV-1a: an address for each name, most likely its own.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    Some(HOST + (1 << 28) + (hash >> 40) * 16)
 }
 
 /// A unit, linked, and where it went.
