@@ -35,6 +35,7 @@ fn link(files: &[(&str, &[u8])]) -> Linked {
         private: SegmentOffset::new(AREA_BYTES),
         text: SegmentOffset::new(3 * AREA_BYTES),
         read_only: SegmentOffset::new(4 * AREA_BYTES),
+        number: 1,
     };
     prepared.link(&placement, &bindings).unwrap()
 }
@@ -47,6 +48,7 @@ fn binding(index: u32, own: bool) -> Binding {
         PatchTarget::Host(ImportId::new(index))
     };
     Binding {
+        block_offset: None,
         target,
         call_cell: Some(SegmentOffset::new(index * 16)),
         address_cell: Some(SegmentOffset::new(index * 16 + 8)),

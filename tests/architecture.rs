@@ -82,12 +82,16 @@ const UNSAFE: &[&str] = &[
     "runtime/src/sys.rs",
     "runtime/src/window.rs",
     "src/cli/worker.rs",
-    "worker/src/apply.rs",
+    "worker/src/bind.rs",
     "worker/src/guard.rs",
     "worker/src/handle.rs",
     "worker/src/host.rs",
     "worker/src/invoke.rs",
     "worker/src/life.rs",
+    "worker/src/spawn.rs",
+    "worker/src/startup/mod.rs",
+    "worker/src/startup/protect.rs",
+    "worker/src/thread_local.rs",
     "worker/src/worker.rs",
 ];
 

@@ -13,7 +13,7 @@
 //! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
-//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
 //! | what is not reached, if it is to go | `reach` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
@@ -29,6 +29,7 @@ mod atoms;
 mod bounds;
 mod budget;
 mod classify;
+mod dynamic;
 mod eh_frame;
 mod error;
 mod fixup;

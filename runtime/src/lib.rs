@@ -23,6 +23,7 @@ unless_modelled! {
     pub mod index;
     pub mod mailbox;
     pub mod memory;
+    pub mod module;
     pub mod needs;
     pub mod patch;
     pub mod records;
@@ -39,5 +40,5 @@ pub use {
     addr::{SegmentDelta, SegmentOffset, WorkerAddr},
     geometry::{Area, Geometry, Region},
     memory::Corrupt,
-    patch::{ImportId, Patch, PatchTarget},
+    patch::{ImportId, Patch, PatchKind, PatchTarget},
 };

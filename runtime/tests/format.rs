@@ -9,6 +9,7 @@ use jitcast_runtime::directory::{record_flags, unpack_op};
 use jitcast_runtime::geometry::{Area, GRANULE_BYTES, SLOT_BYTES, STUB_BYTES};
 use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
+use jitcast_runtime::module;
 use jitcast_runtime::records::{ImportRecord, Root, StoredRegion, SymbolRecord, UnitRecord};
 use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind};
 
@@ -66,8 +67,12 @@ fn every_structure_is_drawn_as_it_is() {
             template,
             patches,
             needs,
+            init,
+            fini,
             name_len,
             flags,
+            module,
+            reserved,
         }),
         rows!(SymbolRecord {
             key,
@@ -92,7 +97,7 @@ fn every_structure_is_drawn_as_it_is() {
             address_cell,
             weak,
             name_len,
-            reserved,
+            fallback,
         }),
         rows!(FrameHeader {
             magic,
@@ -146,6 +151,7 @@ fn the_numbers_are_those_of_the_code() {
         format!("slot of {SLOT_BYTES} bytes"),
         format!("stub of {STUB_BYTES} bytes"),
         format!("patch of {} bytes", size_of::<Patch>()),
+        format!("**module** of {} bytes", module::BYTES),
         format!("mailbox of {} bytes", mailbox::MAILBOX_BYTES),
         format!(
             "thread records at {}, {} bytes each",

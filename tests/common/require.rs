@@ -21,6 +21,16 @@ pub(crate) fn cc() -> bool {
     tool("cc") && tool("ar")
 }
 
+/// Whether there is a C++ compiler; says so if not.
+pub(crate) fn gxx() -> bool {
+    tool("g++")
+}
+
+/// Whether there is Clang; says so if not.
+pub(crate) fn clang() -> bool {
+    tool("clang++")
+}
+
 fn tool(name: &str) -> bool {
     let found = Command::new(name)
         .arg("--version")

@@ -6,6 +6,7 @@
 mod apply;
 mod attach;
 mod barrier;
+mod bind;
 mod error;
 mod guard;
 mod handle;
@@ -13,6 +14,9 @@ mod host;
 pub mod invoke;
 mod life;
 mod lookup;
+mod spawn;
+mod startup;
+mod thread_local;
 mod trap;
 mod worker;
 
@@ -22,4 +26,5 @@ pub use guard::{Guard, Token};
 pub use handle::{AbiType, Function, FunctionType};
 pub use host::{HostTable, LibraryError};
 pub use lookup::Symbol;
+pub use startup::FailedUnit;
 pub use worker::{Worker, WorkerOptions, WorkerStats};

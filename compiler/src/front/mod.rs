@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here is shared between calls, so any number of threads may compile at once.
 
+pub(crate) mod ar;
 pub mod cc;
 pub mod clif;
 

@@ -9,7 +9,7 @@ use jitcast_runtime::{Geometry, ImportId, PatchTarget};
 
 use super::code::write_import_trap;
 use super::{Batch, check_name};
-use crate::catalog::{Import, Kind, Symbol};
+use crate::catalog::{Import, ImportKey, ImportKind, Kind, Symbol};
 use crate::error::PublishError;
 
 impl<'p> Batch<'_, 'p> {
@@ -35,7 +35,7 @@ impl<'p> Batch<'_, 'p> {
         reference: &Reference<'p>,
     ) -> Result<Binding, PublishError> {
         check_name(reference.name)?;
-        if !self.is_segments(reference.name) {
+        if !self.is_segments(reference.name) || self.pooled(reference.name).is_some() {
             if let Some(version) = reference.version {
                 return Err(PublishError::Versioned {
                     symbol: reference.name.to_owned(),
@@ -52,6 +52,13 @@ impl<'p> Batch<'_, 'p> {
         if symbol.kind == Kind::Absolute {
             // Cells and patches hold places of the window or host symbols, no numbers.
             return Err(PublishError::Absolute {
+                symbol: reference.name.to_owned(),
+                unit: self.sources[unit].name.clone(),
+                other: symbol.unit,
+            });
+        }
+        if (symbol.kind == Kind::ThreadLocal) != reference.thread_local {
+            return Err(PublishError::ThreadLocal {
                 symbol: reference.name.to_owned(),
                 unit: self.sources[unit].name.clone(),
                 other: symbol.unit,
@@ -75,6 +82,7 @@ impl<'p> Batch<'_, 'p> {
         let call_cell = symbol.call_cell.or(symbol.address_cell);
         Ok(Binding {
             target,
+            block_offset: reference.thread_local.then_some(symbol.block_offset),
             call_cell,
             address_cell: symbol.address_cell,
             stub,
@@ -98,6 +106,16 @@ impl<'p> Batch<'_, 'p> {
         users > self.leaving_users.get(name).copied().unwrap_or(0)
     }
 
+    /// Which import a reference is that is not to a published symbol.
+    pub(super) fn import_key(&self, reference: &Reference<'p>) -> ImportKey {
+        let kind = match reference.weak {
+            _ if self.pooled(reference.name).is_some() => ImportKind::Unique,
+            true => ImportKind::Weak,
+            false => ImportKind::Strong,
+        };
+        (reference.name.to_owned(), kind)
+    }
+
     pub(super) fn bind_host(
         &mut self,
         txn: &mut Txn<'_>,
@@ -105,9 +123,7 @@ impl<'p> Batch<'_, 'p> {
         reference: &Reference<'p>,
     ) -> Result<Binding, SegmentFull> {
         let name = reference.name;
-        // Weak and strong references of one name are two imports: where the host lacks it, one is 0 and the
-        // other a trap.
-        let key = (name.to_owned(), reference.weak);
+        let key = self.import_key(reference);
         let published = self.site.catalog.imports.get(&key);
         let known = self.changes.imports.get(&key).or(published).cloned();
         let mut changed = known.is_none();
@@ -122,6 +138,10 @@ impl<'p> Batch<'_, 'p> {
                     trap,
                     call_cell: None,
                     address_cell: None,
+                    fallback: self
+                        .pooled(name)
+                        .map(|pooled| pooled.place)
+                        .unwrap_or_default(),
                     users: 0,
                 }
             }
@@ -141,6 +161,7 @@ impl<'p> Batch<'_, 'p> {
         }
         let binding = Binding {
             target,
+            block_offset: None,
             call_cell: import.call_cell,
             address_cell: import.address_cell,
             stub: import
@@ -154,9 +175,9 @@ impl<'p> Batch<'_, 'p> {
                 trap: import.trap,
                 call_cell: import.call_cell.unwrap_or_default(),
                 address_cell: import.address_cell.unwrap_or_default(),
-                weak: reference.weak.into(),
+                weak: (key.1 == ImportKind::Weak).into(),
                 name_len: name.len() as u32,
-                reserved: 0,
+                fallback: import.fallback,
             };
             edit.put_import(txn, &record, name)?;
         }

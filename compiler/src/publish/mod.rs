@@ -19,9 +19,10 @@ use jitcast_runtime::heap::Txn;
 use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
 use jitcast_runtime::signature::Signature;
 
-use crate::catalog::{Catalog, Import, ImportKey, Kind, Symbol, Unit};
+use crate::catalog::{Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit};
 use crate::error::PublishError;
 use crate::front::Compiled;
+use crate::support;
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -59,6 +60,19 @@ pub struct UnitSource {
     pub uncallable: Vec<(String, String)>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
+    /// How it is linked.
+    pub link: LinkOptions,
+}
+
+/// How a unit is linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LinkOptions {
+    /// Take every member of every archive (`--whole-archive`).
+    pub whole_archive: bool,
+    /// Drop the sections that these functions and data do not reach (`--gc-sections`).
+    pub roots: Option<Vec<String>>,
+    /// Data of the host that the unit gets a copy of, with their lengths, bytes (`--copy-data`).
+    pub copies: Vec<(String, u64)>,
 }
 
 impl UnitSource {
@@ -80,13 +94,13 @@ impl UnitSource {
                 dialect,
             });
         }
-        let (name, reclaim) = (name.into(), Reclaim::Auto);
         Self {
-            name,
+            name: name.into(),
             files,
             signatures,
             uncallable,
-            reclaim,
+            reclaim: Reclaim::Auto,
+            link: LinkOptions::default(),
         }
     }
 
@@ -134,6 +148,7 @@ pub(crate) struct Changes {
     pub(crate) kept: Vec<String>,
     pub(crate) added_hashes: Vec<(u64, String)>,
     pub(crate) imports: BTreeMap<ImportKey, Import>,
+    pub(crate) pool: BTreeMap<String, Pooled>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
 }
@@ -159,7 +174,16 @@ pub(crate) fn read<'a>(
         }
     }
     let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
-        Ok(Prepared::read(&source.name, inputs, &Options::default())?)
+        let options = Options {
+            whole_archive: source.link.whole_archive,
+            roots: source.link.roots.clone(),
+            copies: source.link.copies.clone(),
+            runs_resolvers: true,
+            keeps_unique: true,
+            runs_startup: true,
+            ..Options::default()
+        };
+        Ok(Prepared::read(&source.name, inputs, &options)?)
     };
     sources.iter().zip(inputs).map(prepare).collect()
 }
@@ -173,9 +197,14 @@ pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
             dialect: file.dialect,
         }
     }
+    let support = Input {
+        name: support::NAME,
+        bytes: support::archive(),
+        dialect: Dialect::Elf,
+    };
     sources
         .iter()
-        .map(|source| source.files.iter().map(input).collect())
+        .map(|source| source.files.iter().map(input).chain([support]).collect())
         .collect()
 }
 
@@ -223,8 +252,10 @@ impl<'a, 'p> Batch<'a, 'p> {
             .iter()
             .filter_map(|source| site.catalog.units.get(&source.name))
         {
-            for (import, _) in &unit.imports {
-                *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+            for (import, kind) in &unit.imports {
+                if *kind != ImportKind::Unique {
+                    *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+                }
             }
             if unit.keeps {
                 held.extend(unit.defines.iter().chain(&unit.uses).map(String::as_str));
@@ -291,8 +322,8 @@ fn check_name(name: &str) -> Result<(), PublishError> {
 
 fn kind_of(kind: SymbolKind) -> Kind {
     match kind {
-        // Not taken unless the linker is told that resolvers are run.
-        SymbolKind::Function | SymbolKind::IndirectFunction => Kind::Function,
+        SymbolKind::Function => Kind::Function,
+        SymbolKind::ThreadLocal => Kind::ThreadLocal,
         SymbolKind::Data => Kind::Data,
         SymbolKind::Absolute => Kind::Absolute,
     }
