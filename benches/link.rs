@@ -80,9 +80,9 @@ fn benches(criterion: &mut Criterion) {
     });
 
     if Command::new("cc").arg("--version").output().is_ok() {
-        let folder = lua_archive::lua();
-        let driver = lua_root(folder);
-        let archive = std::fs::read(lua_archive::archive(folder)).unwrap();
+        let folder = lua_archive::lua(&[], lua_archive::compile);
+        let driver = lua_root(&folder);
+        let archive = std::fs::read(lua_archive::archive(&folder)).unwrap();
         group.bench_function("lua_archive", |bencher| {
             let files = [("driver.o", &driver[..]), ("liblua5.4.a", &archive[..])];
             bencher.iter(|| link(black_box(&files)));
