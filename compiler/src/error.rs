@@ -129,6 +129,14 @@ pub enum PublishError {
         /// The unit that refers to it.
         unit: String,
     },
+    /// A window has fewer cells than a unit has references.
+    #[error(
+        "the unit refers to {count} names, for which a window has too few cells\n  help: divide it"
+    )]
+    Cells {
+        /// How many.
+        count: usize,
+    },
     /// Two names have one hash.
     #[error(
         "`{symbol}` cannot be published: its 64-bit hash is that of `{other}`\n  help: rename it"

@@ -120,6 +120,7 @@ pub(crate) fn fixup(site: Spot, row: &'static Relocation, target: Target, addend
     let (rewrite, symbol, by_section) = (Rewrite::Nothing, 0, false);
     Fixup {
         site,
+        asked: site,
         row,
         target,
         addend,

@@ -44,6 +44,8 @@ pub struct Options {
     /// Data of the host that the unit gets a copy of, by name, with the length, bytes: for code that reaches it
     /// directly. The copy is made once; what the host stores later is not seen.
     pub copies: Vec<(String, u64)>,
+    /// An archive of the caller's own, by name and bytes, whose members are pulled by need after all others.
+    pub support: Option<(&'static str, &'static [u8])>,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             keeps_unique: false,
             runs_startup: false,
             copies: Vec::new(),
+            support: None,
         }
     }
 }

@@ -17,6 +17,7 @@
 //! | what is not reached, if it is to go | `reach` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
+//! | what was done, for people | `explain` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
@@ -32,6 +33,7 @@ mod classify;
 mod dynamic;
 mod eh_frame;
 mod error;
+mod explain;
 mod fixup;
 mod input;
 mod instruction;
@@ -52,6 +54,7 @@ mod thunk;
 mod unit;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
+pub use explain::{Done, Explanation, Piece};
 pub use input::{
     Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
     PlacedSymbol, Placement, Reference, SymbolKind,

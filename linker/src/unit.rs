@@ -11,7 +11,7 @@ use jitcast_runtime::module;
 use crate::archive::{self, Archives};
 use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::{Area, Definition, Input, Options, SymbolKind};
+use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, THUNKS, text_rank};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::reach;
@@ -130,6 +130,14 @@ impl<'a> Unit<'a> {
                     input.dialect,
                 )?)?;
             }
+        }
+        if let Some((name, bytes)) = options.support {
+            let dialect = Dialect::Elf;
+            archives.add(&Input {
+                name,
+                bytes,
+                dialect,
+            })?;
         }
         let mut next = 0;
         while let Some(&global) = unit.globals.pending.get(next) {

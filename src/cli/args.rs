@@ -32,6 +32,9 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
     )]
     Publish(PublishArgs),
+    /// Link files without publishing them, and tell what the linker does with them.
+    #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
+    Link(LinkArgs),
     /// Be a worker: attach and call functions.
     #[command(
         after_help = "Example:\n  jitcast worker --socket /run/jitcast.sock --call 'score(21)'"
@@ -258,6 +261,18 @@ pub(super) struct PublishArgs {
     pub(super) socket: String,
     #[command(flatten)]
     pub(super) unit: UnitArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LinkArgs {
+    #[command(flatten)]
+    pub(super) unit: UnitArgs,
+    /// For every relocation: its site, kind and formula, where its target lies, when it is resolved, and what was done.
+    #[arg(long)]
+    pub(super) explain: bool,
+    /// Where each section and symbol goes.
+    #[arg(long)]
+    pub(super) map: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -104,6 +104,33 @@ impl UnitSource {
         }
     }
 
+    /// What the linker is given.
+    pub fn inputs(&self) -> Vec<Input<'_>> {
+        let files = self.files.iter();
+        files
+            .map(|file| Input {
+                name: &file.name,
+                bytes: &file.bytes,
+                dialect: file.dialect,
+            })
+            .collect()
+    }
+
+    /// What the linker is told: workers run, resolve and keep what has to be, and what a static link would have
+    /// brought along is there.
+    pub fn options(&self) -> Options {
+        Options {
+            whole_archive: self.link.whole_archive,
+            roots: self.link.roots.clone(),
+            copies: self.link.copies.clone(),
+            runs_resolvers: true,
+            keeps_unique: true,
+            runs_startup: true,
+            support: Some((support::NAME, support::archive())),
+            ..Options::default()
+        }
+    }
+
     /// What is recorded of the signature of `name`; empty: nothing is known.
     fn recorded_signature(&self, name: &str) -> String {
         let known = self.signatures.iter().find(|(known, _)| known == name);
@@ -174,38 +201,14 @@ pub(crate) fn read<'a>(
         }
     }
     let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
-        let options = Options {
-            whole_archive: source.link.whole_archive,
-            roots: source.link.roots.clone(),
-            copies: source.link.copies.clone(),
-            runs_resolvers: true,
-            keeps_unique: true,
-            runs_startup: true,
-            ..Options::default()
-        };
-        Ok(Prepared::read(&source.name, inputs, &options)?)
+        Ok(Prepared::read(&source.name, inputs, &source.options())?)
     };
     sources.iter().zip(inputs).map(prepare).collect()
 }
 
 /// The linker's view of the files.
 pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
-    fn input(file: &UnitFile) -> Input<'_> {
-        Input {
-            name: &file.name,
-            bytes: &file.bytes,
-            dialect: file.dialect,
-        }
-    }
-    let support = Input {
-        name: support::NAME,
-        bytes: support::archive(),
-        dialect: Dialect::Elf,
-    };
-    sources
-        .iter()
-        .map(|source| source.files.iter().map(input).chain([support]).collect())
-        .collect()
+    sources.iter().map(UnitSource::inputs).collect()
 }
 
 /// A publication in the making.
