@@ -98,6 +98,24 @@ fn benches(criterion: &mut Criterion) {
     group.bench_function("5000_functions_40000_relocations", |bencher| {
         bencher.iter(|| link(black_box(&[("many.o", &many)])));
     });
+    let sections = common::generated_sections(functions);
+    group.bench_function("5000_sections_40000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&[("sections.o", &sections)])));
+    });
+    let count = 1000;
+    let objects = common::generated_objects(count);
+    let names: Vec<String> = (0..count).map(|number| format!("{number}.o")).collect();
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .zip(&objects)
+        .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+        .collect();
+    group.throughput(Throughput::Elements(
+        (count * common::RELOCATIONS_PER_FUNCTION) as u64,
+    ));
+    group.bench_function("1000_objects_8000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&files)));
+    });
     group.finish();
 }
 
