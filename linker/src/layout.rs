@@ -60,6 +60,7 @@ const RANK_ZERO: u8 = u8::MAX;
 pub(crate) const THUNKS: u32 = 0;
 pub(crate) const CONSTANTS: u32 = 1;
 pub(crate) const CELLS: u32 = 2;
+pub(crate) const FRAMES: u32 = 3;
 
 impl<'a> Chunk<'a> {
     /// The chunks that the linker itself adds, in the order of their numbers.
@@ -78,6 +79,7 @@ impl<'a> Chunk<'a> {
             made(Area::Text, u8::MAX, 1),
             made(Area::ReadOnly, RANK_PLAIN, 1),
             made(Area::Private, RANK_PATCHED, 1),
+            made(Area::ReadOnly, RANK_PLAIN, 1),
         ]
     }
 

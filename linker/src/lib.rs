@@ -10,11 +10,12 @@
 //!
 //! | step | where |
 //! | --- | --- |
-//! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
+//! | headers, sections, groups of one object | `object_file`, `section`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
 //! | what is not reached, if it is to go | `reach` |
+//! | how to unwind through it, what its functions are called | `eh_frame`, `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
@@ -36,6 +37,7 @@ mod input;
 mod instruction;
 mod layout;
 mod local_calls;
+mod names;
 mod needs;
 mod object_file;
 mod plan;
@@ -49,6 +51,7 @@ mod section;
 mod startup;
 mod thunk;
 mod unit;
+mod unwind;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
 pub use input::{
@@ -56,3 +59,4 @@ pub use input::{
     PlacedSymbol, Placement, Reference, SymbolKind,
 };
 pub use prepared::Prepared;
+pub use unwind::Unwinding;

@@ -7,7 +7,7 @@
 use crate::atoms::{Atoms, meant};
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs};
-use crate::layout::{CELLS, CONSTANTS, Spot};
+use crate::layout::{CELLS, CONSTANTS, FRAMES, Spot};
 use crate::local_calls;
 use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
@@ -21,7 +21,8 @@ pub(crate) fn graph(
 ) -> (Needs, Atoms) {
     let atoms = atoms.refine(unit, plan, thunks);
     let mut edges = Vec::with_capacity(plan.fixups.len());
-    for fixup in plan.fixups.iter().filter(|fixup| fixup.site.chunk != CELLS) {
+    let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | FRAMES);
+    for fixup in plan.fixups.iter().filter(refers) {
         let (from, base) = atoms.node_and_start(fixup.site);
         if let Some(to) = target_node(unit, plan, &atoms, fixup, base)
             && from != to

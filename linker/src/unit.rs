@@ -14,6 +14,7 @@ use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
+use crate::unwind::{self, Frames};
 
 /// What the psABI calls the start of the cells.
 const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
@@ -63,6 +64,8 @@ pub(crate) struct Unit<'a> {
     definition_of: Vec<u32>,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
+    /// What says how to unwind, until it is put together.
+    pub(crate) frames: Vec<Frames<'a>>,
 }
 
 impl<'a> Unit<'a> {
@@ -79,6 +82,7 @@ impl<'a> Unit<'a> {
             defined: Vec::new(),
             definition_of: Vec::new(),
             bounded: Bounded::default(),
+            frames: Vec::new(),
         };
         let mut archives = Archives::default();
         for input in inputs {
@@ -112,9 +116,12 @@ impl<'a> Unit<'a> {
                 unit.bounded.ask(global.name);
             }
         }
+        unit.frames = unwind::read(&unit.objects)?;
         if let Some(roots) = &options.roots {
             let bounded = |name: &str| unit.bounded.has(name);
-            reach::drop_unreached(&mut unit.objects, &unit.uses, &unit.globals, roots, bounded)?;
+            let frames = unwind::references(&unit.frames);
+            let (objects, uses) = (&mut unit.objects, &unit.uses);
+            reach::drop_unreached(objects, uses, &unit.globals, roots, bounded, &frames)?;
         }
         unit.bound_sections()?;
         unit.cut(options)?;

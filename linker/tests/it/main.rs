@@ -15,3 +15,4 @@ mod ranges;
 mod refusals;
 mod resolution;
 mod startup;
+mod unwind;
