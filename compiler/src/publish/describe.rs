@@ -63,6 +63,7 @@ impl<'p> Batch<'_, 'p> {
             flags: if keeps { UNIT_KEPT } else { 0 },
         };
         edit.put_unit(txn, &record, &source.name)?;
+        self.write_text(txn, edit, unit, placement, &record)?;
         if let Some(old) = self.site.catalog.units.get(&source.name) {
             // What kept code reads directly is kept with it.
             let data = old.defines.iter().filter(|name| {
@@ -244,7 +245,7 @@ fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
     Some(Details { unit, node, size })
 }
 
-fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {
+pub(super) fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {
     let len_bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let region = txn.alloc(Area::Control, len_bytes, 8)?;
     txn.memory().write_bytes(region.offset(), bytes);
