@@ -88,6 +88,9 @@ const UNSAFE: &[&str] = &[
     "worker/src/host.rs",
     "worker/src/invoke.rs",
     "worker/src/life.rs",
+    "worker/src/unwind/hook.rs",
+    "worker/src/unwind/register.rs",
+    "worker/src/unwind/windows.rs",
     "worker/src/worker.rs",
 ];
 

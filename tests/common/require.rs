@@ -21,6 +21,11 @@ pub(crate) fn cc() -> bool {
     tool("cc") && tool("ar")
 }
 
+/// Whether there is a C++ compiler too; says so if not.
+pub(crate) fn cxx() -> bool {
+    cc() && tool("g++")
+}
+
 fn tool(name: &str) -> bool {
     let found = Command::new(name)
         .arg("--version")

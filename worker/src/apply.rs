@@ -4,6 +4,7 @@
 //! reaches if the root was the latest one after the thread was pinned, or if it is of the generation that the
 //! thread is pinned at. A ring record needs no pin, since it is validated after it was copied.
 
+use std::process;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -21,6 +22,8 @@ use jitcast_runtime::{Corrupt, ImportId, Patch, PatchTarget, SegmentOffset, Work
 
 use crate::error::UpdateError;
 use crate::trap;
+use crate::unwind::register::Registered;
+use crate::unwind::{Unwinding, hook};
 use crate::worker::{Import, Inner, State};
 
 /// How often a thread looks whether the others have left before it goes on with what is applied.
@@ -31,9 +34,10 @@ const RING_STEPS: u64 = 64;
 
 impl Inner {
     /// Binds everything that is published, when the worker attaches.
-    pub(crate) fn bind_everything(&self) -> Result<(), UpdateError> {
+    pub(crate) fn bind_everything(&self, unwinding: Unwinding) -> Result<(), UpdateError> {
         let mut state = self.state().lock().unwrap_or_else(PoisonError::into_inner);
         self.bind_traps()?;
+        state.registered = self.start_registering(unwinding);
         let tid = rustix::thread::gettid()
             .as_raw_nonzero()
             .get()
@@ -48,6 +52,21 @@ impl Inner {
         self.finish(&mut state, &result);
         self.mailbox().release(index);
         result.map(|_| ())
+    }
+
+    /// Starts registering what is bound with the unwinder, if that is how it is to know it.
+    fn start_registering(&self, unwinding: Unwinding) -> Option<Registered> {
+        let wanted = match unwinding {
+            Unwinding::Auto => !hook::is_active(self.window()),
+            Unwinding::Register => true,
+            Unwinding::Off => false,
+        };
+        let keeper = wanted.then(|| self.mailbox().claim(process::id().into()))??;
+        let registered = Registered::new(self.window(), keeper);
+        if registered.is_none() {
+            self.mailbox().release(keeper);
+        }
+        registered
     }
 
     /// Applies what is new, if no other thread is inside, and leaves the calling thread (whose pin is 0)
@@ -69,7 +88,7 @@ impl Inner {
         // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
         // this thread sees the floor that it announced before it reused anything.
         let head = pin::enter(word, state.applied, self.head(), true);
-        let result = if !alone && self.others_stay(thread, state.applied) {
+        let result = if !alone && self.others_stay(thread, &state) {
             Ok(state.applied)
         } else {
             self.apply(&mut state, head)
@@ -99,6 +118,11 @@ impl Inner {
                     .word(Word::Updates)
                     .fetch_add(1, Ordering::Relaxed);
             }
+            self.listing().set_root(state.root_at);
+            if let Some(registered) = &state.registered {
+                let keeper = self.mailbox().thread(registered.keeper(), ThreadWord::Pin);
+                keeper.store(*generation, Ordering::Release);
+            }
             // Release: pairs with the relaxed load in `enter` by way of x86-64's ordered stores and loads, and
             // of the barrier above for threads that were running: slots first, then the number.
             self.life().applied().store(*generation, Ordering::Release);
@@ -109,13 +133,14 @@ impl Inner {
     /// Whether other threads stay inside for longer than is worth waiting, at a generation that this thread may
     /// join. One that only looks, and will wait for the lock, has a pin for a moment too; so somebody's being
     /// inside does not prove that the generation's memory is still there. The floor does.
-    fn others_stay(&self, thread: u32, applied: u64) -> bool {
+    fn others_stay(&self, thread: u32, state: &State) -> bool {
+        let keeper = state.registered.as_ref().map(Registered::keeper);
         let mut looks = 0;
-        while self.others_inside(thread) {
+        while self.others_inside(thread, keeper) {
             looks += 1;
             if looks < PATIENCE {
                 std::hint::spin_loop();
-            } else if self.control().floor().load(Ordering::Acquire) <= applied {
+            } else if self.control().floor().load(Ordering::Acquire) <= state.applied {
                 return true;
             } else {
                 std::thread::yield_now();
@@ -124,9 +149,10 @@ impl Inner {
         false
     }
 
-    fn others_inside(&self, thread: u32) -> bool {
+    fn others_inside(&self, thread: u32, keeper: Option<u32>) -> bool {
         let threads = self.mailbox().word(Word::Threads).load(Ordering::Relaxed) as u32;
-        (0..threads).filter(|index| *index != thread).any(|index| {
+        let mut others = (0..threads).filter(|index| *index != thread && Some(*index) != keeper);
+        others.any(|index| {
             self.mailbox()
                 .thread(index, ThreadWord::Pin)
                 .load(Ordering::Acquire)
@@ -159,6 +185,10 @@ impl Inner {
                 }
                 _ => return self.resync(state),
             }
+        }
+        if let Some(registered) = &mut state.registered {
+            let root = self.window().control().read(state.root_at)?;
+            registered.update(self.window(), &root)?;
         }
         if names {
             self.look_up_handles(state);
@@ -197,12 +227,17 @@ impl Inner {
             }
             .into());
         }
+        // From here on what is bound can be unwound through.
+        self.listing().set_root(root_at);
         index::walk(view, root.imports, applied, &mut |at| {
             self.resolve_import(state, at)
         })?;
         index::walk(view, root.units, applied, &mut |at| {
             self.bind_unit(state, at)
         })?;
+        if let Some(registered) = &mut state.registered {
+            registered.update(self.window(), &root)?;
+        }
         index::walk(view, root.cells, applied, &mut |at| {
             self.bind_page(state, at)
         })?;

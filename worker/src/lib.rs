@@ -14,7 +14,14 @@ pub mod invoke;
 mod life;
 mod lookup;
 mod trap;
+mod unwind;
 mod worker;
+
+/// What [`embed!`] expands to.
+#[doc(hidden)]
+pub mod unwinder {
+    pub use crate::unwind::hook::{Bases, find_fde};
+}
 
 pub use attach::Endpoint;
 pub use error::{AttachError, EnterError, LookupError, UpdateError};
@@ -22,4 +29,6 @@ pub use guard::{Guard, Token};
 pub use handle::{AbiType, Function, FunctionType};
 pub use host::{HostTable, LibraryError};
 pub use lookup::Symbol;
+pub use unwind::Unwinding;
+pub use unwind::symbolize::Location;
 pub use worker::{Worker, WorkerOptions, WorkerStats};

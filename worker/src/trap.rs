@@ -35,6 +35,33 @@ pub(crate) extern "C" fn removed() -> ! {
     fatal("a function was called that is not published any more")
 }
 
+/// Makes a call that no exception may leave: one that tries ends the process.
+#[inline(always)]
+pub(crate) fn containing<R>(call: impl FnOnce() -> R) -> R {
+    let unwound = Unwound;
+    let result = call();
+    core::mem::forget(unwound);
+    result
+}
+
+/// Makes a call that exceptions may leave.
+#[inline(always)]
+pub(crate) fn letting_out<R>(call: impl FnOnce() -> R) -> R {
+    call()
+}
+
+/// Dropped by an exception.
+struct Unwound;
+
+impl Drop for Unwound {
+    fn drop(&mut self) {
+        fatal(
+            "an exception left published code, which the host called as `extern \"C\"`; through a handle of \
+             type `extern \"C-unwind\" fn` it passes",
+        )
+    }
+}
+
 fn fatal(what: &str) -> ! {
     // The one place where this library prints: the process is about to end.
     eprintln!("jitcast: {what} (pid {})", std::process::id());
