@@ -74,3 +74,10 @@ fn a_handle_that_lets_nothing_out_ends_the_process() {
         Stage::new(&FLAGS).aborts("contained", "auto", message);
     }
 }
+
+#[test]
+fn an_idle_worker_throws_after_memory_was_wanted() {
+    if require::cxx() {
+        Stage::new(&FLAGS).idle("auto");
+    }
+}

@@ -41,3 +41,10 @@ fn without_it_an_exception_ends_the_process() {
         Stage::new(&FLAGS).aborts("terminates", "off", "terminate called");
     }
 }
+
+#[test]
+fn an_idle_worker_throws_after_memory_was_wanted() {
+    if require::cxx() {
+        Stage::new(&FLAGS).idle("auto");
+    }
+}

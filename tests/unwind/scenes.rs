@@ -8,10 +8,11 @@ use jitcast::compiler::CompilerOptions;
 use jitcast::runtime::WorkerAddr;
 use jitcast::worker::{Endpoint, HostTable, Unwinding, Worker, WorkerOptions};
 
-use crate::common::host::{Host, WINDOW_BYTES};
+use crate::common::host::{Host, WINDOW_BYTES, clif_unit, object_unit};
+use crate::common::object::Maker;
 use crate::common::process::Finished;
 use crate::common::role;
-use crate::common::scratch::Scratch;
+use crate::common::scratch::{Scratch, adds};
 use crate::units::publish;
 use crate::{sources, units};
 
@@ -142,6 +143,7 @@ pub(crate) fn play(target: &str) {
         "terminates" => drop(drive("passes", 2)),
         "contained" => drop(host_function::<Drive>("drive")(containing, 2)),
         "replaced" => replaced(),
+        "idle" => idle(),
         _ => panic!("no scene `{scene}`"),
     }
     role::report("done");
@@ -281,6 +283,16 @@ fn replaced() {
     role::report(rounds);
 }
 
+/// The host throws without having looked at what is published for long.
+fn idle() {
+    role::report("idle");
+    role::next_line().unwrap();
+    let quarrel = host_function::<extern "C" fn(i64) -> i64>("quarrel");
+    assert_eq!(quarrel(10), 10);
+    assert_eq!(call("catches", 1), 1001);
+    assert_eq!(quarrel(10), 10);
+}
+
 static STOP: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// A compiler, and the host's library.
@@ -334,16 +346,31 @@ impl Stage {
         for round in 0..200 {
             publish(&self.host, &versions[round % 2..][..1]);
             let other = format!("other{}", round % 7);
-            publish(
-                &self.host,
-                &[crate::common::host::clif_unit(
-                    &other,
-                    &crate::common::scratch::adds(&other, 1),
-                )],
-            );
+            publish(&self.host, &[clif_unit(&other, &adds(&other, 1))]);
         }
         process.send("enough");
         assert_ne!(role::next_report(&mut process), "0");
+        assert_eq!(role::next_report(&mut process), "done");
+        process.finish().succeeded();
+    }
+
+    /// Units are replaced, and their memory is wanted for others, while a worker does not look.
+    pub(crate) fn idle(&self, unwinding: &str) {
+        let adders = |bonus| {
+            let many = (0..20).map(|number| format!("other{number}"));
+            let units = many.map(|name| clif_unit(&name, &adds(&name, bonus)));
+            units.collect::<Vec<_>>()
+        };
+        publish(&self.host, &adders(1));
+        let mut process = self.start("idle", unwinding);
+        assert_eq!(role::next_report(&mut process), "idle");
+        publish(&self.host, &adders(2));
+        for number in 0..40 {
+            let name = format!("garbage{number}");
+            let object = Maker::new().read_only(&name, &[0xff; 40]);
+            publish(&self.host, &[object_unit(&name, object.finish())]);
+        }
+        process.send("go on");
         assert_eq!(role::next_report(&mut process), "done");
         process.finish().succeeded();
     }
