@@ -15,7 +15,7 @@
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
 //! | what is not reached, if it is to go | `reach` |
-//! | how to unwind through it, what its functions are called | `eh_frame`, `unwind`, `names` |
+//! | how to unwind through it, what its functions are called | `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
@@ -30,7 +30,6 @@ mod atoms;
 mod bounds;
 mod budget;
 mod classify;
-mod eh_frame;
 mod error;
 mod fixup;
 mod input;

@@ -9,13 +9,13 @@
 
 use std::collections::HashMap;
 
+use jitcast_runtime::eh_frame::{self, Cie, FaultKind, Fde, LENGTH_BYTES, Pointer};
 use jitcast_runtime::frames::Frame;
 use jitcast_runtime::{Region, SegmentOffset};
 use object::LittleEndian as LE;
 use object::elf::{self, Rela64};
 use object::read::elf::Sym as _;
 
-use crate::eh_frame::{self, Cie, FaultKind, Fde, LENGTH_BYTES, Pointer};
 use crate::error::{LinkError, Misuse, Problem, SectionRefusal};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Placement};

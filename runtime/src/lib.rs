@@ -17,6 +17,7 @@ unless_modelled! {
     pub mod addr;
     pub mod cpu;
     pub mod directory;
+    pub mod eh_frame;
     pub mod frames;
     pub mod geometry;
     pub mod header;

@@ -4,7 +4,6 @@
 //! reaches if the root was the latest one after the thread was pinned, or if it is of the generation that the
 //! thread is pinned at. A ring record needs no pin, since it is validated after it was copied.
 
-use std::process;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -61,12 +60,7 @@ impl Inner {
             Unwinding::Register => true,
             Unwinding::Off => false,
         };
-        let keeper = wanted.then(|| self.mailbox().claim(process::id().into()))??;
-        let registered = Registered::new(self.window(), keeper);
-        if registered.is_none() {
-            self.mailbox().release(keeper);
-        }
-        registered
+        wanted.then(|| Registered::new(self.window()))?
     }
 
     /// Applies what is new, if no other thread is inside, and leaves the calling thread (whose pin is 0)
@@ -88,7 +82,7 @@ impl Inner {
         // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
         // this thread sees the floor that it announced before it reused anything.
         let head = pin::enter(word, state.applied, self.head(), true);
-        let result = if !alone && self.others_stay(thread, &state) {
+        let result = if !alone && self.others_stay(thread, state.applied) {
             Ok(state.applied)
         } else {
             self.apply(&mut state, head)
@@ -119,10 +113,6 @@ impl Inner {
                     .fetch_add(1, Ordering::Relaxed);
             }
             self.listing().set_root(state.root_at);
-            if let Some(registered) = &state.registered {
-                let keeper = self.mailbox().thread(registered.keeper(), ThreadWord::Pin);
-                keeper.store(*generation, Ordering::Release);
-            }
             // Release: pairs with the relaxed load in `enter` by way of x86-64's ordered stores and loads, and
             // of the barrier above for threads that were running: slots first, then the number.
             self.life().applied().store(*generation, Ordering::Release);
@@ -133,14 +123,13 @@ impl Inner {
     /// Whether other threads stay inside for longer than is worth waiting, at a generation that this thread may
     /// join. One that only looks, and will wait for the lock, has a pin for a moment too; so somebody's being
     /// inside does not prove that the generation's memory is still there. The floor does.
-    fn others_stay(&self, thread: u32, state: &State) -> bool {
-        let keeper = state.registered.as_ref().map(Registered::keeper);
+    fn others_stay(&self, thread: u32, applied: u64) -> bool {
         let mut looks = 0;
-        while self.others_inside(thread, keeper) {
+        while self.others_inside(thread) {
             looks += 1;
             if looks < PATIENCE {
                 std::hint::spin_loop();
-            } else if self.control().floor().load(Ordering::Acquire) <= state.applied {
+            } else if self.control().floor().load(Ordering::Acquire) <= applied {
                 return true;
             } else {
                 std::thread::yield_now();
@@ -149,10 +138,9 @@ impl Inner {
         false
     }
 
-    fn others_inside(&self, thread: u32, keeper: Option<u32>) -> bool {
+    fn others_inside(&self, thread: u32) -> bool {
         let threads = self.mailbox().word(Word::Threads).load(Ordering::Relaxed) as u32;
-        let mut others = (0..threads).filter(|index| *index != thread && Some(*index) != keeper);
-        others.any(|index| {
+        (0..threads).filter(|index| *index != thread).any(|index| {
             self.mailbox()
                 .thread(index, ThreadWord::Pin)
                 .load(Ordering::Acquire)

@@ -293,21 +293,13 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let alive = self.life.alive().load(Ordering::Relaxed) != 0;
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Before the memory can be reused.
-        let keeper = state
-            .registered
-            .take()
-            .map(|registered| registered.keeper());
         let mut bound = state.imports.values();
         if bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
             self.listing.keep();
+            core::mem::forget(state.registered.take());
         }
-        if alive {
-            if let Some(keeper) = keeper {
-                self.mailbox.release(keeper);
-            }
+        if self.is_attached_here() {
             // Release: pairs with the acquire load in the compiler process. Nobody holds a guard any more.
             self.mailbox
                 .word(Word::Detached)

@@ -32,9 +32,8 @@ pub enum Unwinding {
     /// By the hook, if [`embed!`](crate::embed) has installed it; else as [`Unwinding::Register`].
     #[default]
     Auto,
-    /// Each text is registered with the unwinder (`__register_frame`). It then costs every throw of the process
-    /// something for each text that was published; and while this worker is idle, it holds back the memory of what
-    /// is replaced. A forked child must not throw.
+    /// A copy of each text's records is registered with the unwinder (`__register_frame`): memory of this process, and
+    /// a price that every throw of the process pays for each text that is published.
     Register,
     /// Not at all, unless the hook is installed: exceptions end the process, backtraces end at published code.
     Off,

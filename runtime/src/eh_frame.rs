@@ -4,17 +4,23 @@
 //! pointers. What a record says of registers is not looked at. Invariant: every offset here lies inside its
 //! section; what is not known is refused by name, since an unwinder would read it otherwise.
 
+use core::ops::Range;
+
 /// What is wrong with a section, and where in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) offset: u32,
-    pub(crate) kind: FaultKind,
+pub struct Fault {
+    /// The record that is at fault.
+    pub offset: u32,
+    /// What it is.
+    pub kind: FaultKind,
 }
 
 /// Damage, or something that is valid and not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FaultKind {
+pub enum FaultKind {
+    /// It contradicts itself.
     Damaged(&'static str),
+    /// It may mean something, but not here.
     Unsupported(&'static str),
 }
 
@@ -22,20 +28,24 @@ use FaultKind::{Damaged, Unsupported};
 
 /// A pointer in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pointer {
+pub struct Pointer {
     /// Offset in the section.
-    pub(crate) offset: u32,
-    pub(crate) encoding: Encoding,
+    pub offset: u32,
+    /// How it is stored.
+    pub encoding: Encoding,
 }
 
 /// How a pointer is stored, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Encoding {
-    pub(crate) width_bytes: u8,
+pub struct Encoding {
+    /// How long it is, bytes.
+    pub width_bytes: u8,
     /// Counted from the pointer's own place.
-    pub(crate) relative: bool,
+    pub relative: bool,
     /// It leads to a cell with the address.
-    indirect: bool,
+    pub indirect: bool,
+    /// A short one is extended by its sign.
+    pub signed: bool,
 }
 
 impl Encoding {
@@ -44,6 +54,7 @@ impl Encoding {
         width_bytes: 8,
         relative: false,
         indirect: false,
+        signed: false,
     };
 
     /// The encoding `byte`; `None`: no pointer at all (`DW_EH_PE_omit`).
@@ -71,43 +82,60 @@ impl Encoding {
             width_bytes,
             relative,
             indirect: byte & 0x80 != 0,
+            signed: byte & 0x08 != 0,
         }))
     }
 }
 
 /// What several functions have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cie {
-    pub(crate) start: u32,
-    pub(crate) end: u32,
-    pub(crate) personality: Option<Pointer>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cie {
+    /// First offset, that of its length.
+    pub start: u32,
+    /// First offset after it.
+    pub end: u32,
+    /// What is called for its functions, if anything is.
+    pub personality: Option<Pointer>,
     /// How its functions' landing pads are referred to, if they are.
-    lsda: Option<Encoding>,
+    pub lsda: Option<Encoding>,
     /// How its functions are referred to.
-    function: Encoding,
-    /// Its functions' records have a part of stated length after the range.
-    augmented: bool,
+    pub function: Encoding,
+    /// The letters of its augmentation; if there are any, its functions' records have a part of stated length after the
+    /// range.
+    pub letters: Range<u32>,
+    /// The units of code and of the stack, and the register of the return address.
+    pub units: Range<u32>,
+    /// Where its instructions begin.
+    pub instructions: u32,
 }
 
 /// One function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fde {
-    pub(crate) start: u32,
-    pub(crate) end: u32,
+pub struct Fde {
+    /// First offset, that of its length.
+    pub start: u32,
+    /// First offset after it.
+    pub end: u32,
     /// The index of its CIE.
-    pub(crate) cie: u32,
-    pub(crate) function: Pointer,
+    pub cie: u32,
+    /// The function's start.
+    pub function: Pointer,
     /// How long the function is, bytes.
-    pub(crate) len_bytes: u64,
+    pub len_bytes: u64,
     /// The table of its landing pads.
-    pub(crate) lsda: Option<Pointer>,
+    pub lsda: Option<Pointer>,
+    /// Where its instructions begin.
+    pub instructions: u32,
 }
 
 /// The length field, and the pointer to the CIE after it, bytes.
-pub(crate) const LENGTH_BYTES: u32 = 4;
+pub const LENGTH_BYTES: u32 = 4;
 
 /// Reads the records of a section.
-pub(crate) fn read(bytes: &[u8]) -> Result<(Vec<Cie>, Vec<Fde>), Fault> {
+///
+/// # Errors
+/// The first record that is damaged or not supported.
+pub fn read(bytes: &[u8]) -> Result<(Vec<Cie>, Vec<Fde>), Fault> {
     let (mut cies, mut fdes) = (Vec::<Cie>::new(), Vec::new());
     let whole = u32::try_from(bytes.len()).map_err(|_| Fault {
         offset: 0,
@@ -165,7 +193,9 @@ fn cie(cursor: &mut Cursor<'_>, start: u32) -> Result<Cie, FaultKind> {
     if !matches!(version, 1 | 3) {
         return Err(Unsupported("a CIE of it has an unknown version"));
     }
+    let letters = cursor.at as u32;
     let text = cursor.text()?;
+    let units = cursor.at as u32;
     cursor.leb128()?; // the unit of code, and that of the stack
     cursor.leb128()?;
     if version == 1 {
@@ -179,7 +209,9 @@ fn cie(cursor: &mut Cursor<'_>, start: u32) -> Result<Cie, FaultKind> {
         personality: None,
         lsda: None,
         function: Encoding::ABSOLUTE,
-        augmented: false,
+        letters: letters..letters + text.len() as u32,
+        units: units..cursor.at as u32,
+        instructions: cursor.at as u32,
     };
     let Some((first, letters)) = text.split_first() else {
         return Ok(cie);
@@ -187,9 +219,9 @@ fn cie(cursor: &mut Cursor<'_>, start: u32) -> Result<Cie, FaultKind> {
     if *first != b'z' {
         return Err(Unsupported("an augmentation of it is not known"));
     }
-    cie.augmented = true;
     let len = cursor.leb128()?;
     let mut data = cursor.part(len)?;
+    cie.instructions = cursor.at as u32;
     for letter in letters {
         match letter {
             b'L' => cie.lsda = Encoding::read(data.byte()?)?,
@@ -220,10 +252,12 @@ fn fde(cursor: &mut Cursor<'_>, start: u32, index: u32, cie: &Cie) -> Result<Fde
         function,
         len_bytes: cursor.number(cie.function.width_bytes)?,
         lsda: None,
+        instructions: cursor.at as u32,
     };
-    if cie.augmented {
+    if !cie.letters.is_empty() {
         let len = cursor.leb128()?;
         let mut data = cursor.part(len)?;
+        fde.instructions = cursor.at as u32;
         if let Some(encoding) = cie.lsda {
             fde.lsda = Some(data.pointer(encoding)?);
         }
