@@ -10,7 +10,7 @@
 //! reused. Hence no lock, no allocation, and answers also in a signal handler.
 //!
 //! - [`embed!`](crate::embed) makes libgcc's unwinder ask here first (`hook`).
-//! - Without it, each text's records are registered with the unwinder (`register`).
+//! - Without it, copies of the records are registered with the unwinder (`register`).
 
 pub(crate) mod hook;
 pub(crate) mod register;
@@ -32,8 +32,8 @@ pub enum Unwinding {
     /// By the hook, if [`embed!`](crate::embed) has installed it; else as [`Unwinding::Register`].
     #[default]
     Auto,
-    /// A copy of each text's records is registered with the unwinder (`__register_frame`): memory of this process, and
-    /// a price that every throw of the process pays for each text that is published.
+    /// A copy of all records is registered with the unwinder (`__register_frame`): memory of this process, and the
+    /// time to do it anew whenever code is published.
     Register,
     /// Not at all, unless the hook is installed: exceptions end the process, backtraces end at published code.
     Off,

@@ -1,9 +1,10 @@
-//! For hosts without the hook: each text's records are registered with the unwinder.
+//! For hosts without the hook: the records of all texts are registered with the unwinder.
 //!
 //! The unwinder looks at what is registered whoever throws, also where no thread is inside a guard, when the memory of
-//! what was replaced may be another unit's already. So it is given copies in memory of this process, whose pointers
-//! are absolute. Invariant: what is registered is what the directory of the applied generation has, kept texts
-//! included.
+//! what was replaced may be another unit's already. So it is given a copy in memory of this process, whose pointers
+//! are absolute. It is one section for all texts: of many, libgcc up to 12 makes every throw of the process look at
+//! each, and from 13 on sections must not overlap. Invariant: what is registered is what the directory of the applied
+//! generation has, kept texts included.
 
 use core::ffi::{CStr, c_void};
 use std::collections::BTreeMap;
@@ -43,29 +44,28 @@ fn symbol(name: &CStr) -> Option<Register> {
     unsafe { core::mem::transmute::<*mut c_void, Option<Register>>(found) }
 }
 
-/// Records that are registered, until they are dropped.
+/// A section that is registered, until it is dropped.
 #[derive(Debug)]
-struct Records {
-    copy: Box<[u64]>,
+struct Section {
+    words: Box<[u64]>,
     unwinder: Unwinder,
 }
 
-impl Records {
-    fn new(unwinder: Unwinder, mut bytes: Vec<u8>) -> Self {
-        // At least a zero word at the end.
-        bytes.resize((bytes.len() + 4).next_multiple_of(8), 0);
-        let (words, _) = bytes.as_chunks::<8>();
-        let copy: Box<[u64]> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+impl Section {
+    /// Registers the records of `parts`.
+    fn new<'a>(unwinder: Unwinder, parts: impl Iterator<Item = &'a Vec<u64>>) -> Self {
+        // A zero word at the end.
+        let words = parts.flatten().copied().chain([0]).collect::<Box<[u64]>>();
         // SAFETY: an `.eh_frame` section that ends with a zero word and stays until it is deregistered.
-        unsafe { (unwinder.register)(copy.as_ptr().cast()) };
-        Self { copy, unwinder }
+        unsafe { (unwinder.register)(words.as_ptr().cast()) };
+        Self { words, unwinder }
     }
 }
 
-impl Drop for Records {
+impl Drop for Section {
     fn drop(&mut self) {
         // SAFETY: registered when it was made.
-        unsafe { (self.unwinder.deregister)(self.copy.as_ptr().cast()) };
+        unsafe { (self.unwinder.deregister)(self.words.as_ptr().cast()) };
     }
 }
 
@@ -73,9 +73,10 @@ impl Drop for Records {
 #[derive(Debug)]
 pub(crate) struct Registered {
     unwinder: Unwinder,
-    _stubs: Records,
+    section: Option<Section>,
+    stubs: Vec<u64>,
     /// By the text's start: the unit's number, and its records.
-    texts: BTreeMap<u32, (u32, Records)>,
+    texts: BTreeMap<u32, (u32, Vec<u64>)>,
     /// The index that this is in agreement with, and its generation.
     index: SegmentOffset,
     generation: u64,
@@ -84,16 +85,26 @@ pub(crate) struct Registered {
 impl Registered {
     /// Registers the stubs of `window`; `None` if there is no unwinder to register with.
     pub(crate) fn new(window: &Window) -> Option<Self> {
-        let unwinder = Unwinder::find()?;
         let at = stub_frames_at(window.geometry());
         let stubs = absolute(&stub_frames(window.geometry(), at), window.addr_of(at))?;
-        Some(Self {
-            unwinder,
-            _stubs: Records::new(unwinder, stubs),
+        let mut registered = Self {
+            unwinder: Unwinder::find()?,
+            section: None,
+            stubs,
             texts: BTreeMap::new(),
             index: SegmentOffset::NONE,
             generation: 0,
-        })
+        };
+        registered.register();
+        Some(registered)
+    }
+
+    fn register(&mut self) {
+        // Not both at once: they are about the same code.
+        self.section = None;
+        let texts = self.texts.values().map(|(_, records)| records);
+        let parts = core::iter::once(&self.stubs).chain(texts);
+        self.section = Some(Section::new(self.unwinder, parts));
     }
 
     /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
@@ -101,21 +112,35 @@ impl Registered {
         if self.index == root.texts {
             return Ok(());
         }
+        let gone = self.remove(window, root)?;
+        if self.add(window, root)? || gone {
+            self.register();
+        }
+        (self.index, self.generation) = (root.texts, root.generation);
+        Ok(())
+    }
+
+    /// Takes out the texts that `root` does not have; whether there were any.
+    fn remove(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
         let view = window.control();
-        let mut failed = None;
-        self.texts.retain(|start, (unit, _)| {
-            let key = index::by_place(SegmentOffset::new(*start));
-            let found = index::get(view, root.texts, key);
-            let found = found.and_then(|at| at.map(|at| view.read::<TextRecord>(at)).transpose());
-            match found {
-                Ok(found) => found.is_some_and(|text| text.unit == *unit),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
+        let mut gone = Vec::new();
+        for (&start, &(unit, _)) in &self.texts {
+            let key = index::by_place(SegmentOffset::new(start));
+            let found = index::get(view, root.texts, key)?;
+            let found = found.map(|at| view.read::<TextRecord>(at)).transpose()?;
+            if found.is_none_or(|text| text.unit != unit) {
+                gone.push(start);
             }
-        });
-        failed.map_or(Ok(()), Err)?;
+        }
+        self.texts
+            .retain(|start, _| gone.binary_search(start).is_err());
+        Ok(!gone.is_empty())
+    }
+
+    /// Adds the texts that are new in `root`; whether there were any.
+    fn add(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let before = self.texts.len();
         index::walk(view, root.texts, self.generation, &mut |at| {
             let text: TextRecord = view.read(at)?;
             let corrupt = Corrupt {
@@ -125,15 +150,12 @@ impl Registered {
             let region = text.eh_frame.region().ok_or(corrupt)?;
             if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
                 let bytes = read(window, region)?;
-                let base = window.addr_of(region.offset());
-                let bytes = absolute(&bytes, base).ok_or(corrupt)?;
-                let records = Records::new(self.unwinder, bytes);
+                let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
                 self.texts.insert(text.text.start, (text.unit, records));
             }
             Ok::<_, Corrupt>(())
         })?;
-        (self.index, self.generation) = (root.texts, root.generation);
-        Ok(())
+        Ok(self.texts.len() > before)
     }
 }
 
@@ -146,9 +168,9 @@ fn read(window: &Window, region: Region) -> Result<Vec<u8>, Corrupt> {
     window.copy(area.unwrap_or(Area::ReadOnly), region)
 }
 
-/// The section `bytes`, which lies at `base`, with absolute pointers, so that it may lie anywhere. `None` if it is
-/// none.
-fn absolute(bytes: &[u8], base: WorkerAddr) -> Option<Vec<u8>> {
+/// The records of the section `bytes`, which lies at `base`, with absolute pointers, so that they may lie anywhere, and
+/// without a terminator. `None` if it is no section.
+fn absolute(bytes: &[u8], base: WorkerAddr) -> Option<Vec<u64>> {
     let (cies, fdes) = eh_frame::read(bytes).ok()?;
     let mut writer = Writer {
         bytes,
@@ -164,7 +186,9 @@ fn absolute(bytes: &[u8], base: WorkerAddr) -> Option<Vec<u8>> {
         let cie = fde.cie as usize;
         writer.fde(fde, cies.get(cie)?, *places.get(cie)?)?;
     }
-    Some(writer.out)
+    // Each record is a multiple of eight bytes long.
+    let (words, _) = writer.out.as_chunks::<8>();
+    Some(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 struct Writer<'a> {
@@ -299,6 +323,7 @@ mod tests {
         let at = stub_frames_at(&geometry);
         let base = WorkerAddr::new(0x1234_5600_0000 + u64::from(at.get()));
         let copy = absolute(&stub_frames(&geometry, at), base).unwrap();
+        let copy: Vec<u8> = copy.iter().flat_map(|word| word.to_le_bytes()).collect();
         let (cies, fdes) = eh_frame::read(&copy).unwrap();
         let reader = Writer {
             bytes: &copy,
@@ -312,11 +337,9 @@ mod tests {
             Some(0x1234_5600_0000 + u64::from(stubs.start))
         );
         assert_eq!(fdes[0].len_bytes, stubs.len_bytes.into());
-        assert_eq!(
-            absolute(&copy, WorkerAddr::new(0x5555)),
-            Some(copy),
-            "absolute already"
-        );
+        let again = absolute(&copy, WorkerAddr::new(0x5555)).unwrap();
+        let again: Vec<u8> = again.iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(again, copy, "absolute already");
     }
 
     #[test]
