@@ -92,6 +92,9 @@ const UNSAFE: &[&str] = &[
     "worker/src/startup/mod.rs",
     "worker/src/startup/protect.rs",
     "worker/src/thread_local.rs",
+    "worker/src/unwind/hook.rs",
+    "worker/src/unwind/register.rs",
+    "worker/src/unwind/windows.rs",
     "worker/src/worker.rs",
 ];
 

@@ -178,3 +178,30 @@ fn static_objects_live_from_attach_to_detach() {
     ends.retain(|end| *end != "-t");
     assert_eq!(ends, ["-l", "-b", "-a"]);
 }
+
+#[test]
+fn a_constructor_that_throws_disables_its_unit_alone() {
+    if !require::gxx() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "#include <stdexcept>\nstruct Bad { Bad() { throw std::runtime_error(\"no\"); } };
+        static Bad bad; extern \"C\" long f(long x) { return x; }";
+    publish(&host, &[unit("bad", source, "g++", &["-O2", "-fPIC"])]);
+    publish(
+        &host,
+        &[unit(
+            "good",
+            "extern \"C\" long g(long x) { return x; }",
+            "g++",
+            &["-O2", "-fPIC"],
+        )],
+    );
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "g", 4), 4);
+    let error = units::try_call(&worker, "f", 1).unwrap_err().to_string();
+    assert!(
+        error.contains("constructor 1 of 1 threw an exception"),
+        "{error}"
+    );
+}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::host::Host;
 use common::process::PATIENCE;
 use common::require;
+use jitcast::compiler::CompilerOptions;
 use jitcast::worker::Worker;
 use units::{adders, attach, c, call, publish};
 
@@ -52,7 +53,8 @@ fn a_published_thread_holds_its_generation_until_it_ends() {
         return;
     }
     for source in [with_pthreads(), with_c11_threads()] {
-        let host = Host::sealed();
+        // All of this is held back.
+        let host = Host::with(CompilerOptions::with_window(64 << 20).unwrap());
         publish(
             &host,
             &[adders("version", &[("version", 1)]), c("starts", &source)],

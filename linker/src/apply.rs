@@ -155,7 +155,11 @@ impl<'a> Prepared<'a> {
     }
 
     /// Where `spot` is in the window.
-    fn place(&self, spot: Spot, at: &Placement) -> Result<(Area, SegmentOffset), Problem> {
+    pub(crate) fn place(
+        &self,
+        spot: Spot,
+        at: &Placement,
+    ) -> Result<(Area, SegmentOffset), Problem> {
         let outside = Problem::Placement("a place of the unit is outside every window");
         let chunk = &self.unit.chunks[spot.chunk as usize];
         let offset = u64::from(chunk.position) + u64::from(spot.offset);

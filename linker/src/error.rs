@@ -122,6 +122,8 @@ pub enum SectionRefusal {
     ExecutableStack,
     /// `SHT_NOBITS` with `SHF_EXECINSTR`.
     TextWithoutBytes,
+    /// `.eh_frame` of a form that is not known.
+    Frames(&'static str),
 }
 
 impl SectionRefusal {
@@ -141,6 +143,7 @@ impl SectionRefusal {
             Self::Type(kind) => format!("its type {kind:#x} is not supported"),
             Self::ExecutableStack => "workers have no executable stack".into(),
             Self::TextWithoutBytes => "code has to have bytes".into(),
+            Self::Frames(what) => what.into(),
         }
     }
 

@@ -68,6 +68,8 @@ pub(crate) const CELLS: u32 = 2;
 pub(crate) const DYNAMIC_CELLS: u32 = 3;
 /// What tells the unit from others in its process ([`jitcast_runtime::module`]).
 pub(crate) const MODULE: u32 = 4;
+/// How to unwind.
+pub(crate) const FRAMES: u32 = 5;
 
 impl<'a> Chunk<'a> {
     /// The chunks that the linker itself adds, in the order of their numbers.
@@ -89,6 +91,7 @@ impl<'a> Chunk<'a> {
             made(Area::Private, RANK_PATCHED, 1),
             made(Area::Private, RANK_PATCHED, 1),
             made(Area::Private, RANK_PATCHED, 1),
+            made(Area::ReadOnly, RANK_PLAIN, 1),
         ]
     }
 

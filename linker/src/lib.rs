@@ -10,11 +10,12 @@
 //!
 //! | step | where |
 //! | --- | --- |
-//! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
+//! | headers, sections, groups of one object | `object_file`, `section`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
 //! | what is not reached, if it is to go | `reach` |
+//! | how to unwind through it, what its functions are called | `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | what was done, for people | `explain` |
@@ -31,7 +32,6 @@ mod bounds;
 mod budget;
 mod classify;
 mod dynamic;
-mod eh_frame;
 mod error;
 mod explain;
 mod fixup;
@@ -39,6 +39,7 @@ mod input;
 mod instruction;
 mod layout;
 mod local_calls;
+mod names;
 mod needs;
 mod object_file;
 mod plan;
@@ -52,6 +53,7 @@ mod section;
 mod startup;
 mod thunk;
 mod unit;
+mod unwind;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
 pub use explain::{Done, Explanation, Piece};
@@ -60,3 +62,4 @@ pub use input::{
     PlacedSymbol, Placement, Reference, SymbolKind,
 };
 pub use prepared::Prepared;
+pub use unwind::Unwinding;

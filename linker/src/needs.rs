@@ -8,7 +8,7 @@ use crate::atoms::{Atoms, meant};
 use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs};
-use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, Spot};
+use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FRAMES, Spot};
 use crate::local_calls;
 use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
@@ -22,8 +22,8 @@ pub(crate) fn graph(
 ) -> (Needs, Atoms) {
     let atoms = atoms.refine(unit, plan, thunks);
     let mut edges = Vec::with_capacity(plan.fixups.len());
-    let of_input = |fixup: &&Fixup| ![CELLS, DYNAMIC_CELLS].contains(&fixup.site.chunk);
-    for fixup in plan.fixups.iter().filter(of_input) {
+    let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES);
+    for fixup in plan.fixups.iter().filter(refers) {
         let (from, base) = atoms.node_and_start(fixup.site);
         if let Some(to) = target_node(unit, plan, &atoms, fixup, base)
             && from != to

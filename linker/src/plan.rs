@@ -289,12 +289,15 @@ impl<'a> Plan<'a> {
             Meaning::Own(own) => Ok(Target::Spot(own.spot)),
             Meaning::Absolute(value) => Ok(Target::Number(value)),
             Meaning::Window => Ok(Target::Window),
-            Meaning::External(global) => {
-                let (number, reference) = self.reference(unit, global)?;
-                reference.address = true;
-                Ok(Target::Bound(number))
-            }
+            Meaning::External(global) => self.bound(unit, global),
         }
+    }
+
+    /// What a global of somebody else is bound to, for a patch.
+    pub(crate) fn bound(&mut self, unit: &Unit<'a>, global: u32) -> Result<Target, Problem> {
+        let (number, reference) = self.reference(unit, global)?;
+        reference.address = true;
+        Ok(Target::Bound(number))
     }
 
     /// The target of a distance that is no displacement. The addend does not tell what is meant, since it

@@ -4,11 +4,13 @@ use crate::atoms::Atoms;
 use crate::error::LinkError;
 use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
 use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
+use crate::names::{self, Named};
 use crate::needs;
 use crate::plan::{self, Plan};
 use crate::startup::{self, Order};
 use crate::thunk;
 use crate::unit::Unit;
+use crate::unwind::{self, Unwound};
 
 /// A unit, read and resolved: all that can be known before it has a place.
 ///
@@ -21,6 +23,8 @@ pub struct Prepared<'a> {
     pub(crate) atoms: Atoms,
     pub(crate) needs: Needs,
     pub(crate) startup: Order,
+    pub(crate) unwound: Vec<Unwound>,
+    pub(crate) names: Vec<Named<'a>>,
     pub(crate) plot: Plot,
 }
 
@@ -41,6 +45,8 @@ impl<'a> Prepared<'a> {
         let atoms = Atoms::of(&unit);
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
         make(&mut unit, &plan);
+        let unwound = unwind::place(&mut unit, &mut plan)?;
+        let names = names::collect(&mut unit)?;
         let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
         let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
@@ -53,6 +59,8 @@ impl<'a> Prepared<'a> {
             atoms,
             needs,
             startup,
+            unwound,
+            names,
             plot,
         })
     }

@@ -18,8 +18,10 @@ pub(crate) const MAX_ALIGN_BYTES: u64 = 4096;
 pub(crate) enum Role {
     /// Not loaded (`SHF_ALLOC` is not set): left alone, with its relocations.
     NotLoaded,
-    /// Loaded elsewhere, without use here: `.eh_frame`, notes, what is marked `SHF_EXCLUDE`.
+    /// Loaded elsewhere, without use here: notes, what is marked `SHF_EXCLUDE`.
     Dropped,
+    /// `.eh_frame`: taken apart, and what describes placed code put together again (see [`crate::unwind`]).
+    Frames,
     /// Code.
     Text,
     /// Data that nobody writes to.
@@ -36,6 +38,11 @@ impl Role {
     /// Whether the section's bytes are placed.
     pub(crate) fn is_placed(self) -> bool {
         matches!(self, Self::Text | Self::ReadOnly | Self::Writable)
+    }
+
+    /// Whether the section's relocations are looked at.
+    pub(crate) fn is_relocated(self) -> bool {
+        self.is_placed() || self == Self::Frames
     }
 }
 
@@ -129,7 +136,7 @@ pub(crate) fn role(
     }
     match header.sh_type(LE) {
         elf::SHT_NOTE => Ok(Role::Dropped),
-        elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Dropped),
+        elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Frames),
         elf::SHT_NOBITS if has(elf::SHF_EXECINSTR) && len_bytes > 0 => {
             Err(refuse(name, SectionRefusal::TextWithoutBytes))
         }

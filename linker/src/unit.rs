@@ -18,6 +18,7 @@ use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Global, Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
+use crate::unwind::{self, Frames};
 
 /// What `__cxa_atexit` and its like know a unit by.
 const DSO_HANDLE: &str = "__dso_handle";
@@ -89,6 +90,8 @@ pub(crate) struct Unit<'a> {
     resolver_of: HashMap<Spot, u32>,
     /// The copies of host data: the global, and its chunk.
     pub(crate) copies: Vec<(u32, u32)>,
+    /// What says how to unwind, until it is put together.
+    pub(crate) frames: Vec<Frames<'a>>,
 }
 
 /// The length of the thunk of an indirect function: `endbr64; jmp *cell(%rip)`, padded.
@@ -113,6 +116,7 @@ impl<'a> Unit<'a> {
             resolvers: Vec::new(),
             resolver_of: HashMap::new(),
             copies: Vec::new(),
+            frames: Vec::new(),
         };
         let mut archives = Archives::default();
         for input in inputs {
@@ -154,9 +158,12 @@ impl<'a> Unit<'a> {
                 unit.bounded.ask(global.name);
             }
         }
+        unit.frames = unwind::read(&unit.objects)?;
         if let Some(roots) = &options.roots {
             let bounded = |name: &str| unit.bounded.has(name);
-            reach::drop_unreached(&mut unit.objects, &unit.uses, &unit.globals, roots, bounded)?;
+            let frames = unwind::references(&unit.frames);
+            let (objects, uses) = (&mut unit.objects, &unit.uses);
+            reach::drop_unreached(objects, uses, &unit.globals, roots, bounded, &frames)?;
         }
         unit.bound_sections()?;
         unit.cut(options)?;

@@ -17,6 +17,8 @@ unless_modelled! {
     pub mod addr;
     pub mod cpu;
     pub mod directory;
+    pub mod eh_frame;
+    pub mod frames;
     pub mod geometry;
     pub mod header;
     pub mod heap;

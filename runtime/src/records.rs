@@ -41,8 +41,8 @@ pub struct Root {
     pub symbol_count: u32,
     /// How many imports there are.
     pub import_count: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Index of [`TextRecord`]s by the places that they begin at ([`index::floor`](crate::index::floor)).
+    pub texts: SegmentOffset,
 }
 
 /// A range of window offsets, as it lies in the segment.
@@ -106,6 +106,29 @@ pub struct UnitRecord {
 /// [`UnitRecord::flags`]: the memory is not reused after the unit is replaced, since addresses of its
 /// locals may have been handed out.
 pub const UNIT_KEPT: u32 = 1;
+
+/// What is known of a unit's text while anybody may run it: longer than the unit is published, if it is kept.
+/// The unit's name follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TextRecord {
+    /// Where the text begins ([`index::by_place`](crate::index::by_place)).
+    pub key: u64,
+    /// The generation that published it.
+    pub generation: u64,
+    /// The text.
+    pub text: StoredRegion,
+    /// Its unwind records, an `.eh_frame` section; empty if it has none.
+    pub eh_frame: StoredRegion,
+    /// Table of the functions that can be unwound through ([`frames`](crate::frames), in control).
+    pub frames: StoredRegion,
+    /// Table of the functions' names ([`frames`](crate::frames), in control).
+    pub names: StoredRegion,
+    /// The unit's number.
+    pub unit: u32,
+    /// Length of the unit's name, bytes.
+    pub name_len: u32,
+}
 
 /// A published name. The name and then the canonical text of its signature follow the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -190,12 +213,15 @@ unsafe impl SharedRecord for Root {}
 // SAFETY: numbers and offsets.
 unsafe impl SharedRecord for UnitRecord {}
 // SAFETY: numbers and offsets.
+unsafe impl SharedRecord for TextRecord {}
+// SAFETY: numbers and offsets.
 unsafe impl SharedRecord for SymbolRecord {}
 // SAFETY: numbers and offsets.
 unsafe impl SharedRecord for ImportRecord {}
 
 const _: () = assert!(size_of::<Root>() == 56);
 const _: () = assert!(size_of::<UnitRecord>() == 96);
+const _: () = assert!(size_of::<TextRecord>() == 56);
 const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
 const _: () = assert!(size_of::<ImportRecord>() == 40);
 

@@ -178,6 +178,24 @@ impl Window {
         Some(unsafe { core::sync::atomic::AtomicU64::from_ptr(word.as_ptr().cast()) })
     }
 
+    /// A copy of the bytes of `region` in `area`, whoever may write there meanwhile.
+    ///
+    /// # Errors
+    /// [`Corrupt`] unless the region is accessible.
+    pub fn copy(&self, area: Area, region: Region) -> Result<Vec<u8>, Corrupt> {
+        if !self.is_open(area, region.offset(), region.len_bytes.into()) {
+            return Err(Corrupt { what: "reference outside the mapped part", at: region.offset() });
+        }
+        let byte = |offset: u32| {
+            // SAFETY: inside the mapping, checked just above.
+            let at = unsafe { self.mapping.base().add(offset as usize) };
+            // SAFETY: mapped readable while the window lives, and read atomically, as everything that another process
+            // may write.
+            unsafe { core::sync::atomic::AtomicU8::from_ptr(at.as_ptr()) }.load(Ordering::Relaxed)
+        };
+        Ok((region.start..region.end()).map(byte).collect())
+    }
+
     /// Fills `region` of the private data with `template` and zeros after it.
     ///
     /// # Errors

@@ -10,7 +10,9 @@ use jitcast_runtime::geometry::{Area, GRANULE_BYTES, SLOT_BYTES, STUB_BYTES};
 use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
 use jitcast_runtime::module;
-use jitcast_runtime::records::{ImportRecord, Root, StoredRegion, SymbolRecord, UnitRecord};
+use jitcast_runtime::records::{
+    ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
+};
 use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
@@ -55,7 +57,7 @@ fn every_structure_is_drawn_as_it_is() {
             unit_count,
             symbol_count,
             import_count,
-            reserved,
+            texts,
         }),
         rows!(StoredRegion { start, len_bytes }),
         rows!(UnitRecord {
@@ -73,6 +75,16 @@ fn every_structure_is_drawn_as_it_is() {
             flags,
             module,
             reserved,
+        }),
+        rows!(TextRecord {
+            key,
+            generation,
+            text,
+            eh_frame,
+            frames,
+            names,
+            unit,
+            name_len,
         }),
         rows!(SymbolRecord {
             key,
@@ -144,6 +156,11 @@ fn the_numbers_are_those_of_the_code() {
         format!("floor at {}", header::FLOOR),
         format!("head at {}", header::HEAD),
         format!("intent at {}", header::INTENT),
+        format!(
+            "stub frames at {}: {} bytes",
+            header::STUB_FRAMES,
+            jitcast_runtime::frames::STUB_FRAMES_BYTES
+        ),
         format!("records at {}", header::RECORDS),
         format!("{} places", header::RING_PLACES),
         format!("first allocation at {}", header::CONTROL_FIXED_BYTES),

@@ -31,6 +31,11 @@ pub(crate) fn clang() -> bool {
     tool("clang++")
 }
 
+/// Whether there are compilers of C and C++; says so if not.
+pub(crate) fn cxx() -> bool {
+    cc() && gxx()
+}
+
 fn tool(name: &str) -> bool {
     let found = Command::new(name)
         .arg("--version")

@@ -21,6 +21,8 @@ use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr}
 use crate::error::UpdateError;
 use crate::startup::Fresh;
 use crate::trap;
+use crate::unwind::register::Registered;
+use crate::unwind::{Unwinding, hook};
 use crate::worker::{Import, Inner, State};
 
 /// How often a thread looks whether the others have left before it goes on with what is applied.
@@ -31,9 +33,10 @@ const RING_STEPS: u64 = 64;
 
 impl Inner {
     /// Binds everything that is published, when the worker attaches.
-    pub(crate) fn bind_everything(&self) -> Result<(), UpdateError> {
+    pub(crate) fn bind_everything(&self, unwinding: Unwinding) -> Result<(), UpdateError> {
         let mut state = self.state().lock().unwrap_or_else(PoisonError::into_inner);
         self.bind_traps()?;
+        state.registered = self.start_registering(unwinding);
         let tid = rustix::thread::gettid()
             .as_raw_nonzero()
             .get()
@@ -48,6 +51,16 @@ impl Inner {
         self.finish(&mut state, &result);
         self.mailbox().release(index);
         result.map(|_| ())
+    }
+
+    /// Starts registering what is bound with the unwinder, if that is how it is to know it.
+    fn start_registering(&self, unwinding: Unwinding) -> Option<Registered> {
+        let wanted = match unwinding {
+            Unwinding::Auto => !hook::is_active(self.window()),
+            Unwinding::Register => true,
+            Unwinding::Off => false,
+        };
+        wanted.then(|| Registered::new(self.window()))?
     }
 
     /// Applies what is new, if no other thread is inside, and leaves the calling thread (whose pin is 0)
@@ -99,6 +112,7 @@ impl Inner {
                     .word(Word::Updates)
                     .fetch_add(1, Ordering::Relaxed);
             }
+            self.listing().set_root(state.root_at);
             // Release: pairs with the relaxed load in `enter` by way of x86-64's ordered stores and loads, and
             // of the barrier above for threads that were running: slots first, then the number.
             self.life().applied().store(*generation, Ordering::Release);
@@ -150,6 +164,10 @@ impl Inner {
                 _ => return self.resync(state),
             }
         }
+        if let Some(registered) = &mut state.registered {
+            let root = self.window().control().read(state.root_at)?;
+            registered.update(self.window(), &root)?;
+        }
         if names {
             self.look_up_handles(state);
         }
@@ -187,6 +205,8 @@ impl Inner {
             }
             .into());
         }
+        // From here on what is bound can be unwound through.
+        self.listing().set_root(root_at);
         index::walk(view, root.imports, applied, &mut |at| {
             self.resolve_import(state, at)
         })?;
@@ -195,6 +215,9 @@ impl Inner {
             fresh.push(self.bind_unit(state, at)?);
             Ok::<_, UpdateError>(())
         })?;
+        if let Some(registered) = &mut state.registered {
+            registered.update(self.window(), &root)?;
+        }
         if root.reused_text > applied {
             self.serialise(root.reused_text);
         }

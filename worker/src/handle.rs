@@ -15,9 +15,11 @@ use jitcast_runtime::{SegmentOffset, WorkerAddr};
 use crate::apply::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
+use crate::trap::{containing, letting_out};
 use crate::worker::{Inner, State, Worker};
 
-/// A published function of type `F`, an `extern "C" fn`. Follows updates; calling it takes a guard.
+/// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
+/// a guard.
 #[derive(Debug)]
 pub struct Function<F> {
     cell: Arc<HandleCell>,
@@ -254,7 +256,8 @@ impl<T> AbiType for *mut T {
     const TYPE: Option<Type> = Some(Type::Ptr);
 }
 
-/// An `extern "C" fn` type that a handle can have.
+/// A function type that a handle can have: `extern "C" fn`, which no exception may leave (the process ends then), or
+/// `extern "C-unwind" fn`, through which one passes to the host.
 pub trait FunctionType {
     /// Its signature.
     fn signature() -> Signature;
@@ -262,14 +265,18 @@ pub trait FunctionType {
 
 macro_rules! function_types {
     ($($($param:ident $arg:ident),* ;)*) => { $(
-        impl<$($param: AbiType,)* R: AbiType> FunctionType for extern "C" fn($($param),*) -> R {
+        function_types!(@one "C", containing, $($param $arg),*);
+        function_types!(@one "C-unwind", letting_out, $($param $arg),*);
+    )* };
+    (@one $abi:literal, $run:ident, $($param:ident $arg:ident),*) => {
+        impl<$($param: AbiType,)* R: AbiType> FunctionType for extern $abi fn($($param),*) -> R {
             fn signature() -> Signature {
                 let params: &[Option<Type>] = &[$($param::TYPE),*];
                 Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
             }
         }
 
-        impl<$($param: AbiType,)* R: AbiType> Function<extern "C" fn($($param),*) -> R> {
+        impl<$($param: AbiType,)* R: AbiType> Function<extern $abi fn($($param),*) -> R> {
             /// Calls the current version. If it is not published any more, or needs a host symbol that this
             /// worker lacks, the process ends with a message.
             #[inline(always)]
@@ -278,12 +285,12 @@ macro_rules! function_types {
                 let target = self.target(guard);
                 // SAFETY: the cell leads to a published function of this signature (checked when the handle was
                 // made and whenever its name was republished, or vouched for by `function_unchecked`), or to
-                // a trap; the guard keeps the code from being reused.
-                let function: extern "C" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
-                function($($arg),*)
+                // a trap; the guard keeps the code from being reused. An exception may leave it.
+                let function: extern "C-unwind" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
+                $run(|| function($($arg),*))
             }
         }
-    )* };
+    };
 }
 
 function_types! {

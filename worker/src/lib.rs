@@ -18,7 +18,14 @@ mod spawn;
 mod startup;
 mod thread_local;
 mod trap;
+mod unwind;
 mod worker;
+
+/// What [`embed!`] expands to.
+#[doc(hidden)]
+pub mod unwinder {
+    pub use crate::unwind::hook::{Bases, find_fde};
+}
 
 pub use attach::Endpoint;
 pub use error::{AttachError, EnterError, LookupError, UpdateError};
@@ -27,4 +34,6 @@ pub use handle::{AbiType, Function, FunctionType};
 pub use host::{HostTable, LibraryError};
 pub use lookup::Symbol;
 pub use startup::FailedUnit;
+pub use unwind::Unwinding;
+pub use unwind::symbolize::Location;
 pub use worker::{Worker, WorkerOptions, WorkerStats};

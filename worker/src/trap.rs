@@ -71,6 +71,33 @@ pub(crate) extern "C" fn failed() -> ! {
     ))
 }
 
+/// Makes a call that no exception may leave: one that tries ends the process.
+#[inline(always)]
+pub(crate) fn containing<R>(call: impl FnOnce() -> R) -> R {
+    let unwound = Unwound;
+    let result = call();
+    core::mem::forget(unwound);
+    result
+}
+
+/// Makes a call that exceptions may leave.
+#[inline(always)]
+pub(crate) fn letting_out<R>(call: impl FnOnce() -> R) -> R {
+    call()
+}
+
+/// Dropped by an exception.
+struct Unwound;
+
+impl Drop for Unwound {
+    fn drop(&mut self) {
+        fatal(
+            "an exception left published code, which the host called as `extern \"C\"`; through a handle of \
+             type `extern \"C-unwind\" fn` it passes",
+        )
+    }
+}
+
 /// Says `what`, and ends the process; or ends what the worker itself runs of a unit.
 pub(crate) fn fatal(what: &str) -> ! {
     protect::escape(what);

@@ -1,7 +1,6 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -24,6 +23,9 @@ use crate::host::HostTable;
 use crate::life::LifePage;
 use crate::startup::{FailedUnit, Starting, Units};
 use crate::trap;
+use crate::unwind::Unwinding;
+use crate::unwind::register::Registered;
+use crate::unwind::windows::Listing;
 
 /// A process's attachment to a segment. Cheap to clone; the window is unmapped with the last clone.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub struct WorkerOptions {
     pub host: HostTable,
     /// Uids, besides this process's own and root, whose compiler process is trusted.
     pub trusted_uids: Vec<u32>,
+    /// How exceptions and backtraces find their way through published code.
+    pub unwinding: Unwinding,
 }
 
 /// What a worker can say about itself.
@@ -61,8 +65,8 @@ pub struct WorkerStats {
 pub(crate) struct Inner {
     /// Different from that of every other worker that this process has had.
     id: u64,
-    /// Dropped by hand, since it may have to stay.
-    window: ManuallyDrop<Window>,
+    window: Arc<Window>,
+    listing: Listing,
     mailbox: Mailbox,
     life: LifePage,
     barriers: Barriers,
@@ -86,6 +90,8 @@ pub(crate) struct State {
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
     pub(crate) units: Units,
+    /// What is registered with the unwinder, where that is how it gets to know published code.
+    pub(crate) registered: Option<Registered>,
 }
 
 impl Import {
@@ -119,7 +125,7 @@ impl Worker {
             barriers.incomplete(),
             &options.trusted_uids,
         )?;
-        let window = Window::map(&attachment.geometry, &attachment.segment)?;
+        let window = Arc::new(Window::map(&attachment.geometry, &attachment.segment)?);
         let life = LifePage::new().map_err(|cause| AttachError::System {
             step: "mmap of the life page",
             cause,
@@ -128,7 +134,8 @@ impl Worker {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            window: ManuallyDrop::new(window),
+            listing: Listing::new(&window),
+            window,
             mailbox: attachment.mailbox,
             life,
             barriers,
@@ -149,7 +156,7 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything()?;
+        inner.bind_everything(options.unwinding)?;
         Ok(Self(inner))
     }
 
@@ -266,6 +273,10 @@ impl Inner {
         &self.window
     }
 
+    pub(crate) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
     }
@@ -331,16 +342,16 @@ impl Drop for Inner {
         let mut state =
             core::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.end_units(&mut state);
+        let mut bound = state.imports.values();
+        if bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
+            self.listing.keep();
+            core::mem::forget(state.registered.take());
+        }
         if self.is_attached_here() {
             // Release: pairs with the acquire load in the compiler process. Nobody holds a guard any more.
             self.mailbox
                 .word(Word::Detached)
                 .store(1, Ordering::Release);
-        }
-        let mut bound = state.imports.values();
-        if !bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
-            // SAFETY: dropped here and nowhere else, and not used after; nobody can be inside published code.
-            unsafe { ManuallyDrop::drop(&mut self.window) };
         }
     }
 }

@@ -72,6 +72,7 @@ impl<'p> Batch<'_, 'p> {
         };
         let ends = !linked.fini.is_empty() || linked.module.is_some();
         edit.put_unit(txn, &record, &source.name)?;
+        self.write_text(txn, edit, unit, placement, &record)?;
         if let Some(old) = self.site.catalog.units.get(&source.name) {
             // What kept code reads directly is kept with it.
             let data = old.defines.iter().filter(|name| {
@@ -285,7 +286,7 @@ fn write_slots(txn: &mut Txn<'_>, slots: &[SegmentOffset]) -> Result<StoredRegio
     write_table(txn, &bytes)
 }
 
-fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {
+pub(super) fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {
     let len_bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let region = txn.alloc(Area::Control, len_bytes, 8)?;
     txn.memory().write_bytes(region.offset(), bytes);

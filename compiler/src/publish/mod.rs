@@ -7,6 +7,7 @@
 mod bind;
 mod code;
 mod describe;
+mod frames;
 mod place;
 mod settle;
 

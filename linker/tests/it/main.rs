@@ -16,3 +16,4 @@ mod refusals;
 mod resolution;
 mod startup;
 mod thread_local;
+mod unwind;
