@@ -5,6 +5,8 @@ mod common;
 mod scenes;
 #[path = "unwind/sources.rs"]
 mod sources;
+#[path = "unwind/stepping.rs"]
+mod stepping;
 #[path = "publish/units.rs"]
 mod units;
 
@@ -46,5 +48,12 @@ fn without_it_an_exception_ends_the_process() {
 fn an_idle_worker_throws_after_memory_was_wanted() {
     if require::cxx() {
         Stage::new(&FLAGS).idle("auto");
+    }
+}
+
+#[test]
+fn a_profiler_gets_to_the_host_from_every_instruction() {
+    if require::cxx() {
+        Stage::new(&FLAGS).finishes("stepped", "auto");
     }
 }

@@ -144,6 +144,7 @@ pub(crate) fn play(target: &str) {
         "contained" => drop(host_function::<Drive>("drive")(containing, 2)),
         "replaced" => replaced(),
         "idle" => idle(),
+        "stepped" => crate::stepping::everywhere(),
         _ => panic!("no scene `{scene}`"),
     }
     role::report("done");
@@ -371,6 +372,13 @@ impl Stage {
             publish(&self.host, &[object_unit(&name, object.finish())]);
         }
         process.send("go on");
+        assert_eq!(role::next_report(&mut process), "done");
+        process.finish().succeeded();
+    }
+
+    /// A scene that needs nothing of the test.
+    pub(crate) fn finishes(&self, scene: &str, unwinding: &str) {
+        let mut process = self.start(scene, unwinding);
         assert_eq!(role::next_report(&mut process), "done");
         process.finish().succeeded();
     }
