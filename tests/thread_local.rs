@@ -7,10 +7,11 @@ mod units;
 use std::sync::mpsc::channel;
 
 use common::host::Host;
+use common::process::Process;
 use common::scratch::Scratch;
 use common::{remote, require, role};
 use jitcast::compiler::{PublishError, UnitSource};
-use jitcast::worker::{HostTable, LookupError, Worker};
+use jitcast::worker::{HostTable, Worker};
 use units::{attach, attach_with, c, c_with, call, publish, refused, try_call};
 
 /// The role of a worker that calls functions by name.
@@ -193,8 +194,7 @@ fn with_library(model: &str) -> (Scratch, String, UnitSource) {
 }
 
 #[test]
-fn storage_of_a_library_is_reached_from_its_module_and_if_it_is_there_from_the_start_from_the_thread()
- {
+fn storage_of_a_library_is_reached_by_its_module() {
     if !require::cc() {
         return;
     }
@@ -211,17 +211,23 @@ fn storage_of_a_library_is_reached_from_its_module_and_if_it_is_there_from_the_s
         }),
         7
     );
-    // What the C library has from the start.
-    let errno = "extern __thread int errno_of __asm__(\"errno\") __attribute__((tls_model(\"initial-exec\")));
-        int *__errno_location(void);
-        long fails(long x) { errno_of = x; return *__errno_location(); }";
-    let error = host.compiler.publish(&[c("errno", errno)]);
-    // It is GLIBC_PRIVATE, so a program has no use for it; whoever has one is told.
-    error.unwrap_or_else(|error| panic!("{error}"));
-    assert!(matches!(
-        try_call(&attach(&host), "fails", 3),
-        Ok(3) | Err(LookupError::MissingImport { .. })
-    ));
+}
+
+#[test]
+fn storage_of_a_library_that_is_there_from_the_start_is_reached_from_the_thread_pointer() {
+    if !require::cc() {
+        return;
+    }
+    let (_scratch, path, unit) = with_library("-ftls-model=initial-exec");
+    let host = Host::sealed();
+    publish(&host, &[unit]);
+    let mut preloaded = role::command(CALLER, &host.socket);
+    let mut process = Process::start_listening(preloaded.env("LD_PRELOAD", &path));
+    assert_eq!(role::next_report(&mut process), "attached");
+    for expected in ["6", "7"] {
+        process.send("uses");
+        assert_eq!(role::next_report(&mut process), expected);
+    }
 }
 
 #[test]

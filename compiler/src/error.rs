@@ -117,18 +117,6 @@ pub enum PublishError {
         /// Their alignments, bytes.
         alignments: (u64, u64),
     },
-    /// A reference asks for one version of a host symbol.
-    #[error(
-        "the unit `{unit}` needs `{symbol}` in its version {version}, and workers bind default versions\n  help: compile it without .symver directives"
-    )]
-    Versioned {
-        /// The symbol.
-        symbol: String,
-        /// The version.
-        version: String,
-        /// The unit that refers to it.
-        unit: String,
-    },
     /// A window has fewer cells than a unit has references.
     #[error(
         "the unit refers to {count} names, for which a window has too few cells\n  help: divide it"

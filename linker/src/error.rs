@@ -449,6 +449,9 @@ impl Problem {
             Self::TableForm {
                 form: "SHT_CREL", ..
             } => compile("-Wa,--no-crel"),
+            Self::OutOfRange { kind, .. } => Some(format!(
+                "use a wider field than {kind}'s, or check the addend: what assembled {file} chose both"
+            )),
             Self::Refused { refusal, .. } => refusal.compile_with().and_then(compile),
             Self::Misused { misuse, .. } => misuse.compile_with().and_then(compile),
             _ => None,

@@ -95,7 +95,7 @@ impl HostTable {
         Ok(self)
     }
 
-    /// The address of `name` in this process, if there is one.
+    /// The address of `name` in this process, if there is one; of `name@VERSION`, that of the version.
     pub fn resolve(&self, name: &str) -> Option<WorkerAddr> {
         if let Some(address) = self.defined.get(name) {
             return Some(*address);
@@ -109,6 +109,9 @@ impl HostTable {
         if !self.search_process {
             return None;
         }
+        if let Some((stem, version)) = name.split_once('@') {
+            return self.resolve_version(stem, version);
+        }
         let c_name = CString::new(name).ok()?;
         wrapped(name)
             .or_else(|| of_libgcc(name, &c_name))
@@ -118,6 +121,22 @@ impl HostTable {
                     .iter()
                     .find_map(|library| dlsym(library.0, &c_name))
             })
+    }
+}
+
+impl HostTable {
+    fn resolve_version(&self, name: &str, version: &str) -> Option<WorkerAddr> {
+        if let Some(address) = self.defined.get(name) {
+            return Some(*address);
+        }
+        let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
+        let handles = core::iter::once(libc::RTLD_DEFAULT);
+        let mut handles = handles.chain(self.libraries.iter().map(|library| library.0));
+        handles.find_map(|handle| {
+            // SAFETY: `handle` is RTLD_DEFAULT or an open handle, and both names are C strings.
+            let address = unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) };
+            (!address.is_null()).then(|| WorkerAddr::new(address.addr() as u64))
+        })
     }
 }
 

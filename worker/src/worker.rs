@@ -356,10 +356,19 @@ impl Drop for Inner {
     }
 }
 
-/// Whether published code that calls the host symbol `name` may be called when a thread or the process ends, long
-/// after the worker is gone, and nobody can take that back. Its window then stays mapped.
+/// Whether published code that calls the host symbol `name` may be called when a thread or the process ends or a signal
+/// comes, long after the worker is gone, and nobody can take that back. Its window then stays mapped.
 fn leaves_handlers(name: &str) -> bool {
-    ["on_exit", "__cxa_thread_atexit"].contains(&name)
+    const NAMES: [&str; 7] = [
+        "on_exit",
+        "__cxa_thread_atexit",
+        "__cxa_thread_atexit_impl",
+        "pthread_key_create",
+        "tss_create",
+        "sigaction",
+        "signal",
+    ];
+    NAMES.contains(&name)
 }
 
 /// The half of the head that changes with every publication: what a futex compares.

@@ -36,13 +36,6 @@ impl<'p> Batch<'_, 'p> {
     ) -> Result<Binding, PublishError> {
         check_name(reference.name)?;
         if !self.is_segments(reference.name) || self.pooled(reference.name).is_some() {
-            if let Some(version) = reference.version {
-                return Err(PublishError::Versioned {
-                    symbol: reference.name.to_owned(),
-                    version: version.to_owned(),
-                    unit: self.sources[unit].name.clone(),
-                });
-            }
             return Ok(self.bind_host(txn, edit, reference)?);
         }
         let mut symbol = match self.changes.symbols.get(reference.name) {
@@ -113,7 +106,12 @@ impl<'p> Batch<'_, 'p> {
             true => ImportKind::Weak,
             false => ImportKind::Strong,
         };
-        (reference.name.to_owned(), kind)
+        // Workers look for `name@VERSION` in that version.
+        let name = match reference.version {
+            Some(version) if kind != ImportKind::Unique => format!("{}@{version}", reference.name),
+            _ => reference.name.to_owned(),
+        };
+        (name, kind)
     }
 
     pub(super) fn bind_host(
@@ -122,7 +120,6 @@ impl<'p> Batch<'_, 'p> {
         edit: &mut Edit,
         reference: &Reference<'p>,
     ) -> Result<Binding, SegmentFull> {
-        let name = reference.name;
         let key = self.import_key(reference);
         let published = self.site.catalog.imports.get(&key);
         let known = self.changes.imports.get(&key).or(published).cloned();
@@ -139,7 +136,7 @@ impl<'p> Batch<'_, 'p> {
                     call_cell: None,
                     address_cell: None,
                     fallback: self
-                        .pooled(name)
+                        .pooled(reference.name)
                         .map(|pooled| pooled.place)
                         .unwrap_or_default(),
                     users: 0,
@@ -176,10 +173,10 @@ impl<'p> Batch<'_, 'p> {
                 call_cell: import.call_cell.unwrap_or_default(),
                 address_cell: import.address_cell.unwrap_or_default(),
                 weak: (key.1 == ImportKind::Weak).into(),
-                name_len: name.len() as u32,
+                name_len: key.0.len() as u32,
                 fallback: import.fallback,
             };
-            edit.put_import(txn, &record, name)?;
+            edit.put_import(txn, &record, &key.0)?;
         }
         self.changes.imports.insert(key, import);
         Ok(binding)

@@ -264,12 +264,17 @@ fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
 }
 
 /// Whether something of a unit may be called after it was replaced: destructors, which each worker runs in its
-/// own time, and handlers that run when a thread or the process ends.
+/// own time, and handlers that run when a thread or the process ends, or when a signal comes.
 fn leaves_something(prepared: &Prepared<'_>, linked: &Linked) -> bool {
-    const REGISTER: [&str; 5] = [
+    const REGISTER: [&str; 10] = [
         "__cxa_atexit",
         "__cxa_at_quick_exit",
         "__cxa_thread_atexit",
+        "__cxa_thread_atexit_impl",
+        "pthread_key_create",
+        "tss_create",
+        "sigaction",
+        "signal",
         "__register_atfork",
         "on_exit",
     ];
