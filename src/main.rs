@@ -3,6 +3,9 @@
 
 mod cli;
 
+// Exceptions find their way through published code.
+jitcast_worker::embed!();
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -5,7 +5,7 @@
 
 use object::elf;
 
-use crate::case::Case;
+use crate::case::{Case, Placement};
 use crate::draft::{Name, UnitDraft};
 use crate::form::{Class, Form, narrow};
 
@@ -16,6 +16,8 @@ pub const START: &str = "at_";
 pub const HOST_FUNCTIONS: [&str; 3] = ["host_f0", "host_f1", "host_f2"];
 /// Data of the host.
 pub const HOST_DATA: [&str; 2] = ["host_d0", "host_d1"];
+/// Thread-local data of the host.
+pub const HOST_THREADS: [&str; 2] = ["host_t0", "host_t1"];
 /// Referred to weakly: the host has the first two.
 pub const WEAK: [(&str, Class); 4] = [
     ("maybe_f", Class::Function),
@@ -65,7 +67,7 @@ impl Audience {
             return true;
         };
         let usual = !absent && name.class != Class::Table && (value || name.class != Class::Number);
-        !unknown.contains(&form.kind()) && (counts || usual)
+        !name.class.is_thread() && !unknown.contains(&form.kind()) && (counts || usual)
     }
 }
 
@@ -76,8 +78,19 @@ pub fn build(case: &Case) -> Vec<Vec<Built>> {
 
 /// Builds the objects of each unit for whoever is to link them.
 pub fn build_for(case: &Case, audience: Audience) -> Vec<Vec<Built>> {
-    let units: Vec<UnitDraft<'_>> = case
-        .units
+    let mut plans = case.units.clone();
+    if audience != Audience::Ours {
+        // Executables count from the thread pointer, ours from a unit's block.
+        let objects = plans.iter_mut().flat_map(|unit| &mut unit.objects);
+        for section in objects.flat_map(|object| &mut object.sections) {
+            section.placement = match section.placement {
+                Placement::ThreadData => Placement::Data,
+                Placement::ThreadZero => Placement::Zero,
+                placement => placement,
+            };
+        }
+    }
+    let units: Vec<UnitDraft<'_>> = plans
         .iter()
         .enumerate()
         .map(|(number, unit)| UnitDraft::new(number, unit, audience))

@@ -47,6 +47,10 @@ pub enum Placement {
     Zero,
     /// `.ldata`, of the larger code models.
     LargeData,
+    /// `.tdata`: what each thread's own starts as.
+    ThreadData,
+    /// `.tbss`.
+    ThreadZero,
 }
 
 /// How a section is named.

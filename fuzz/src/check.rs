@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-use jitcast_linker::Place;
 use jitcast_oracle::elf::{Elf, Home};
-use jitcast_oracle::{Finding, Judge, Layout, Names, Object, Report};
+use jitcast_oracle::{Finding, Image, Judge, Layout, Names, Object, Report, Rules, Stored};
 
 use crate::build::{Built, build};
 use crate::case::Case;
-use crate::window::{LinkedUnit, Window};
+use crate::window::{INDIRECT, LinkedUnit, Window, own_address};
+
+/// `SHF_TLS`.
+const THREAD_LOCAL: u64 = 0x400;
 
 /// Why a case fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +75,7 @@ pub fn check_built(case: &Case, units: &[Vec<Built>]) -> Result<Report, Failure>
         for &base in &case.bases {
             let image = window.image(base).map_err(Failure::Misplaced)?;
             let layout = window.layout(index, &objects, base);
-            well_placed(&objects, &layout, &window.units[index], base)?;
+            well_placed(&objects, &layout, &window.units[index], &image, base)?;
             let found = Judge::new(&objects, &image, &layout).judge();
             if !found.findings.is_empty() {
                 let findings = found.findings;
@@ -103,12 +105,20 @@ fn well_placed(
     objects: &[Object<'_>],
     layout: &Layout,
     unit: &LinkedUnit,
+    image: &Image,
     base: u64,
 ) -> Result<(), Failure> {
     let misplaced = |what| Err(Failure::Misplaced(what));
     let mut ranges = Vec::new();
     for (&(object, section), &start) in &layout.sections {
         let section = &objects[object].elf.sections[section];
+        if section.flags & THREAD_LOCAL != 0 {
+            let offset = start.wrapping_sub(layout.block.unwrap_or_default());
+            if !offset.is_multiple_of(section.align_bytes) {
+                return misplaced(format!("{} at +{offset:#x} is not aligned", section.name));
+            }
+            continue;
+        }
         // Bases are aligned to pages only.
         if !start.is_multiple_of(section.align_bytes.min(4096)) {
             return misplaced(format!("{} at {start:#x} is not aligned", section.name));
@@ -134,10 +144,16 @@ fn well_placed(
         exported += 1;
         let mut definitions = unit.definitions.iter();
         let found = definitions.find(|(other, ..)| other == name);
-        let found = found.map(|(_, _, place)| match place {
-            Place::At(_, offset) => base + u64::from(offset.get()),
-            Place::Absolute(value) => *value,
-        });
+        let found = found.map(|(_, _, place)| own_address(*place, base, layout.block));
+        if global.kind == INDIRECT && global.binding != 0 {
+            let leads = found.is_some_and(|found| asks(image, layout, found, expected));
+            if !leads {
+                return misplaced(format!(
+                    "`{name}` does not lead to what its resolver returns"
+                ));
+            }
+            continue;
+        }
         if found != expected {
             return misplaced(format!(
                 "`{name}` is said to be at {found:#x?}, not {expected:#x?}"
@@ -149,4 +165,20 @@ fn well_placed(
         return misplaced(format!("{count} names are published, not {exported}"));
     }
     Ok(())
+}
+
+/// Whether the code at `place` jumps through a cell that holds what the function at `resolver` returns.
+fn asks(image: &Image, layout: &Layout, place: u64, resolver: Option<u64>) -> bool {
+    // endbr64; jmp *cell(%rip)
+    let Some([0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, field @ ..]) = image.read(place, 10) else {
+        return false;
+    };
+    let Some(&field) = field.first_chunk::<4>() else {
+        return false;
+    };
+    let cell = (place + 10).wrapping_add_signed(i32::from_le_bytes(field).into());
+    let Rules::Window(window) = &layout.rules else {
+        return false;
+    };
+    matches!(window.dynamic.get(&cell), Some(Stored::Resolved(found)) if Some(*found) == resolver)
 }

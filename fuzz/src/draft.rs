@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use object::{SectionKind, elf};
 
-use crate::build::{Audience, GHOST, HOST_DATA, HOST_FUNCTIONS, TABLE, WEAK};
+use crate::build::{Audience, GHOST, HOST_DATA, HOST_FUNCTIONS, HOST_THREADS, TABLE, WEAK};
 use crate::case::{Item, ObjectPlan, Placement, SectionPlan, Sight, Style, SymbolPlan, UnitPlan};
 use crate::form::{Class, Form};
 
@@ -63,6 +63,8 @@ impl Placement {
             Self::Data => 'd',
             Self::Zero => 'b',
             Self::LargeData => 'l',
+            Self::ThreadData => 'h',
+            Self::ThreadZero => 'z',
         }
     }
 
@@ -74,6 +76,8 @@ impl Placement {
             Self::Data => ".data",
             Self::Zero => ".bss",
             Self::LargeData => ".ldata",
+            Self::ThreadData => ".tdata",
+            Self::ThreadZero => ".tbss",
         }
     }
 
@@ -84,6 +88,8 @@ impl Placement {
             Self::Relocated => SectionKind::ReadOnlyDataWithRel,
             Self::Data | Self::LargeData => SectionKind::Data,
             Self::Zero => SectionKind::UninitializedData,
+            Self::ThreadData => SectionKind::Tls,
+            Self::ThreadZero => SectionKind::UninitializedTls,
         }
     }
 
@@ -98,7 +104,18 @@ impl Placement {
         } else {
             0
         };
-        u64::from(flags) | large
+        let thread = if self.is_thread() { elf::SHF_TLS } else { 0 };
+        u64::from(flags | thread) | large
+    }
+
+    /// Whether it has no bytes.
+    pub(crate) fn is_zero(self) -> bool {
+        matches!(self, Self::Zero | Self::ThreadZero)
+    }
+
+    /// Whether each thread has its own.
+    pub(crate) fn is_thread(self) -> bool {
+        matches!(self, Self::ThreadData | Self::ThreadZero)
     }
 
     pub(crate) fn is_text(self) -> bool {
@@ -145,7 +162,7 @@ impl<'p> Draft<'p> {
             draft.offsets.push(draft.len_bytes);
             draft.len_bytes += match *item {
                 Item::Fill(count) => filler(count, is_text).len() as u64,
-                Item::Site(_) if plan.placement == Placement::Zero => 8,
+                Item::Site(_) if plan.placement.is_zero() => 8,
                 Item::Site(site) => effective(site.form, is_text)
                     .encode(Class::Code, is_text)
                     .bytes
@@ -157,14 +174,12 @@ impl<'p> Draft<'p> {
                         let indirect = is_text
                             && symbol.sight == Sight::Indirect
                             && audience == Audience::Ours;
-                        draft.definitions.push(definition(
-                            name,
-                            binding,
-                            symbol,
-                            draft.len_bytes,
-                            is_text,
-                            indirect,
-                        ));
+                        let at = draft.len_bytes;
+                        let mut new = definition(name, binding, symbol, at, is_text, indirect);
+                        if plan.placement.is_thread() {
+                            new.info = binding << 4 | elf::STT_TLS;
+                        }
+                        draft.definitions.push(new);
                     }
                     0
                 }
@@ -244,6 +259,7 @@ impl<'p> UnitDraft<'p> {
                     Style::Group(group) if !groups.insert((group, plan.placement.letter())) => {
                         Style::Own
                     }
+                    Style::Group(_) if plan.placement.is_thread() => Style::Own,
                     Style::Plain if audience != Audience::Ours => Style::Own,
                     style => style,
                 };
@@ -255,6 +271,14 @@ impl<'p> UnitDraft<'p> {
                     audience,
                     |index, sight| match sight {
                         Sight::Local => (format!("l{section}_{index}"), elf::STB_LOCAL),
+                        Sight::Weak if plan.placement.is_thread() => (
+                            format!("u{number}o{object}_{section}_{index}"),
+                            elf::STB_WEAK,
+                        ),
+                        _ if plan.placement.is_thread() => (
+                            format!("u{number}o{object}_{section}_{index}"),
+                            elf::STB_GLOBAL,
+                        ),
                         Sight::Shared(shared) => {
                             (format!("u{number}_shared{shared}{letter}"), elf::STB_WEAK)
                         }
@@ -305,9 +329,9 @@ impl<'p> UnitDraft<'p> {
         for object in &self.objects {
             for (section, draft) in object.sections.iter().enumerate() {
                 let class_of = |info: u8| match draft.plan.placement {
+                    placement if placement.is_thread() => Class::Thread,
                     // Even their own unit goes through cells to what others may have instead.
                     _ if info >> 4 == elf::STB_GNU_UNIQUE => Class::Datum,
-                    _ if info & 15 == elf::STT_GNU_IFUNC => Class::Function,
                     Placement::Text if info & 15 != elf::STT_OBJECT => Class::Code,
                     _ => Class::Data,
                 };
@@ -316,7 +340,15 @@ impl<'p> UnitDraft<'p> {
                     if seen.insert(name.clone()) {
                         names.push(Name {
                             name,
-                            class: class_of(0),
+                            class: match draft.plan.placement {
+                                // One in the process, as inline variables of C++ are.
+                                Placement::Data | Placement::Zero | Placement::LargeData
+                                    if object.audience == Audience::Ours =>
+                                {
+                                    Class::Datum
+                                }
+                                _ => class_of(0),
+                            },
                             local: None,
                             place: None,
                             published: true,
@@ -336,7 +368,12 @@ impl<'p> UnitDraft<'p> {
                         name: definition.name.clone(),
                         class: class_of(definition.info),
                         local,
-                        place: (!shared).then_some((object.number, section, definition.offset)),
+                        // An indirect function is not where its resolver is.
+                        place: (!shared && definition.info & 15 != elf::STT_GNU_IFUNC).then_some((
+                            object.number,
+                            section,
+                            definition.offset,
+                        )),
                         published: local.is_none()
                             && !shared
                             && matches!(
@@ -367,10 +404,10 @@ impl<'p> UnitDraft<'p> {
             .iter()
             .filter(|name| name.published)
             .map(|name| Name {
-                class: if matches!(name.class, Class::Code | Class::Function) {
-                    Class::Function
-                } else {
-                    Class::Datum
+                class: match name.class {
+                    Class::Code | Class::Function => Class::Function,
+                    Class::Thread => Class::OtherThread,
+                    _ => Class::Datum,
                 },
                 place: None,
                 ..name.clone()
@@ -441,10 +478,10 @@ impl ObjectDraft<'_> {
             if !matches!(section.style, Style::Group(_)) {
                 targets.push(Name {
                     name: format!("{}", Section(index)),
-                    class: if section.plan.placement.is_text() {
-                        Class::Code
-                    } else {
-                        Class::Data
+                    class: match section.plan.placement {
+                        Placement::Text => Class::Code,
+                        placement if placement.is_thread() => Class::Thread,
+                        _ => Class::Data,
                     },
                     local: Some(self.number),
                     place: Some((self.number, index, 0)),
@@ -460,6 +497,7 @@ impl ObjectDraft<'_> {
         targets.extend_from_slice(others);
         targets.extend(HOST_FUNCTIONS.map(|name| plain(name, Class::Function)));
         targets.extend(HOST_DATA.map(|name| plain(name, Class::Datum)));
+        targets.extend(HOST_THREADS.map(|name| plain(name, Class::HostThread)));
         targets.extend(WEAK.map(|(name, class)| plain(name, class)));
         targets.push(plain(GHOST, Class::Number));
         targets.push(plain(&self.local_number(), Class::Number));

@@ -17,12 +17,23 @@ pub enum Class {
     Datum,
     /// `_GLOBAL_OFFSET_TABLE_`.
     Table,
+    /// A thread-local datum of the unit.
+    Thread,
+    /// A thread-local datum of another unit.
+    OtherThread,
+    /// A thread-local datum of the host.
+    HostThread,
 }
 
 impl Class {
     /// Whether the unit has it.
     pub fn is_own(self) -> bool {
         matches!(self, Self::Code | Self::Data)
+    }
+
+    /// Whether each thread has its own.
+    pub fn is_thread(self) -> bool {
+        matches!(self, Self::Thread | Self::OtherThread | Self::HostThread)
     }
 
     /// Whether the host or another unit has it.
@@ -105,6 +116,13 @@ pub enum Form {
         /// Bytes.
         addend: i32,
     },
+    /// `lea`, `mov` or `add` of a thread-local symbol's entry: `R_X86_64_TLSGD`, `TLSLD` or `GOTTPOFF`.
+    Storage {
+        /// `r_type`.
+        kind: u32,
+        /// `add` where there is a choice.
+        add: bool,
+    },
     /// A field of a kind that says all by itself: in data bare, in text an immediate.
     Field {
         /// `r_type`.
@@ -156,7 +174,9 @@ pub const OPERANDS: [(&[u8], usize); 9] = [
 ];
 
 /// The kinds of [`Form::Field`]: all that need no instruction.
-pub const FIELDS: [u32; 23] = [
+pub const FIELDS: [u32; 25] = [
+    elf::R_X86_64_DTPOFF32,
+    elf::R_X86_64_DTPOFF64,
     elf::R_X86_64_NONE,
     elf::R_X86_64_64,
     elf::R_X86_64_PC32,
@@ -190,6 +210,13 @@ impl Form {
     pub fn goes_with(self, class: Class, in_text: bool) -> bool {
         let number = class == Class::Number;
         let table = class == Class::Table;
+        if class.is_thread() || self.asks_for_thread() {
+            return match self.kind() {
+                elf::R_X86_64_TLSGD => class.is_thread(),
+                elf::R_X86_64_GOTTPOFF => class == Class::HostThread,
+                _ => self.asks_for_thread() && class == Class::Thread,
+            };
+        }
         match self {
             Self::Branch { inside, .. } => {
                 class == Class::Code || class == Class::Function && inside == 0
@@ -200,6 +227,7 @@ impl Form {
             Self::Offset { opcode, .. } => {
                 class == Class::Data || number || table || class.is_outside() && opcode == 0xa1
             }
+            Self::Storage { .. } => false,
             Self::Field { kind, .. } => match kind {
                 elf::R_X86_64_8 | elf::R_X86_64_16 | elf::R_X86_64_32 | elf::R_X86_64_32S => number,
                 elf::R_X86_64_PC8 | elf::R_X86_64_PC16 => class.is_own(),
@@ -218,6 +246,18 @@ impl Form {
                 _ => true,
             },
         }
+    }
+
+    /// Whether it is a use of a thread-local symbol.
+    pub fn asks_for_thread(self) -> bool {
+        matches!(
+            self.kind(),
+            elf::R_X86_64_TLSGD
+                | elf::R_X86_64_TLSLD
+                | elf::R_X86_64_GOTTPOFF
+                | elf::R_X86_64_DTPOFF32
+                | elf::R_X86_64_DTPOFF64
+        )
     }
 
     /// The kind of relocation.
@@ -239,7 +279,7 @@ impl Form {
                 }
             }
             Self::Movabs { .. } | Self::Offset { .. } => elf::R_X86_64_64,
-            Self::Field { kind, .. } => kind,
+            Self::Storage { kind, .. } | Self::Field { kind, .. } => kind,
         }
     }
 
@@ -321,6 +361,12 @@ impl Form {
                 };
                 Code::wide(&[prefix, &[opcode]].concat(), addend.into())
             }
+            Self::Storage { kind, add } => match kind {
+                elf::R_X86_64_TLSGD => Code::displaced(&[0x66, 0x48, 0x8d, 0x3d], 0, 0),
+                elf::R_X86_64_TLSLD => Code::displaced(&[0x48, 0x8d, 0x3d], 0, 0),
+                _ if add => Code::displaced(&[0x48, 0x03, 0x05], 0, 0),
+                _ => Code::displaced(&[0x48, 0x8b, 0x05], 0, 0),
+            },
             Self::Field {
                 kind,
                 register,
@@ -344,7 +390,8 @@ fn field(kind: u32, register: u8, addend: i64, in_text: bool) -> Code {
         | elf::R_X86_64_GOTPC64
         | elf::R_X86_64_GOTPLT64
         | elf::R_X86_64_PLTOFF64
-        | elf::R_X86_64_SIZE64 => 8,
+        | elf::R_X86_64_SIZE64
+        | elf::R_X86_64_DTPOFF64 => 8,
         _ => 4,
     };
     let low = register & 7;

@@ -125,6 +125,7 @@ pub fn attempt(files: &[(&str, &[u8])], options: &Options) {
         text: SegmentOffset::new(0x1000_0000),
         read_only: SegmentOffset::new(0x2000_0000),
         private: SegmentOffset::new(0x3000_0000),
+        number: 1,
     };
     let bindings: Vec<Binding> = (0..)
         .zip(prepared.references())
@@ -162,6 +163,7 @@ fn binding<'p>(
             call_cell: Some(at(0x1000, 16)),
             address_cell: Some(at(0x1008, 16)),
             stub: Some(at(0x400_0000, 8)),
+            block_offset: None,
         }
     }
 }

@@ -55,6 +55,8 @@ fn section() -> impl Strategy<Value = SectionPlan> {
         2 => Just(Placement::Data),
         1 => Just(Placement::Zero),
         1 => Just(Placement::LargeData),
+        1 => Just(Placement::ThreadData),
+        1 => Just(Placement::ThreadZero),
     ]
     .prop_flat_map(|placement| {
         let style = prop_oneof![
@@ -92,7 +94,9 @@ fn item(placement: Placement) -> BoxedStrategy<Item> {
             2 => site(field().boxed()),
         ]
         .boxed(),
-        Placement::Zero => prop_oneof![fill, symbol].boxed(),
+        Placement::Zero | Placement::ThreadData | Placement::ThreadZero => {
+            prop_oneof![fill, symbol].boxed()
+        }
         _ => prop_oneof![1 => fill, 2 => symbol, 5 => site(field().boxed())].boxed(),
     }
 }
@@ -130,6 +134,11 @@ pub fn instruction() -> impl Strategy<Value = Form> {
     let branch = select(vec![0xe8, 0xe8, 0xe9, 0x80, 0x84, 0x85, 0x8f]);
     let inside = prop_oneof![4 => Just(0), 1 => any::<i8>()];
     let which = || any::<u8>();
+    let storage = select(vec![
+        elf::R_X86_64_TLSGD,
+        elf::R_X86_64_TLSLD,
+        elf::R_X86_64_GOTTPOFF,
+    ]);
     let flag = any::<bool>;
     prop_oneof![
         3 => (branch, flag(), inside)
@@ -147,6 +156,7 @@ pub fn instruction() -> impl Strategy<Value = Form> {
             .prop_map(|(which, displacement)| Form::Operand { which, displacement }),
         1 => (register(), displacement())
             .prop_map(|(register, addend)| Form::Movabs { register, addend }),
+        2 => (storage, flag()).prop_map(|(kind, add)| Form::Storage { kind, add }),
         1 => (0xa0..=0xa3_u8, flag(), displacement())
             .prop_map(|(opcode, wide, addend)| Form::Offset { opcode, wide, addend }),
     ]
@@ -175,7 +185,8 @@ fn fitting(kind: u32, addend: i64) -> i64 {
         | elf::R_X86_64_GOTPC64
         | elf::R_X86_64_GOTPLT64
         | elf::R_X86_64_PLTOFF64
-        | elf::R_X86_64_SIZE64 => addend,
+        | elf::R_X86_64_SIZE64
+        | elf::R_X86_64_DTPOFF64 => addend,
         // Sizes have no sign.
         elf::R_X86_64_SIZE32 => addend.rem_euclid(NEAR.into()),
         // What becomes the value, see [`narrow`].

@@ -9,8 +9,8 @@ use jitcast_linker::{
     Binding, Dialect, Input, LinkError, Linked, Options, Place, Placement, Prepared, SymbolKind,
 };
 use jitcast_oracle::elf::Home;
-use jitcast_oracle::{Image, Layout, Object, Published, Rules};
-use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
+use jitcast_oracle::{Image, Layout, Object, Published, Rules, Stored};
+use jitcast_runtime::{ImportId, Patch, PatchKind, PatchTarget, SegmentOffset, module};
 
 use crate::build::{Built, GHOST, HOST_DATA, HOST_FUNCTIONS, START, WEAK};
 use crate::case::Places;
@@ -34,6 +34,12 @@ pub fn host_address(name: &str) -> Option<u64> {
     });
     Some(HOST + (1 << 28) + (hash >> 40) * 16)
 }
+
+/// What stands in memory for what a worker finds out otherwise than by an address.
+const FOUND_OUT: u64 = 0xf0f0_f0f0_f0f0_f0f0;
+
+/// `STT_GNU_IFUNC`.
+pub(crate) const INDIRECT: u8 = 10;
 
 /// A unit, linked, and where it went.
 #[derive(Debug)]
@@ -110,6 +116,7 @@ impl Window {
                 text: take(&mut next.text, extents.text),
                 read_only: take(&mut next.read_only, extents.read_only),
                 private: take(&mut next.private, extents.private),
+                number: placed.len() as u64 + 1,
             });
         }
         for (prepared, at) in prepared.iter().zip(&placed) {
@@ -143,11 +150,14 @@ impl Window {
                 let number = self.numbers[reference.name];
                 let (call_cell, address_cell, stub) = cells(self.places, number);
                 let target = match self.owners.get(reference.name) {
-                    Some((SymbolKind::Function | SymbolKind::IndirectFunction, _)) => {
-                        PatchTarget::Window(stub)
-                    }
+                    Some((SymbolKind::Function, _)) => PatchTarget::Window(stub),
                     Some((_, Place::At(_, offset))) => PatchTarget::Window(*offset),
+                    Some((_, Place::ThreadLocal { module, .. })) => PatchTarget::Window(*module),
                     _ => PatchTarget::Host(ImportId::new(number)),
+                };
+                let block_offset = match self.owners.get(reference.name) {
+                    Some((_, Place::ThreadLocal { offset, .. })) => Some(*offset),
+                    _ => None,
                 };
                 // What was not asked for must not be needed.
                 Binding {
@@ -155,6 +165,7 @@ impl Window {
                     call_cell: (reference.call_cell || reference.stub).then_some(call_cell),
                     address_cell: reference.address_cell.then_some(address_cell),
                     stub: reference.stub.then_some(stub),
+                    block_offset,
                 }
             })
             .collect();
@@ -175,9 +186,7 @@ impl Window {
     fn canonical(&self, name: &str, base: u64) -> u64 {
         let (_, _, stub) = cells(self.places, self.numbers.get(name).copied().unwrap_or(0));
         match self.owners.get(name) {
-            Some((SymbolKind::Function | SymbolKind::IndirectFunction, _)) => {
-                base + u64::from(stub.get())
-            }
+            Some((SymbolKind::Function, _)) => base + u64::from(stub.get()),
             Some((_, place)) => address(*place, base),
             None => host_address(name).unwrap_or(0),
         }
@@ -191,11 +200,7 @@ impl Window {
     pub fn image(&self, base: u64) -> Result<Image, String> {
         let mut image = Image::new();
         let place = |offset: SegmentOffset| base + u64::from(offset.get());
-        let names: Vec<&String> = {
-            let mut names: Vec<_> = self.numbers.iter().collect();
-            names.sort_by_key(|(_, number)| **number);
-            names.into_iter().map(|(name, _)| name).collect()
-        };
+        let names = self.names();
         let mut slots = Vec::new();
         let mut stubs = Vec::new();
         for (number, name) in (0..).zip(&names) {
@@ -225,23 +230,19 @@ impl Window {
                     image.add(place(start), bytes);
                 }
             }
-            let private =
-                unit.at.private.get()..unit.at.private.get() + unit.linked.template.len() as u32;
+            let start = unit.at.private.get();
+            let private = start..start + unit.linked.template.len() as u32;
             for patch in &unit.linked.patches {
-                let target = match patch.target().ok_or("a patch without a target")? {
-                    PatchTarget::Window(offset) => place(offset),
-                    PatchTarget::Host(import) => {
-                        let name = names
-                            .get(import.get() as usize)
-                            .ok_or("a patch of no name")?;
-                        host_address(name).unwrap_or(0)
-                    }
+                let target = self.target(patch, &names, base)?;
+                let value = match patch.kind() {
+                    Some(PatchKind::Address) => target.wrapping_add_signed(patch.addend),
+                    // Nobody runs anything here: see `dynamic`.
+                    Some(_) => FOUND_OUT,
+                    None => return Err("a patch of no kind".to_owned()),
                 };
                 let site = patch.site.get();
                 let inside = private.contains(&site) && private.contains(&(site + 7));
-                if !inside
-                    || !image.store(place(patch.site), target.wrapping_add_signed(patch.addend))
-                {
+                if !inside || !image.store(place(patch.site), value) {
                     return Err(format!(
                         "a patch at {site:#x}, outside the unit's private data"
                     ));
@@ -251,14 +252,69 @@ impl Window {
         Ok(image)
     }
 
+    /// All names, by their numbers.
+    fn names(&self) -> Vec<&String> {
+        let mut names: Vec<_> = self.numbers.iter().collect();
+        names.sort_by_key(|(_, number)| **number);
+        names.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The address of a patch's target.
+    fn target(&self, patch: &Patch, names: &[&String], base: u64) -> Result<u64, String> {
+        match patch.target().ok_or("a patch without a target")? {
+            PatchTarget::Window(offset) => Ok(base + u64::from(offset.get())),
+            PatchTarget::Host(import) => {
+                let name = names.get(import.get() as usize);
+                Ok(host_address(name.ok_or("a patch of no name")?).unwrap_or(0))
+            }
+        }
+    }
+
+    /// What a worker would find out and store, for unit `index`.
+    fn dynamic(&self, index: usize, base: u64) -> HashMap<u64, Stored> {
+        let names = self.names();
+        let patches = self.units[index].linked.patches.iter();
+        patches
+            .filter_map(|patch| {
+                let name = match patch.target()? {
+                    PatchTarget::Host(import) => names.get(import.get() as usize)?.to_string(),
+                    PatchTarget::Window(_) => String::new(),
+                };
+                let stored = match patch.kind()? {
+                    PatchKind::TlsModule => Stored::Module(name),
+                    PatchKind::TlsOffset => Stored::Offset(name),
+                    PatchKind::ThreadOffset => Stored::FromThread(name),
+                    PatchKind::Resolver => Stored::Resolved(self.target(patch, &names, base).ok()?),
+                    PatchKind::Address | PatchKind::Copy => return None,
+                };
+                Some((base + u64::from(patch.site.get()), stored))
+            })
+            .collect()
+    }
+
+    /// Where the image of a unit's block is, as the unit's module says.
+    fn block(&self, index: usize, base: u64) -> Option<u64> {
+        let linked = &self.units[index].linked;
+        let image = linked.module?.checked_add(module::Word::Image as u64 * 8)?;
+        let patch = linked.patches.iter().find(|patch| patch.site == image)?;
+        self.target(patch, &[], base).ok()
+    }
+
     /// What the oracle is told of unit `index` in a window at `base`.
     pub fn layout(&self, index: usize, objects: &[Object<'_>], base: u64) -> Layout {
         let unit = &self.units[index];
+        let block = self.block(index, base);
         let places: HashMap<&str, u64> = unit
             .definitions
             .iter()
-            .map(|(name, _, place)| (name.as_str(), address(*place, base)))
+            .map(|(name, _, place)| (name.as_str(), own_address(*place, base, block)))
             .collect();
+        let indirect = objects.iter().flat_map(|object| &object.elf.symbols);
+        let indirect = indirect.filter(|symbol| symbol.kind == INDIRECT);
+        let indirect = indirect.filter_map(|symbol| {
+            let place = places.get(symbol.name)?;
+            Some((symbol.name.to_owned(), *place))
+        });
         let mut sections = HashMap::new();
         let mut commons = HashMap::new();
         for (number, object) in objects.iter().enumerate() {
@@ -287,6 +343,15 @@ impl Window {
             };
             (name.clone(), published)
         });
+        let thread_local = self
+            .owners
+            .iter()
+            .filter_map(|(name, (_, place))| match place {
+                Place::ThreadLocal { module, offset } => {
+                    Some((name.clone(), (base + u64::from(module.get()), *offset)))
+                }
+                _ => None,
+            });
         let outside = self
             .numbers
             .keys()
@@ -296,8 +361,17 @@ impl Window {
             commons,
             outside: outside.collect(),
             table: Some(base),
-            block: None,
-            rules: Rules::Window(published.collect()),
+            block,
+            rules: Rules::Window(jitcast_oracle::Window {
+                published: published.collect(),
+                indirect: indirect.collect(),
+                dynamic: self.dynamic(index, base),
+                module: unit
+                    .linked
+                    .module
+                    .map(|module| base + u64::from(module.get())),
+                thread_local: thread_local.collect(),
+            }),
         }
     }
 }
@@ -316,9 +390,16 @@ fn inputs(unit: &[Built]) -> Vec<Input<'_>> {
     inputs
 }
 
+/// The address of a place that is not a thread's own.
 fn address(place: Place, base: u64) -> u64 {
+    own_address(place, base, None)
+}
+
+/// The address of a place; of a thread's own, where it would be in the block's image.
+pub(crate) fn own_address(place: Place, base: u64, block: Option<u64>) -> u64 {
     match place {
         Place::At(_, offset) => base + u64::from(offset.get()),
         Place::Absolute(value) => value,
+        Place::ThreadLocal { offset, .. } => block.unwrap_or(0).wrapping_add(offset),
     }
 }

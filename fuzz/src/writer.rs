@@ -9,7 +9,7 @@ use object::{
 };
 
 use crate::build::{Built, GHOST, START, WEAK, is_usable};
-use crate::case::{Item, Placement, Style};
+use crate::case::{Item, Style};
 use crate::draft::{
     Definition, Draft, Name, ObjectDraft, Section, UNIT_NUMBER, UnitDraft, effective, filler,
 };
@@ -136,7 +136,12 @@ impl Writer {
         self.sections.push(id);
         let here = SymbolSection::Section(id);
         let mut flags = placement.flags();
-        let global = elf::STB_GLOBAL << 4;
+        let kind = if placement.is_thread() {
+            elf::STT_TLS
+        } else {
+            elf::STT_NOTYPE
+        };
+        let global = elf::STB_GLOBAL << 4 | kind;
         self.symbol(
             &format!("{START}{}_{}_{index}", object.unit, object.number),
             0,
@@ -224,7 +229,12 @@ impl Writer {
             &name.name,
             0,
             0,
-            binding << 4,
+            binding << 4
+                | if name.class.is_thread() {
+                    elf::STT_TLS
+                } else {
+                    elf::STT_NOTYPE
+                },
             visibility,
             SymbolSection::Undefined,
         )
@@ -250,7 +260,7 @@ impl Writer {
             "  section {index}: {label}, align {align}, {} bytes",
             draft.len_bytes
         ));
-        if placement == Placement::Zero {
+        if placement.is_zero() {
             self.object
                 .append_section_bss(section, draft.len_bytes, align);
         }
@@ -272,7 +282,7 @@ impl Writer {
             match *item {
                 Item::Fill(count) => bytes.extend(filler(count, placement.is_text())),
                 Item::Symbol(_) => {}
-                Item::Site(_) if placement == Placement::Zero => {}
+                Item::Site(_) if placement.is_zero() => {}
                 Item::Site(site) => {
                     let form = effective(site.form, placement.is_text());
                     let usable: Vec<&Name> = targets
@@ -297,7 +307,7 @@ impl Writer {
                 }
             }
         }
-        if placement != Placement::Zero {
+        if !placement.is_zero() {
             bytes.resize(draft.len_bytes as usize, 0x90);
             self.object.append_section_data(section, &bytes, align);
         }

@@ -10,27 +10,31 @@
 //!
 //! | step | where |
 //! | --- | --- |
-//! | headers, sections, groups of one object | `object_file`, `section`, `eh_frame`, `budget` |
+//! | headers, sections, groups of one object | `object_file`, `section`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
-//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
-//! | what is not reached, if it is to go | `reach` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
+//! | what is not reached, if it is to go; what is added | `reach`, `additions` |
+//! | how to unwind through it, what its functions are called | `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
+//! | what was done, for people | `explain` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
 //! their length. What is not supported is refused by name.
 #![forbid(unsafe_code)]
 
+mod additions;
 mod apply;
 mod archive;
 mod atoms;
 mod bounds;
 mod budget;
 mod classify;
-mod eh_frame;
+mod dynamic;
 mod error;
+mod explain;
 mod fixup;
 mod input;
 mod instruction;
@@ -40,6 +44,7 @@ mod local_calls;
 pub mod mutant;
 #[cfg(not(feature = "mutants"))]
 mod mutant;
+mod names;
 mod needs;
 mod object_file;
 mod plan;
@@ -53,10 +58,13 @@ mod section;
 mod startup;
 mod thunk;
 mod unit;
+mod unwind;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
+pub use explain::{Done, Explanation, Piece};
 pub use input::{
     Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
     PlacedSymbol, Placement, Reference, SymbolKind,
 };
 pub use prepared::Prepared;
+pub use unwind::Unwinding;

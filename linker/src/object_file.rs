@@ -9,7 +9,6 @@ use object::read::elf::{FileHeader as _, SectionHeader as _, SectionTable, Sym a
 use object::{SectionIndex, SymbolIndex};
 
 use crate::budget::Budget;
-use crate::eh_frame;
 use crate::error::{LinkError, Problem, SectionRefusal, Site};
 use crate::input::Dialect;
 use crate::section::{Content, Role, Section, alignment, refuse, role};
@@ -121,6 +120,11 @@ impl<'a> ObjectFile<'a> {
                 _ => {}
             }
         }
+        for member in groups.iter().flat_map(|group: &Group<'_>| group.members) {
+            if let Some(section) = sections.get_mut(member.get(LE) as usize) {
+                section.comdat = true;
+            }
+        }
         Ok((sections, groups, relocations, reader))
     }
 
@@ -132,7 +136,7 @@ impl<'a> ObjectFile<'a> {
             .map_or(&[][..], |group| group.members);
         for member in members {
             if let Some(section) = self.sections.get_mut(member.get(LE) as usize)
-                && section.role.is_placed()
+                && section.role.is_relocated()
             {
                 section.role = Role::Discarded;
             }
@@ -266,6 +270,8 @@ impl<'a> Reader<'a> {
             align_bytes: 1,
             retained: flags & u64::from(elf::SHF_GNU_RETAIN) != 0,
             startup: None,
+            thread_local: flags & u64::from(elf::SHF_TLS) != 0,
+            comdat: false,
         };
         if flags & u64::from(elf::SHF_ALLOC) == 0 {
             let executable_stack =
@@ -279,12 +285,7 @@ impl<'a> Reader<'a> {
         }
         section.content = self.content(header)?;
         section.role = role(name, header, section.len_bytes())?;
-        if section.role == Role::Dropped {
-            if name == ".eh_frame"
-                && let Content::Bytes(bytes) = section.content
-            {
-                eh_frame::check(bytes).map_err(|what| Problem::Corrupt(what.into()))?;
-            }
+        if !section.role.is_placed() {
             return Ok(section);
         }
         section.align_bytes = alignment(header.sh_addralign(LE))?;
@@ -334,7 +335,7 @@ impl<'a> Reader<'a> {
         Ok(Some(Group { signature, members }))
     }
 
-    /// The relocations of a section that is placed.
+    /// The relocations of a section that is placed, or that says how to unwind.
     fn relocations(
         &mut self,
         header: &'a SectionHeader64<LE>,
@@ -346,7 +347,7 @@ impl<'a> Reader<'a> {
                 "relocations of a section that does not exist".into(),
             ));
         };
-        if !section.role.is_placed() {
+        if !section.role.is_relocated() {
             return Ok(None);
         }
         let Some((entries, symbols)) = header.rela(LE, self.bytes).map_err(corrupt)? else {
@@ -379,7 +380,7 @@ impl<'a> Reader<'a> {
         sections: &[Section<'_>],
     ) -> Result<(), Problem> {
         match sections.get(header.info_link(LE).0) {
-            Some(section) if section.role.is_placed() && header.sh_size(LE) > 0 => {
+            Some(section) if section.role.is_relocated() && header.sh_size(LE) > 0 => {
                 Err(Problem::TableForm {
                     section: section.name.into(),
                     form,

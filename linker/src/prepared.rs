@@ -3,12 +3,14 @@
 use crate::atoms::Atoms;
 use crate::error::LinkError;
 use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
-use crate::layout::{self, CELLS, CONSTANTS, Content};
+use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
+use crate::names::{self, Named};
 use crate::needs;
 use crate::plan::{self, Plan};
 use crate::startup::{self, Order};
 use crate::thunk;
 use crate::unit::Unit;
+use crate::unwind::{self, Unwound};
 
 /// A unit, read and resolved: all that can be known before it has a place.
 ///
@@ -21,8 +23,9 @@ pub struct Prepared<'a> {
     pub(crate) atoms: Atoms,
     pub(crate) needs: Needs,
     pub(crate) startup: Order,
-    extents: Extents,
-    pub(crate) template_len_bytes: u64,
+    pub(crate) unwound: Vec<Unwound>,
+    pub(crate) names: Vec<Named<'a>>,
+    pub(crate) plot: Plot,
 }
 
 impl<'a> Prepared<'a> {
@@ -42,12 +45,13 @@ impl<'a> Prepared<'a> {
         let atoms = Atoms::of(&unit);
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
         make(&mut unit, &plan);
+        let unwound = unwind::place(&mut unit, &mut plan)?;
+        let names = names::collect(&mut unit)?;
         let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
         let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
-        let laid_out = layout::lay_out(&mut unit.chunks, max_len_bytes);
-        let (extents, template_len_bytes) =
-            laid_out.map_err(|problem| LinkError::new(name, problem))?;
+        let plot = layout::lay_out(&mut unit.chunks, max_len_bytes)
+            .map_err(|problem| LinkError::new(name, problem))?;
         Ok(Self {
             name,
             unit,
@@ -55,8 +59,9 @@ impl<'a> Prepared<'a> {
             atoms,
             needs,
             startup,
-            extents,
-            template_len_bytes,
+            unwound,
+            names,
+            plot,
         })
     }
 
@@ -72,7 +77,7 @@ impl<'a> Prepared<'a> {
 
     /// What the unit needs in each area.
     pub fn extents(&self) -> Extents {
-        self.extents
+        self.plot.extents
     }
 }
 
@@ -86,6 +91,7 @@ fn make(unit: &mut Unit<'_>, plan: &Plan<'_>) {
     for (number, bytes) in [
         (CONSTANTS, constants),
         (CELLS, vec![0; plan.cells.len() * 8]),
+        (DYNAMIC_CELLS, vec![0; plan.dynamic.len_bytes()]),
     ] {
         let chunk = &mut unit.chunks[number as usize];
         chunk.align_bytes = if bytes.is_empty() { 1 } else { 8 };

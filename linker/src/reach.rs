@@ -1,7 +1,8 @@
 //! Which sections of a unit are reachable from its roots, where the caller wants no others (`--gc-sections`).
 //!
-//! A section is reached from a root or a section that has a relocation against a symbol in it. What runs or is
-//! found without being referred to is a root too: constructors, `SHF_GNU_RETAIN`, sections whose bounds
+//! A section is reached from a root or a section that has a relocation against a symbol in it. What says how to
+//! unwind through a function does not keep it, but is kept with it, and so is what that refers to: landing pads
+//! and the personality routine. What runs or is found without being referred to is a root too: constructors, `SHF_GNU_RETAIN`, sections whose bounds
 //! something asks for.
 //!
 //! Invariant: each section is visited once, and each of its relocations looked at once.
@@ -15,13 +16,15 @@ use crate::object_file::ObjectFile;
 use crate::resolve::{Globals, SymbolUse, Value};
 use crate::section::Role;
 
-/// Drops what the roots do not reach. `uses` says what each symbol of each object means.
+/// Drops what the roots do not reach. `uses` says what each symbol of each object means, and `frames` which
+/// symbols of its object the frames of each section's functions refer to.
 pub(crate) fn drop_unreached<'a>(
     objects: &mut [ObjectFile<'a>],
     uses: &[Vec<SymbolUse>],
     globals: &Globals<'a>,
     roots: &[String],
     is_root: impl Fn(&str) -> bool,
+    frames: &HashMap<(usize, usize), Vec<u32>>,
 ) -> Result<(), LinkError> {
     let mut reached: Vec<Vec<bool>> = objects
         .iter()
@@ -67,27 +70,32 @@ pub(crate) fn drop_unreached<'a>(
             continue;
         }
         let object = &objects[number];
-        for &table in tables[number].get(&section).into_iter().flatten() {
-            for entry in object.relocations[table].entries {
-                let symbol = entry.r_sym(LE, false);
-                match uses[number].get(symbol as usize) {
-                    Some(&SymbolUse::Global { global, .. }) => {
-                        if let Value::InSection {
-                            object, section, ..
-                        } = globals.list[global as usize].value
-                        {
-                            pending.push((object as usize, section as usize));
-                        }
+        if object.sections[section].role == Role::Frames {
+            continue;
+        }
+        let related = tables[number].get(&section).into_iter().flatten();
+        let related = related
+            .flat_map(|&table| object.relocations[table].entries)
+            .map(|entry| entry.r_sym(LE, false));
+        let described = frames.get(&(number, section)).into_iter().flatten();
+        for symbol in related.chain(described.copied()) {
+            match uses[number].get(symbol as usize) {
+                Some(&SymbolUse::Global { global, .. }) => {
+                    if let Value::InSection {
+                        object, section, ..
+                    } = globals.list[global as usize].value
+                    {
+                        pending.push((object as usize, section as usize));
                     }
-                    Some(&SymbolUse::Local(index)) => {
-                        if let Some(found) = object.symbol(index)
-                            && let Some(section) = object.symbol_section(index, found)?
-                        {
-                            pending.push((number, section));
-                        }
-                    }
-                    None => {}
                 }
+                Some(&SymbolUse::Local(index)) => {
+                    if let Some(found) = object.symbol(index)
+                        && let Some(section) = object.symbol_section(index, found)?
+                    {
+                        pending.push((number, section));
+                    }
+                }
+                None => {}
             }
         }
     }

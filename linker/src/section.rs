@@ -18,8 +18,10 @@ pub(crate) const MAX_ALIGN_BYTES: u64 = 4096;
 pub(crate) enum Role {
     /// Not loaded (`SHF_ALLOC` is not set): left alone, with its relocations.
     NotLoaded,
-    /// Loaded elsewhere, without use here: `.eh_frame`, notes, what is marked `SHF_EXCLUDE`.
+    /// Loaded elsewhere, without use here: notes, what is marked `SHF_EXCLUDE`.
     Dropped,
+    /// `.eh_frame`: taken apart, and what describes placed code put together again (see [`crate::unwind`]).
+    Frames,
     /// Code.
     Text,
     /// Data that nobody writes to.
@@ -36,6 +38,11 @@ impl Role {
     /// Whether the section's bytes are placed.
     pub(crate) fn is_placed(self) -> bool {
         matches!(self, Self::Text | Self::ReadOnly | Self::Writable)
+    }
+
+    /// Whether the section's relocations are looked at.
+    pub(crate) fn is_relocated(self) -> bool {
+        self.is_placed() || self == Self::Frames
     }
 }
 
@@ -59,9 +66,23 @@ pub(crate) struct Section<'a> {
     pub(crate) retained: bool,
     /// It holds addresses of constructors or destructors.
     pub(crate) startup: Option<Startup>,
+    /// `SHF_TLS`: each thread has its own copy.
+    pub(crate) thread_local: bool,
+    /// Member of a COMDAT group.
+    pub(crate) comdat: bool,
 }
 
 impl Section<'_> {
+    /// Whether what has a name here has to be one in the process, though others define it too: data that is
+    /// written to and that the C++ ABI puts into a COMDAT group (static locals of inline functions, inline
+    /// variables).
+    pub(crate) fn is_shared_datum(&self) -> bool {
+        self.comdat
+            && self.role == Role::Writable
+            && !self.thread_local
+            && !self.name.starts_with(".data.rel.ro")
+    }
+
     pub(crate) fn len_bytes(&self) -> u64 {
         match self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -92,10 +113,14 @@ pub(crate) fn role(
     }
     // SHF_WRITE to SHF_LINK_ORDER, SHF_GROUP, SHF_GNU_RETAIN and SHF_X86_64_LARGE ask for nothing that the
     // window does not give to every section.
-    const PLAIN: u64 = 0xff | elf::SHF_GROUP as u64 | elf::SHF_GNU_RETAIN as u64 | SHF_X86_64_LARGE;
+    const PLAIN: u64 = 0xff
+        | elf::SHF_GROUP as u64
+        | elf::SHF_TLS as u64
+        | elf::SHF_GNU_RETAIN as u64
+        | SHF_X86_64_LARGE;
     let refusal = if name.starts_with(".jitcast.shared") {
         Some(SectionRefusal::SharedWritable)
-    } else if has(elf::SHF_TLS) {
+    } else if has(elf::SHF_TLS) && (has(elf::SHF_EXECINSTR) || !has(elf::SHF_WRITE)) {
         Some(SectionRefusal::ThreadLocal)
     } else if has(elf::SHF_COMPRESSED) {
         Some(SectionRefusal::Compressed)
@@ -111,7 +136,7 @@ pub(crate) fn role(
     }
     match header.sh_type(LE) {
         elf::SHT_NOTE => Ok(Role::Dropped),
-        elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Dropped),
+        elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Frames),
         elf::SHT_NOBITS if has(elf::SHF_EXECINSTR) && len_bytes > 0 => {
             Err(refuse(name, SectionRefusal::TextWithoutBytes))
         }

@@ -20,6 +20,7 @@
 //!
 //! Invariant: no byte is rewritten before an instruction boundary that the decoder found.
 
+use crate::additions::RESOLVED_LEN;
 use crate::atoms::Atoms;
 use crate::error::{LinkError, Misuse, Problem};
 use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
@@ -38,8 +39,20 @@ pub(crate) fn build(
 ) -> Result<Vec<(Spot, u32)>, LinkError> {
     let mut detours = core::mem::take(&mut plan.detours);
     detours.sort_by_key(|detour| detour.fixup.site);
-    let mut thunks = Vec::new();
-    let mut places = Vec::new();
+    // Those of indirect functions come first.
+    let mut thunks = (unit.chunks[THUNKS as usize].bytes()).map_or_else(Vec::new, <[u8]>::to_vec);
+    let mut places: Vec<(Spot, u32)> = (0..unit.resolvers.len() as u32)
+        .map(|index| {
+            let offset = index * RESOLVED_LEN;
+            (
+                Spot {
+                    chunk: THUNKS,
+                    offset,
+                },
+                RESOLVED_LEN,
+            )
+        })
+        .collect();
     let mut sweep = Sweep {
         chunk: u32::MAX,
         text: &[],

@@ -1,5 +1,7 @@
 //! A unit while it is being linked: its objects, what they became, and what each of their symbols means.
 
+use std::collections::HashMap;
+
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::Sym as _;
@@ -7,14 +9,18 @@ use object::read::elf::Sym as _;
 use crate::archive::{self, Archives};
 use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::{Area, Definition, Input, Options, SymbolKind};
-use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
+use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
+use crate::unwind::{self, Frames};
+
+/// What `__cxa_atexit` and its like know a unit by.
+pub(crate) const DSO_HANDLE: &str = "__dso_handle";
 
 /// What the psABI calls the start of the cells.
 const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
@@ -43,6 +49,20 @@ pub(crate) struct Own {
     pub(crate) exported: Option<u32>,
     /// Code that others see: its address is that of its stub.
     pub(crate) has_stub: bool,
+    /// Each thread has its own.
+    pub(crate) thread_local: bool,
+}
+
+impl Own {
+    /// What lies at `spot`, and that nobody else sees.
+    fn unseen(spot: Spot) -> Self {
+        Self {
+            spot,
+            exported: None,
+            has_stub: false,
+            thread_local: false,
+        }
+    }
 }
 
 /// The objects of a unit, resolved.
@@ -64,6 +84,13 @@ pub(crate) struct Unit<'a> {
     definition_of: Vec<u32>,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
+    /// The resolvers of indirect functions; the thunk of each lies at its index among the thunks.
+    pub(crate) resolvers: Vec<Spot>,
+    pub(crate) resolver_of: HashMap<Spot, u32>,
+    /// The copies of host data: the global, and its chunk.
+    pub(crate) copies: Vec<(u32, u32)>,
+    /// What says how to unwind, until it is put together.
+    pub(crate) frames: Vec<Frames<'a>>,
 }
 
 impl<'a> Unit<'a> {
@@ -80,6 +107,10 @@ impl<'a> Unit<'a> {
             defined: Vec::new(),
             definition_of: Vec::new(),
             bounded: Bounded::default(),
+            resolvers: Vec::new(),
+            resolver_of: HashMap::new(),
+            copies: Vec::new(),
+            frames: Vec::new(),
         };
         let mut archives = Archives::default();
         for input in inputs {
@@ -98,6 +129,14 @@ impl<'a> Unit<'a> {
                 )?)?;
             }
         }
+        if let Some((name, bytes)) = options.support {
+            let dialect = Dialect::Elf;
+            archives.add(&Input {
+                name,
+                bytes,
+                dialect,
+            })?;
+        }
         let mut next = 0;
         while let Some(&global) = unit.globals.pending.get(next) {
             next += 1;
@@ -113,12 +152,18 @@ impl<'a> Unit<'a> {
                 unit.bounded.ask(global.name);
             }
         }
+        unit.frames = unwind::read(&unit.objects)?;
         if let Some(roots) = &options.roots {
             let bounded = |name: &str| unit.bounded.has(name);
-            reach::drop_unreached(&mut unit.objects, &unit.uses, &unit.globals, roots, bounded)?;
+            let frames = unwind::references(&unit.frames);
+            let (objects, uses) = (&mut unit.objects, &unit.uses);
+            reach::drop_unreached(objects, uses, &unit.globals, roots, bounded, &frames)?;
         }
         unit.bound_sections()?;
         unit.cut(options)?;
+        unit.copy_host_data(options)?;
+        unit.make_module();
+        unit.find_resolvers()?;
         unit.define();
         Ok(unit)
     }
@@ -135,7 +180,7 @@ impl<'a> Unit<'a> {
         for object in &self.objects {
             let patched = patched_sections(object);
             for (section, patched) in object.sections.iter().zip(patched) {
-                if section.role.is_placed() {
+                if section.role.is_placed() && !section.thread_local {
                     self.bounded.join(object, section, patched)?;
                 }
             }
@@ -181,10 +226,13 @@ impl<'a> Unit<'a> {
                     group: 0,
                     content,
                     origin,
+                    thread_local: section.thread_local,
                     position: 0,
                 };
-                self.bounded
-                    .gather(section.name, &mut chunk, self.chunks.len() as u32);
+                if !section.thread_local {
+                    self.bounded
+                        .gather(section.name, &mut chunk, self.chunks.len() as u32);
+                }
                 chunk_of[index as usize] =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
             }
@@ -203,6 +251,7 @@ impl<'a> Unit<'a> {
                     group: 0,
                     content,
                     origin: None,
+                    thread_local: global.kind == elf::STT_TLS,
                     position: 0,
                 };
                 number = push(&mut self.chunks, chunk)
@@ -211,6 +260,14 @@ impl<'a> Unit<'a> {
             self.common_of.push(number);
         }
         Ok(())
+    }
+
+    /// The alignment of the piece that a global lies in.
+    fn align_of(&self, number: u32) -> u64 {
+        match self.definition(number) {
+            Ok(Meaning::Own(own)) => self.chunks[own.spot.chunk as usize].align_bytes,
+            _ => 1,
+        }
     }
 
     /// Lists what other units may refer to by name.
@@ -227,15 +284,14 @@ impl<'a> Unit<'a> {
                 } => {
                     let chunk = self.chunk_of[object as usize][section as usize];
                     match self.chunks.get(chunk as usize) {
-                        Some(_) if global.kind == elf::STT_GNU_IFUNC => {
-                            SymbolKind::IndirectFunction
-                        }
+                        Some(chunk) if chunk.thread_local => SymbolKind::ThreadLocal,
                         Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
                         Some(_) => SymbolKind::Data,
                         // In a section that is not placed: nothing that anybody could refer to.
                         None => continue,
                     }
                 }
+                Value::Common { .. } if global.kind == elf::STT_TLS => SymbolKind::ThreadLocal,
                 Value::Common { .. } | Value::Nothing => SymbolKind::Data,
             };
             // There are fewer definitions than globals, whose numbers are 32 bits wide.
@@ -248,6 +304,7 @@ impl<'a> Unit<'a> {
                 weak: weak && !global.unique,
                 unique: global.unique,
                 size: global.size,
+                align_bytes: self.align_of(number),
             });
         }
     }
@@ -304,10 +361,10 @@ impl<'a> Unit<'a> {
         let spot = self.spot(object, section, symbol.st_value(LE), || {
             file.symbol_label(index)
         })?;
+        let indirect = symbol.st_type() == elf::STT_GNU_IFUNC;
         Ok(Meaning::Own(Own {
-            spot,
-            exported: None,
-            has_stub: false,
+            thread_local: self.chunks[spot.chunk as usize].thread_local,
+            ..Own::unseen(if indirect { self.resolved(spot) } else { spot })
         }))
     }
 
@@ -315,13 +372,6 @@ impl<'a> Unit<'a> {
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
         let global = self.globals.list.get(number as usize);
         if global.is_some_and(|global| global.is_indirect()) {
-            if !global.is_some_and(|global| global.exported) {
-                // Hidden by one of its users, though not by its definition.
-                return Err(Problem::Symbol {
-                    symbol: global.map(|global| global.name.into()).unwrap_or_default(),
-                    refusal: SymbolRefusal::HiddenIndirect,
-                });
-            }
             return Ok(Meaning::External(number));
         }
         self.definition(number)
@@ -345,6 +395,8 @@ impl<'a> Unit<'a> {
                 global.name.into()
             })?,
         };
+        let indirect = global.kind == elf::STT_GNU_IFUNC;
+        let spot = if indirect { self.resolved(spot) } else { spot };
         let exported = global.exported.then_some(number);
         let code = is_code(&self.chunks[spot.chunk as usize], global.kind);
         let has_stub = global.exported && (code || makes(Mutant::StubForData));
@@ -352,6 +404,7 @@ impl<'a> Unit<'a> {
             spot,
             exported,
             has_stub,
+            thread_local: self.chunks[spot.chunk as usize].thread_local,
         }))
     }
 
@@ -381,11 +434,15 @@ impl<'a> Unit<'a> {
             return Ok(Meaning::Window);
         }
         if let Some(spot) = self.bounded.spot(global.name, &self.chunks) {
-            return Ok(Meaning::Own(Own {
-                spot,
-                exported: None,
-                has_stub: false,
-            }));
+            return Ok(Meaning::Own(Own::unseen(spot)));
+        }
+        if let Ok(index) = (self.copies).binary_search_by_key(&number, |(global, _)| *global) {
+            let (chunk, offset) = (self.copies[index].1, 0);
+            return Ok(Meaning::Own(Own::unseen(Spot { chunk, offset })));
+        }
+        if global.name == DSO_HANDLE {
+            let (chunk, offset) = (MODULE, 0);
+            return Ok(Meaning::Own(Own::unseen(Spot { chunk, offset })));
         }
         if let Some(refusal) = self.globals.refuse_undefined(global) {
             return refused(refusal);
@@ -397,7 +454,7 @@ impl<'a> Unit<'a> {
         Ok(Meaning::External(number))
     }
 
-    fn spot(
+    pub(crate) fn spot(
         &self,
         object: usize,
         section: usize,
@@ -443,7 +500,7 @@ fn is_code(chunk: &Chunk<'_>, kind: u8) -> bool {
     chunk.area == Area::Text && kind != elf::STT_OBJECT
 }
 
-fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
+pub(crate) fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
     let longest = Options::WINDOW_LEN_BYTES;
     if chunk.len_bytes() > longest {
         return Err(Problem::Limit {

@@ -12,7 +12,8 @@ use crate::heap::{SegmentFull, Txn};
 use crate::index;
 use crate::memory::{Corrupt, SharedRecord, View};
 use crate::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, SymbolRecord, UnitRecord,
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, StoredRegion, SymbolRecord,
+    TextRecord, UNIT_KEPT, UnitRecord,
 };
 use crate::ring::{RECORD_WORDS, Record};
 
@@ -86,6 +87,30 @@ impl Edit {
         Ok(())
     }
 
+    /// Adds what is known of the text of a unit that is put too.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_text(&mut self, txn: &mut Txn<'_>, record: &TextRecord, name: &str) -> Result<(), SegmentFull> {
+        let at = write(txn, record, &[name])?;
+        self.root.texts = index::insert(txn, self.root.texts, at)?;
+        Ok(())
+    }
+
+    /// Removes what is known of the text at `text`, with its tables.
+    fn remove_text(&mut self, txn: &mut Txn<'_>, text: SegmentOffset) -> Result<(), SegmentFull> {
+        let key = index::by_place(text);
+        if let Some(at) = own(index::get(txn.memory(), self.root.texts, key)) {
+            let record: TextRecord = own(txn.memory().read(at));
+            let len_bytes = size_of::<TextRecord>() as u32 + record.name_len;
+            for region in [StoredRegion { start: at.get(), len_bytes }, record.frames, record.names] {
+                txn.retire(Area::Control, Region { start: region.start, len_bytes: region.len_bytes });
+            }
+            self.root.texts = index::remove(txn, self.root.texts, key)?;
+        }
+        Ok(())
+    }
+
     /// Removes a unit. Its memory is not reused if it was published so, or if `keep`.
     ///
     /// # Errors
@@ -97,6 +122,11 @@ impl Edit {
         keep: bool,
     ) -> Result<(), SegmentFull> {
         if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
+            let record: UnitRecord = own(txn.memory().read(at));
+            // Code that is kept may still run, and be unwound through.
+            if !keep && record.flags & UNIT_KEPT == 0 {
+                self.remove_text(txn, SegmentOffset::new(record.text.start))?;
+            }
             retire_unit(txn, at, keep);
             self.root.units = index::remove(txn, self.root.units, key)?;
             self.root.unit_count -= 1;
@@ -262,10 +292,10 @@ fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset, keep: bool) {
     let record: UnitRecord = own(txn.memory().read(at));
     let len_bytes = size_of::<UnitRecord>() as u32 + record.name_len;
     txn.retire(Area::Control, Region { start: at.get(), len_bytes });
-    for table in [record.template, record.patches, record.needs] {
+    for table in [record.template, record.patches, record.needs, record.init, record.fini] {
         txn.retire(Area::Control, Region { start: table.start, len_bytes: table.len_bytes });
     }
-    if !keep && record.flags & crate::records::UNIT_KEPT == 0 {
+    if !keep && record.flags & UNIT_KEPT == 0 {
         for (area, stored) in
             [(Area::Text, record.text), (Area::ReadOnly, record.read_only), (Area::Private, record.private)]
         {

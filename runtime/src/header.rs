@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::SegmentOffset;
 use crate::cpu::CpuFeatures;
+use crate::frames::{STUB_FRAMES_BYTES, stub_frames};
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, GeometryError};
 use crate::memory::{Corrupt, Memory, SharedRecord, View};
 use crate::ring::{RECORD_WORDS, Ring};
@@ -40,11 +41,14 @@ pub const HEAD: u32 = 384;
 /// Distance to the ring's announcement, bytes.
 pub const INTENT: u32 = 448;
 
+/// Distance to how the stubs are unwound through ([`frames::stub_frames`](crate::frames::stub_frames)), bytes.
+pub const STUB_FRAMES: u32 = 512;
+
 /// Distance to the ring's records, bytes.
 pub const RECORDS: u32 = 4096;
 
 const _: () = assert!(EXTENTS as usize + Area::COUNT * 8 <= FLOOR as usize && FLOOR < HEAD && HEAD.is_multiple_of(64));
-const _: () = assert!(size_of::<Header>() <= ROOT as usize);
+const _: () = assert!(size_of::<Header>() <= ROOT as usize && STUB_FRAMES + STUB_FRAMES_BYTES <= RECORDS);
 const _: () = assert!(CONTROL_FIXED_BYTES <= GRANULE_BYTES * 2);
 
 /// The constant part of the header.
@@ -257,4 +261,11 @@ impl<'a> Control<'a> {
 /// Writes `header` into a fresh segment whose control area has been committed up to `control_end`.
 pub fn format(memory: &Memory, geometry: &Geometry, header: &Header) {
     memory.write_bytes(geometry.region(Area::Control).offset(), header.as_bytes());
+    let at = stub_frames_at(geometry);
+    memory.write_bytes(at, &stub_frames(geometry, at));
+}
+
+/// Where it says how to unwind through the stubs.
+pub fn stub_frames_at(geometry: &Geometry) -> SegmentOffset {
+    SegmentOffset::new(geometry.region(Area::Control).start + STUB_FRAMES)
 }

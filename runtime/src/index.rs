@@ -125,6 +125,66 @@ pub fn get(view: &View, root: SegmentOffset, key: u64) -> Result<Option<SegmentO
     Err(Corrupt { what: "index deeper than its keys", at })
 }
 
+/// The key of a record that [`floor`] is to find: an offset, its highest bits first.
+pub fn by_place(place: SegmentOffset) -> u64 {
+    (0..PLACE_GROUPS).fold(0, |key, group| {
+        let bits = u64::from(place.get()) >> (BITS * (PLACE_GROUPS - 1 - group)) & (FANOUT as u64 - 1);
+        key | bits << (BITS * group)
+    })
+}
+
+/// The place whose key is `key`.
+fn place_of(key: u64) -> u64 {
+    (0..PLACE_GROUPS).fold(0, |place, group| place << BITS | (key >> (BITS * group)) & (FANOUT as u64 - 1))
+}
+
+/// Groups of bits in an offset.
+const PLACE_GROUPS: u32 = u32::BITS.div_ceil(BITS);
+
+/// Of the records under keys by [`by_place`], the one at `place`, or else the last before it. Neither
+/// allocates nor locks.
+///
+/// # Errors
+/// [`Corrupt`] if the index is not what [`insert`] writes.
+pub fn floor(view: &View, root: SegmentOffset, place: SegmentOffset) -> Result<Option<SegmentOffset>, Corrupt> {
+    let key = by_place(place);
+    // The nearest child so far that lies before the place as a whole, and whether it is a record.
+    let mut before = None;
+    let mut at = root;
+    for depth in 0..DEPTH_MAX {
+        if at.is_none() {
+            break;
+        }
+        let (slot, node) = (slot_of(key, depth), Node::read(view, at)?);
+        let lower = node.bitmap & ((1u32 << slot) - 1);
+        if let Some(last) = lower.checked_ilog2() {
+            before = Some((node.children[last as usize], node.is_record(last as usize)));
+        }
+        let child = SegmentOffset::new(node.children[slot]);
+        if !node.has(slot) {
+            break;
+        } else if node.is_record(slot) {
+            if place_of(view.load(child)?) <= place.get().into() {
+                return Ok(Some(child));
+            }
+            break;
+        }
+        at = child;
+    }
+    for _ in 0..=DEPTH_MAX {
+        match before {
+            None => return Ok(None),
+            Some((record, true)) => return Ok(Some(SegmentOffset::new(record))),
+            Some((child, false)) => {
+                let node = Node::read(view, SegmentOffset::new(child))?;
+                let last = node.bitmap.ilog2() as usize;
+                before = Some((node.children[last], node.is_record(last)));
+            }
+        }
+    }
+    Err(Corrupt { what: "index deeper than its keys", at: root })
+}
+
 /// Calls `visit` with every record that is newer than generation `applied`, in no particular order.
 ///
 /// # Errors

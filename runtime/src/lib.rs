@@ -17,12 +17,15 @@ unless_modelled! {
     pub mod addr;
     pub mod cpu;
     pub mod directory;
+    pub mod eh_frame;
+    pub mod frames;
     pub mod geometry;
     pub mod header;
     pub mod heap;
     pub mod index;
     pub mod mailbox;
     pub mod memory;
+    pub mod module;
     pub mod needs;
     pub mod patch;
     pub mod records;
@@ -39,5 +42,5 @@ pub use {
     addr::{SegmentDelta, SegmentOffset, WorkerAddr},
     geometry::{Area, Geometry, Region},
     memory::Corrupt,
-    patch::{ImportId, Patch, PatchTarget},
+    patch::{ImportId, Patch, PatchKind, PatchTarget},
 };

@@ -9,7 +9,10 @@ use jitcast_runtime::directory::{record_flags, unpack_op};
 use jitcast_runtime::geometry::{Area, GRANULE_BYTES, SLOT_BYTES, STUB_BYTES};
 use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
-use jitcast_runtime::records::{ImportRecord, Root, StoredRegion, SymbolRecord, UnitRecord};
+use jitcast_runtime::module;
+use jitcast_runtime::records::{
+    ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
+};
 use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
@@ -54,7 +57,7 @@ fn every_structure_is_drawn_as_it_is() {
             unit_count,
             symbol_count,
             import_count,
-            reserved,
+            texts,
         }),
         rows!(StoredRegion { start, len_bytes }),
         rows!(UnitRecord {
@@ -66,8 +69,22 @@ fn every_structure_is_drawn_as_it_is() {
             template,
             patches,
             needs,
+            init,
+            fini,
             name_len,
             flags,
+            module,
+            reserved,
+        }),
+        rows!(TextRecord {
+            key,
+            generation,
+            text,
+            eh_frame,
+            frames,
+            names,
+            unit,
+            name_len,
         }),
         rows!(SymbolRecord {
             key,
@@ -92,7 +109,7 @@ fn every_structure_is_drawn_as_it_is() {
             address_cell,
             weak,
             name_len,
-            reserved,
+            fallback,
         }),
         rows!(FrameHeader {
             magic,
@@ -139,6 +156,11 @@ fn the_numbers_are_those_of_the_code() {
         format!("floor at {}", header::FLOOR),
         format!("head at {}", header::HEAD),
         format!("intent at {}", header::INTENT),
+        format!(
+            "stub frames at {}: {} bytes",
+            header::STUB_FRAMES,
+            jitcast_runtime::frames::STUB_FRAMES_BYTES
+        ),
         format!("records at {}", header::RECORDS),
         format!("{} places", header::RING_PLACES),
         format!("first allocation at {}", header::CONTROL_FIXED_BYTES),
@@ -146,6 +168,7 @@ fn the_numbers_are_those_of_the_code() {
         format!("slot of {SLOT_BYTES} bytes"),
         format!("stub of {STUB_BYTES} bytes"),
         format!("patch of {} bytes", size_of::<Patch>()),
+        format!("**module** of {} bytes", module::BYTES),
         format!("mailbox of {} bytes", mailbox::MAILBOX_BYTES),
         format!(
             "thread records at {}, {} bytes each",

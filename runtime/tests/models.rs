@@ -37,6 +37,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Offsets of a window: some that lie together, some of the ends.
+fn place() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        0u32..64,
+        (0u32..64).prop_map(|n| 0x1234_0000 + n * 16),
+        (0u32..8).prop_map(|n| n << 29),
+        any::<u32>(),
+        Just(u32::MAX)
+    ]
+}
+
 proptest! {
     #[test]
     fn a_ring_keeps_the_newest_records_and_no_others(steps in prop::collection::vec(step(), 1..80)) {
@@ -120,6 +131,36 @@ proptest! {
     }
 
     #[test]
+    fn a_place_leads_to_the_last_record_before_it(
+        places in prop::collection::vec((place(), any::<bool>()), 1..60),
+        asked in prop::collection::vec(place(), 20),
+    ) {
+        let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
+        let heap_memory = HeapMemory::new(geometry.shared());
+        let memory = heap_memory.memory();
+        let mut heap = Heap::new(&geometry);
+        let mut txn = heap.begin(memory, &Backed, 2);
+        let (mut root, mut model) = (SegmentOffset::NONE, BTreeMap::new());
+        for (place, keep) in places {
+            let key = index::by_place(SegmentOffset::new(place));
+            if keep {
+                let record = txn.alloc(Area::Control, 16, 8).unwrap().offset();
+                memory.store(record, key);
+                root = index::insert(&mut txn, root, record).unwrap();
+                model.insert(place, record);
+            } else {
+                root = index::remove(&mut txn, root, key).unwrap();
+                model.remove(&place);
+            }
+        }
+        let known: Vec<u32> = model.keys().flat_map(|place| [*place, place.wrapping_sub(1), place.wrapping_add(1)]).collect();
+        for place in asked.into_iter().chain(known) {
+            let expected = model.range(..=place).next_back().map(|(_, record)| *record);
+            prop_assert_eq!(index::floor(memory, root, SegmentOffset::new(place)), Ok(expected), "{:#x}", place);
+        }
+    }
+
+    #[test]
     fn a_hostile_index_is_refused_or_read_without_harm(
         words in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..0x4_0000_0000, Just(0x0000_0001_0000_0001)], 64),
         root in 0u32..600, key in any::<u64>(),
@@ -130,6 +171,7 @@ proptest! {
             heap_memory.memory().store(SegmentOffset::new(at as u32 * 8), *word);
         }
         let _ = index::get(heap_memory.memory(), SegmentOffset::new(root), key);
+        let _ = index::floor(heap_memory.memory(), SegmentOffset::new(root), SegmentOffset::new(key as u32));
         let mut visits = 0u32;
         let _ = index::walk(heap_memory.memory(), SegmentOffset::new(root), 0, &mut |at| {
             visits += 1;

@@ -3,6 +3,7 @@
 mod args;
 mod children;
 mod fuzz;
+mod link;
 mod oracle;
 mod publish;
 mod report;
@@ -42,6 +43,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
+        Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),

@@ -28,12 +28,22 @@ pub(crate) fn linker(name: &str) -> bool {
 
 /// Whether there is clang; says so if not.
 pub(crate) fn clang() -> bool {
-    tool("clang")
+    tool("clang") && tool("clang++")
 }
 
 /// Whether there is readelf; says so if not.
 pub(crate) fn readelf() -> bool {
     tool("readelf")
+}
+
+/// Whether there is a C++ compiler; says so if not.
+pub(crate) fn gxx() -> bool {
+    tool("g++")
+}
+
+/// Whether there are compilers of C and C++; says so if not.
+pub(crate) fn cxx() -> bool {
+    cc() && gxx()
 }
 
 fn tool(name: &str) -> bool {

@@ -7,17 +7,19 @@
 use core::marker::PhantomData;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use crate::apply::removed_trap;
+use crate::apply::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
+use crate::trap::{containing, letting_out};
 use crate::worker::{Inner, State, Worker};
 
-/// A published function of type `F`, an `extern "C" fn`. Follows updates; calling it takes a guard.
+/// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
+/// a guard.
 #[derive(Debug)]
 pub struct Function<F> {
     cell: Arc<HandleCell>,
@@ -110,6 +112,7 @@ impl Inner {
                     let lacking = state.imports.values().find(|known| known.name == import);
                     lacking.map_or_else(removed_trap, |import| import.trap)
                 }
+                Err(LookupError::UnitFailed { .. }) => failed_trap(),
                 Err(_) => removed_trap(),
             };
             cell.target.store(target.get(), Ordering::Release);
@@ -166,7 +169,7 @@ impl Worker {
     ) -> Result<Function<F>, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
-        let mut state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = inner.lock_state()?;
         let cell = HandleCell {
             target: AtomicU64::new(0),
             worker: inner.id(),
@@ -253,7 +256,8 @@ impl<T> AbiType for *mut T {
     const TYPE: Option<Type> = Some(Type::Ptr);
 }
 
-/// An `extern "C" fn` type that a handle can have.
+/// A function type that a handle can have: `extern "C" fn`, which no exception may leave (the process ends then), or
+/// `extern "C-unwind" fn`, through which one passes to the host.
 pub trait FunctionType {
     /// Its signature.
     fn signature() -> Signature;
@@ -261,14 +265,18 @@ pub trait FunctionType {
 
 macro_rules! function_types {
     ($($($param:ident $arg:ident),* ;)*) => { $(
-        impl<$($param: AbiType,)* R: AbiType> FunctionType for extern "C" fn($($param),*) -> R {
+        function_types!(@one "C", containing, $($param $arg),*);
+        function_types!(@one "C-unwind", letting_out, $($param $arg),*);
+    )* };
+    (@one $abi:literal, $run:ident, $($param:ident $arg:ident),*) => {
+        impl<$($param: AbiType,)* R: AbiType> FunctionType for extern $abi fn($($param),*) -> R {
             fn signature() -> Signature {
                 let params: &[Option<Type>] = &[$($param::TYPE),*];
                 Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
             }
         }
 
-        impl<$($param: AbiType,)* R: AbiType> Function<extern "C" fn($($param),*) -> R> {
+        impl<$($param: AbiType,)* R: AbiType> Function<extern $abi fn($($param),*) -> R> {
             /// Calls the current version. If it is not published any more, or needs a host symbol that this
             /// worker lacks, the process ends with a message.
             #[inline(always)]
@@ -277,12 +285,12 @@ macro_rules! function_types {
                 let target = self.target(guard);
                 // SAFETY: the cell leads to a published function of this signature (checked when the handle was
                 // made and whenever its name was republished, or vouched for by `function_unchecked`), or to
-                // a trap; the guard keeps the code from being reused.
-                let function: extern "C" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
-                function($($arg),*)
+                // a trap; the guard keeps the code from being reused. An exception may leave it.
+                let function: extern "C-unwind" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
+                $run(|| function($($arg),*))
             }
         }
-    )* };
+    };
 }
 
 function_types! {

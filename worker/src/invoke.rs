@@ -9,6 +9,8 @@ use core::mem;
 
 use jitcast_runtime::signature::{Class, MAX_REGISTER_ARGS, Signature, Type, Value};
 
+use crate::trap::containing;
+
 /// A call that cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -122,7 +124,7 @@ impl Registers {
 /// A function that takes all of `Registers` and leaves its result where the psABI puts an `R`: `rax` for
 /// `u64`, `xmm0` for `f32` and `f64`.
 type Entry<R> =
-    unsafe extern "C" fn(u64, u64, u64, u64, u64, u64, f64, f64, f64, f64, f64, f64) -> R;
+    unsafe extern "C-unwind" fn(u64, u64, u64, u64, u64, u64, f64, f64, f64, f64, f64, f64) -> R;
 
 /// Calls `entry` with `registers`.
 ///
@@ -139,13 +141,13 @@ unsafe fn call<R>(entry: *const (), registers: &Registers) -> R {
     let function = unsafe { mem::transmute::<*const (), Entry<R>>(entry) };
     // SAFETY: our caller promises a function of the System V convention whose result is an `R`. That its own
     // type is another is sound by this file's invariant: its parameters are among these registers.
-    unsafe { function(a, b, c, d, e, f, s, t, u, v, w, x) }
+    containing(|| unsafe { function(a, b, c, d, e, f, s, t, u, v, w, x) })
 }
 
 /// Calls the function at `entry`, of signature `signature`, with `args`; `None` is the result of `void`.
 ///
 /// Takes up to six integers or pointers and up to six floating-point numbers, in any order. `al` is not set:
-/// variadic functions are not supported.
+/// variadic functions are not supported. An exception that leaves it ends the process.
 ///
 /// # Errors
 ///
@@ -157,7 +159,6 @@ unsafe fn call<R>(entry: *const (), registers: &Registers) -> R {
 ///   convention, of a signature that is [compatible](Signature::compatible) with `signature`, and it stays
 ///   there until it returns (of published code: the thread holds a guard).
 /// - Calling it with these arguments is sound: pointers among them point to what it expects.
-/// - It does not unwind: a panic or an exception that leaves it is undefined behaviour.
 pub unsafe fn invoke(
     entry: *const (),
     signature: &Signature,

@@ -6,6 +6,7 @@
 mod apply;
 mod attach;
 mod barrier;
+mod bind;
 mod error;
 mod guard;
 mod handle;
@@ -13,8 +14,18 @@ mod host;
 pub mod invoke;
 mod life;
 mod lookup;
+mod spawn;
+mod startup;
+mod thread_local;
 mod trap;
+mod unwind;
 mod worker;
+
+/// What [`embed!`] expands to.
+#[doc(hidden)]
+pub mod unwinder {
+    pub use crate::unwind::hook::{Bases, find_fde};
+}
 
 pub use attach::Endpoint;
 pub use error::{AttachError, EnterError, LookupError, UpdateError};
@@ -22,4 +33,7 @@ pub use guard::{Guard, Token};
 pub use handle::{AbiType, Function, FunctionType};
 pub use host::{HostTable, LibraryError};
 pub use lookup::Symbol;
+pub use startup::FailedUnit;
+pub use unwind::Unwinding;
+pub use unwind::symbolize::Location;
 pub use worker::{Worker, WorkerOptions, WorkerStats};

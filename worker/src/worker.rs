@@ -1,26 +1,31 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
 use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{index, module};
 use rustix::thread::futex;
 
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
-use crate::error::AttachError;
+use crate::error::{AttachError, LookupError};
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::life::LifePage;
+use crate::startup::{FailedUnit, Starting, Units};
 use crate::trap;
+use crate::unwind::Unwinding;
+use crate::unwind::register::Registered;
+use crate::unwind::windows::Listing;
 
 /// A process's attachment to a segment. Cheap to clone; the window is unmapped with the last clone.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct WorkerOptions {
     pub host: HostTable,
     /// Uids, besides this process's own and root, whose compiler process is trusted.
     pub trusted_uids: Vec<u32>,
+    /// How exceptions and backtraces find their way through published code.
+    pub unwinding: Unwinding,
 }
 
 /// What a worker can say about itself.
@@ -58,8 +65,8 @@ pub struct WorkerStats {
 pub(crate) struct Inner {
     /// Different from that of every other worker that this process has had.
     id: u64,
-    /// Dropped by hand, since it may have to stay.
-    window: ManuallyDrop<Window>,
+    window: Arc<Window>,
+    listing: Listing,
     mailbox: Mailbox,
     life: LifePage,
     barriers: Barriers,
@@ -68,6 +75,7 @@ pub(crate) struct Inner {
     number: u64,
     host: HostTable,
     state: Mutex<State>,
+    starting: Starting,
     socket: OwnedFd,
 }
 
@@ -81,6 +89,17 @@ pub(crate) struct State {
     /// Host symbols looked up so far.
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
+    pub(crate) units: Units,
+    /// What is registered with the unwinder, where that is how it gets to know published code.
+    pub(crate) registered: Option<Registered>,
+}
+
+impl Import {
+    /// Takes it for missing, since published code cannot use what there is.
+    pub(crate) fn lacks(&mut self, why: &str) {
+        self.address = None;
+        self.name = format!("{} ({why})", self.name);
+    }
 }
 
 /// A host symbol, looked up.
@@ -106,7 +125,7 @@ impl Worker {
             barriers.incomplete(),
             &options.trusted_uids,
         )?;
-        let window = Window::map(&attachment.geometry, &attachment.segment)?;
+        let window = Arc::new(Window::map(&attachment.geometry, &attachment.segment)?);
         let life = LifePage::new().map_err(|cause| AttachError::System {
             step: "mmap of the life page",
             cause,
@@ -115,7 +134,8 @@ impl Worker {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            window: ManuallyDrop::new(window),
+            listing: Listing::new(&window),
+            window,
             mailbox: attachment.mailbox,
             life,
             barriers,
@@ -124,6 +144,7 @@ impl Worker {
             number: attachment.number,
             host: options.host,
             state: Mutex::new(State::default()),
+            starting: Starting::default(),
             socket: attachment.socket,
         });
         trap::register(inner.window.base(), Arc::downgrade(&inner));
@@ -135,7 +156,7 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything()?;
+        inner.bind_everything(options.unwinding)?;
         Ok(Self(inner))
     }
 
@@ -184,6 +205,14 @@ impl Worker {
             updates: word(Word::Updates),
             resyncs: word(Word::Resyncs),
             missing: word(Word::Missing),
+        }
+    }
+
+    /// The units whose constructors failed in this worker, and why. Their functions cannot be called.
+    pub fn failed_units(&self) -> Vec<FailedUnit> {
+        match self.0.lock_state() {
+            Ok(state) => state.units.failed().cloned().collect(),
+            Err(_) => Vec::new(),
         }
     }
 
@@ -244,8 +273,24 @@ impl Inner {
         &self.window
     }
 
+    pub(crate) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
+    }
+
+    /// The state, unless this thread holds it already, since it applies a publication and runs constructors.
+    pub(crate) fn lock_state(&self) -> Result<MutexGuard<'_, State>, LookupError> {
+        if self.starting.here().is_some() {
+            return Err(LookupError::WhileStarting);
+        }
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn starting(&self) -> &Starting {
+        &self.starting
     }
 
     pub(crate) fn barriers(&self) -> Barriers {
@@ -268,7 +313,19 @@ impl Inner {
 
     /// The name of a host symbol, for the message of a trap.
     pub(crate) fn import_name(&self, import: ImportId) -> Option<String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever runs constructors holds the state, and may be the one who meets the trap.
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let view = self.window.control();
+                let root = self.control().root();
+                let root: Root = view.read(root).ok()?;
+                let at = index::get(view, root.imports, import.get().into()).ok()??;
+                let record: ImportRecord = view.read(at).ok()?;
+                return trailing_text::<ImportRecord>(view, at, 0, record.name_len).ok();
+            }
+        };
         state.imports.get(&import).map(|import| import.name.clone())
     }
 
@@ -282,32 +339,23 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let mut state =
+            core::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.end_units(&mut state);
+        let mut bound = state.imports.values();
+        if bound.any(|import| import.address.is_some() && module::registers_for_good(&import.name))
+        {
+            // It may be called again; the window stays.
+            self.listing.keep();
+            core::mem::forget(state.registered.take());
+        }
         if self.is_attached_here() {
             // Release: pairs with the acquire load in the compiler process. Nobody holds a guard any more.
             self.mailbox
                 .word(Word::Detached)
                 .store(1, Ordering::Release);
         }
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut bound = state.imports.values();
-        if !bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
-            // SAFETY: dropped here and nowhere else, and not used after; nobody can be inside published code.
-            unsafe { ManuallyDrop::drop(&mut self.window) };
-        }
     }
-}
-
-/// Whether published code that calls the host symbol `name` may be called when the process forks or ends, long
-/// after the worker is gone. Its window then stays mapped.
-fn leaves_handlers(name: &str) -> bool {
-    const NAMES: [&str; 5] = [
-        "atexit",
-        "at_quick_exit",
-        "on_exit",
-        "pthread_atfork",
-        "__cxa_atexit",
-    ];
-    NAMES.contains(&name)
 }
 
 /// The half of the head that changes with every publication: what a futex compares.

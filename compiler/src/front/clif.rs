@@ -5,6 +5,7 @@
 
 mod abi;
 mod error;
+mod frames;
 mod limits;
 mod names;
 mod scan;
@@ -23,6 +24,7 @@ use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::entities::AnyEntity;
 use cranelift_codegen::ir::{self, Function, UserFuncName};
 use cranelift_codegen::isa::CallConv;
+use cranelift_codegen::isa::unwind::UnwindInfo;
 use cranelift_codegen::verifier::VerifierErrors;
 use cranelift_codegen::{CodegenError, Context, verify_function};
 use cranelift_module::{
@@ -44,8 +46,7 @@ pub const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
 /// What CLIF text became.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClifObject {
-    /// A relocatable ELF object in [the front end's dialect](jitcast_linker::Dialect::Cranelift). It has no
-    /// `.eh_frame`.
+    /// A relocatable ELF object in [the front end's dialect](jitcast_linker::Dialect::Cranelift).
     pub object: Vec<u8>,
     /// The functions that it defines and their signatures, in the order of the text.
     pub signatures: Vec<(String, Signature)>,
@@ -182,6 +183,8 @@ struct Code {
     relocations: Vec<ModuleReloc>,
     symbols: Symbols,
     imports: Vec<(String, ir::Signature)>,
+    /// How to unwind through it.
+    frame: Option<UnwindInfo>,
 }
 
 impl<'a> Unit<'a> {
@@ -253,16 +256,13 @@ impl<'a> Unit<'a> {
         let mut context = Context::for_function(func);
         let compiled = self.file.guarded(&format!("compiling `{name}`"), || {
             let compiled = context.compile(isa, &mut ControlPlane::default());
-            compiled
-                .map(|code| {
-                    (
-                        code.buffer.data().to_vec(),
-                        u64::from(code.buffer.alignment),
-                    )
-                })
-                .map_err(|error| error.inner)
+            let code = compiled.map_err(|error| error.inner)?;
+            let bytes = code.buffer.data().to_vec();
+            let align_bytes = u64::from(code.buffer.alignment);
+            Ok((bytes, align_bytes, code.create_unwind_info(isa)?))
         })?;
-        let (bytes, align_bytes) = compiled.map_err(|error| self.uncompiled(index, error))?;
+        let (bytes, align_bytes, frame) =
+            compiled.map_err(|error| self.uncompiled(index, error))?;
         // The function's own number in the module is put in by `assemble`.
         let own = FuncId::from_u32(0);
         let relocations = context
@@ -278,6 +278,7 @@ impl<'a> Unit<'a> {
             relocations,
             symbols,
             imports,
+            frame,
         })
     }
 
@@ -399,11 +400,21 @@ impl<'a> Unit<'a> {
                 Some((name.clone(), listed(signature)?.to_string()))
             }));
         }
-        let object = self
-            .file
-            .guarded("writing the object", || module.finish().emit())?;
+        let object = self.file.guarded("writing the object", || {
+            let mut product = module.finish();
+            let frames = functions.iter().zip(&self.names);
+            let frames = frames.filter_map(|(code, name)| {
+                Some((
+                    product.function_symbol(ids[name.as_str()]),
+                    code.frame.as_ref()?,
+                ))
+            });
+            let frames: Vec<_> = frames.collect();
+            frames::write(&mut product.object, self.target.isa(), &frames)?;
+            product.emit().map_err(|error| error.to_string())
+        })?;
         let mut unit = ClifObject {
-            object: object.map_err(|error| internal(error.to_string()))?,
+            object: object.map_err(internal)?,
             signatures: Vec::new(),
             unlisted: Vec::new(),
             imports: Vec::new(),

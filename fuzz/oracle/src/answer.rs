@@ -1,11 +1,11 @@
 //! Where a use of a symbol has to lead, by the rules that the linker documents.
 
 use crate::judge::Meaning;
-use crate::layout::{Layout, Published, Rules};
+use crate::layout::{Layout, Rules, Stored, Window};
 use crate::usage::Usage;
 
 /// Where a use may lead. Both may be allowed, or one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// To this address.
     pub(crate) direct: Option<u64>,
@@ -16,12 +16,16 @@ pub(crate) struct Answer {
 }
 
 /// An entry of the global offset table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// This one.
     At(u64),
     /// Any that holds this address.
     Holding(u64),
+    /// Any that holds these two words.
+    Pair(u64, u64),
+    /// Any in which the worker stores this, and that in the next one.
+    Stored(Stored, Option<Stored>),
 }
 
 impl Answer {
@@ -50,13 +54,7 @@ pub(crate) fn answer(
 ) -> Result<Answer, String> {
     match &layout.rules {
         Rules::Executable { .. } => executable(layout, meaning),
-        Rules::Window(published) => {
-            let find = |name: &str| {
-                let found = published.get(name).copied();
-                found.ok_or_else(|| format!("`{name}` has neither cells nor a stub"))
-            };
-            window(layout, find, usage, meaning, addend, in_text)
-        }
+        Rules::Window(window) => in_window(layout, window, usage, meaning, addend, in_text),
     }
 }
 
@@ -80,14 +78,21 @@ fn executable(layout: &Layout, meaning: &Meaning<'_>) -> Result<Answer, String> 
 }
 
 /// What the project's architecture says of calls and addresses, row by row.
-fn window(
+fn in_window(
     layout: &Layout,
-    find: impl Fn(&str) -> Result<Published, String>,
+    window: &Window,
     usage: Usage,
     meaning: &Meaning<'_>,
     addend: i64,
     in_text: bool,
 ) -> Result<Answer, String> {
+    let find = |name: &str| {
+        let found = window.published.get(name).copied();
+        found.ok_or_else(|| format!("`{name}` has neither cells nor a stub"))
+    };
+    if let Some(answer) = thread_local(layout, window, usage, meaning) {
+        return answer;
+    }
     let table = layout.table.ok_or("nobody says where the window is")?;
     match (meaning, usage) {
         (Meaning::Lost, _) => Err("nobody says where the symbol is".to_owned()),
@@ -142,4 +147,45 @@ fn window(
             })
         }
     }
+}
+
+/// What is asked of a thread-local symbol; `None` if the use is another one.
+fn thread_local(
+    layout: &Layout,
+    window: &Window,
+    usage: Usage,
+    meaning: &Meaning<'_>,
+) -> Option<Result<Answer, String>> {
+    let module = || {
+        window
+            .module
+            .ok_or("nobody says where the unit's module is")
+    };
+    let block = || layout.block.ok_or("nobody says where the block is");
+    let answer = match (usage, meaning) {
+        (Usage::Pair, Meaning::Own { address, .. }) => module().and_then(|module| {
+            let offset = address.wrapping_sub(block()?);
+            Ok(Answer::entry(Entry::Pair(module, offset)))
+        }),
+        (Usage::Pair, Meaning::Outside(name)) => Ok(match window.thread_local.get(*name) {
+            Some(&(module, offset)) => Answer::entry(Entry::Pair(module, offset)),
+            None => Answer::entry(Entry::Stored(
+                Stored::Module((*name).to_owned()),
+                Some(Stored::Offset((*name).to_owned())),
+            )),
+        }),
+        (Usage::BlockPair, Meaning::Own { .. }) => {
+            module().map(|module| Answer::entry(Entry::Pair(module, 0)))
+        }
+        (Usage::FromThread, Meaning::Outside(name)) => Ok(Answer::entry(Entry::Stored(
+            Stored::FromThread((*name).to_owned()),
+            None,
+        ))),
+        (Usage::BlockOffset, Meaning::Own { address, .. }) => Ok(Answer::direct(*address)),
+        (Usage::Pair | Usage::BlockPair | Usage::FromThread | Usage::BlockOffset, _) => {
+            Err("asks for a thread's storage of what has none")
+        }
+        _ => return None,
+    };
+    Some(answer.map_err(str::to_owned))
 }

@@ -25,7 +25,8 @@ pub const EXECUTABLE: u16 = 2;
 /// `e_type` of a shared library or a position-independent executable.
 pub const DYNAMIC: u16 = 3;
 
-/// `SHF_ALLOC`, `SHF_EXECINSTR`, `SHF_EXCLUDE`.
+/// `SHF_WRITE`, `SHF_ALLOC`, `SHF_EXECINSTR`, `SHF_EXCLUDE`.
+pub(crate) const WRITE: u64 = 1;
 pub(crate) const ALLOC: u64 = 2;
 pub(crate) const EXECUTE: u64 = 4;
 pub(crate) const EXCLUDE: u64 = 0x8000_0000;

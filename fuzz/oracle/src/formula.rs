@@ -21,7 +21,7 @@ pub enum Operand {
     Linkage,
     /// `Z`: the symbol's size.
     Size,
-    /// `T`: the start of the thread-local block that the symbol lies in. (Ours: the psABI has words only.)
+    /// `TLS`: the start of the thread-local block that the symbol lies in. (Ours: the psABI has words only.)
     Block,
 }
 
@@ -33,7 +33,7 @@ const NAMES: [(&str, Operand); 8] = [
     ("GOT", Operand::Table),
     ("L", Operand::Linkage),
     ("Z", Operand::Size),
-    ("T", Operand::Block),
+    ("TLS", Operand::Block),
 ];
 
 /// A sum of operands, each added or subtracted.

@@ -4,10 +4,11 @@
 use core::fmt;
 
 use crate::answer::answer;
-use crate::elf::{Elf, Home, Relocation, Section, Symbol};
+use crate::elf::{Elf, Home, Relocation, Section, Symbol, WRITE};
 use crate::image::Image;
 use crate::layout::{Layout, Rules};
-use crate::names::Names;
+use crate::linked::THREAD_LOCAL;
+use crate::names::{Global, Names};
 use crate::report::{Finding, Outcome, Report, Verdict};
 use crate::rules::RULES;
 use crate::site::Site;
@@ -173,6 +174,10 @@ impl<'a> Judge<'a> {
         excused: &[bool],
         report: &mut Report,
     ) {
+        if section.is_zero() && section.flags & THREAD_LOCAL != 0 {
+            // Each thread has its own, somewhere else.
+            return;
+        }
         if section.is_zero() {
             let len = usize::try_from(section.len_bytes).unwrap_or(usize::MAX);
             let now = self.image.read(start, len).unwrap_or_default();
@@ -252,7 +257,8 @@ impl<'a> Judge<'a> {
             outcome,
             canonical,
         };
-        if row.is_thread_local() && self.layout.block.is_none() {
+        let executable = matches!(self.layout.rules, Rules::Executable { .. });
+        if row.is_thread_local() && executable {
             // The instructions around it change as a whole.
             let around = at.saturating_sub(8)..at.saturating_add(16).min(len);
             return Ok(verdict(Outcome::Apart("thread-local"), around, false));
@@ -377,6 +383,25 @@ impl<'a> Judge<'a> {
         Ok(start.wrapping_add(value))
     }
 
+    /// Whether a datum is one in the process, whoever defines it: unique, or weak, written to and in a COMDAT group.
+    fn is_shared(&self, global: &Global) -> bool {
+        let Some((object, Home::Section(index))) = global.definition else {
+            return false;
+        };
+        let elf = &self.objects[object].elf;
+        let Some(section) = elf.section(index).filter(|_| global.exported) else {
+            return false;
+        };
+        let written = section.flags & WRITE != 0
+            && section.flags & THREAD_LOCAL == 0
+            && !section.name.starts_with(".data.rel.ro");
+        let grouped = elf
+            .groups
+            .iter()
+            .any(|group| group.members.contains(&index));
+        global.binding == 10 || global.binding == 2 && written && grouped
+    }
+
     /// Whether a section lies somewhere that nobody knows: only another linker's image has such.
     fn is_lost(&self, object: usize, section: usize) -> bool {
         matches!(self.layout.rules, Rules::Executable { .. })
@@ -415,11 +440,23 @@ impl<'a> Judge<'a> {
             .names
             .get(name)
             .ok_or_else(|| Wrong::says("no such name"))?;
-        let window = matches!(self.layout.rules, Rules::Window(_));
+        let window = match &self.layout.rules {
+            Rules::Window(window) => Some(window),
+            Rules::Executable { .. } => None,
+        };
         match global.definition {
-            // One in the process, or found by asking: everybody goes through cells.
-            Some(_) if window && (global.binding == 10 || global.kind == 10) => {
-                Ok(Meaning::Outside(name))
+            // One in the process: everybody goes through cells.
+            Some(_) if window.is_some() && self.is_shared(global) => Ok(Meaning::Outside(name)),
+            // Found by asking: the code that everybody reaches is not the resolver.
+            Some(_) if global.kind == 10 && window.is_some() => {
+                let indirect = window.and_then(|window| window.indirect.get(name));
+                let address = *indirect
+                    .ok_or_else(|| Wrong::says(format!("nobody says where `{name}` leads")))?;
+                Ok(Meaning::Own {
+                    address,
+                    seen: global.exported.then_some(name),
+                    code: true,
+                })
             }
             Some((_, Home::Absolute)) => Ok(Meaning::Number(global.value)),
             Some((definer, Home::Section(home))) if self.is_lost(definer, home) => {

@@ -29,8 +29,23 @@ pub enum Rules {
         /// What the dynamic linker stores, and where.
         dynamic: HashMap<u64, Stored>,
     },
-    /// A window of jitcast: published names have cells and stubs.
-    Window(HashMap<String, Published>),
+    /// A window of jitcast.
+    Window(Window),
+}
+
+/// What a window of jitcast has for names and for the unit.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// The cells and the stub of each name.
+    pub published: HashMap<String, Published>,
+    /// Where the indirect functions of the unit lead: to code that jumps through a cell.
+    pub indirect: HashMap<String, u64>,
+    /// What a worker finds out otherwise than by an address, and stores.
+    pub dynamic: HashMap<u64, Stored>,
+    /// The unit's module, by which `__tls_get_addr` finds its block.
+    pub module: Option<u64>,
+    /// The thread-local symbols of other units: module and offset.
+    pub thread_local: HashMap<String, (u64, u64)>,
 }
 
 /// What the dynamic linker stores at an address.
@@ -40,6 +55,12 @@ pub enum Stored {
     Name(String),
     /// What the function at this address returns (`R_X86_64_IRELATIVE`).
     Resolved(u64),
+    /// The module of this thread-local name (`R_X86_64_DTPMOD64`).
+    Module(String),
+    /// Its offset in that module's block (`R_X86_64_DTPOFF64`).
+    Offset(String),
+    /// Its distance from the thread pointer (`R_X86_64_TPOFF64`).
+    FromThread(String),
 }
 
 /// Where the cells and the stub of a name are, in a window.

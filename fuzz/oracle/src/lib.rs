@@ -25,7 +25,7 @@ mod usage;
 
 pub use image::Image;
 pub use judge::{Judge, Object};
-pub use layout::{Layout, Published, Rules, Stored};
+pub use layout::{Layout, Published, Rules, Stored, Window};
 pub use linked::Linked;
 pub use map::Map;
 pub use names::{Global, Names};

@@ -80,28 +80,43 @@ impl<'a> Site<'a> {
 
     /// Whether the entry at `address` is one that the site may go through.
     pub(crate) fn is_entry(&self, address: u64) -> bool {
-        match self.answer.entry {
-            Some(Entry::At(entry)) => address == entry,
+        let next = address.wrapping_add(8);
+        match &self.answer.entry {
+            Some(Entry::At(entry)) => address == *entry,
             Some(Entry::Holding(held)) => {
-                self.view.word(address) == Some(held) || self.is_dynamic(address)
+                self.view.word(address) == Some(*held) || self.is_dynamic(address)
+            }
+            Some(Entry::Pair(module, offset)) => {
+                self.view.word(address) == Some(*module) && self.view.word(next) == Some(*offset)
+            }
+            Some(Entry::Stored(first, second)) => {
+                self.stored(address) == Some(first)
+                    && second
+                        .as_ref()
+                        .is_none_or(|second| self.stored(next) == Some(second))
             }
             None => false,
         }
     }
 
+    /// What is found out and stored at `address`, if anything.
+    fn stored(&self, address: u64) -> Option<&'a Stored> {
+        match &self.layout.rules {
+            Rules::Executable { dynamic } => dynamic.get(&address),
+            Rules::Window(window) => window.dynamic.get(&address),
+        }
+    }
+
     /// Whether the dynamic linker stores the symbol's address at `address`.
     pub(crate) fn is_dynamic(&self, address: u64) -> bool {
-        let Rules::Executable { dynamic } = &self.layout.rules else {
-            return false;
-        };
         let name = match &self.meaning {
             Meaning::Outside(name) => Some(*name),
             own => own.seen(),
         };
-        match dynamic.get(&address) {
+        match self.stored(address) {
             Some(Stored::Name(stored)) => name == Some(stored.as_str()),
             Some(Stored::Resolved(resolver)) => self.answer.direct == Some(*resolver),
-            None => false,
+            _ => false,
         }
     }
 
@@ -131,8 +146,8 @@ impl<'a> Site<'a> {
             || self.formula.mentions(Operand::Linkage))
             || self.answer.direct.is_some();
         let tabled = !self.formula.mentions(Operand::Table) || table.is_some();
-        let entry = match (self.answer.entry, table) {
-            (Some(Entry::At(entry)), Some(table)) => i128::from(entry) - i128::from(table),
+        let entry = match (&self.answer.entry, table) {
+            (Some(Entry::At(entry)), Some(table)) => i128::from(*entry) - i128::from(table),
             _ => 0,
         };
         (known && placed && tabled).then(|| {

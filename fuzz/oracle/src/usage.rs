@@ -33,6 +33,14 @@ pub(crate) enum Usage {
     LinkageTableDistance,
     /// The value of an absolute symbol, or an address of fewer than 64 bits.
     Value,
+    /// The pair of words by which `__tls_get_addr` finds a thread-local symbol.
+    Pair,
+    /// The same for the unit's whole block.
+    BlockPair,
+    /// The entry that holds a symbol's distance from the thread pointer.
+    FromThread,
+    /// A thread-local symbol's offset in its block.
+    BlockOffset,
     /// What does not depend on the symbol's address: its size, the table.
     Number,
 }
@@ -46,6 +54,10 @@ impl Usage {
             ("64", _) => Self::Word,
             ("PC8" | "PC16", _) => Self::ShortDistance,
             ("8" | "16" | "32" | "32S", _) => Self::Value,
+            ("TLSGD", _) => Self::Pair,
+            ("TLSLD", _) => Self::BlockPair,
+            ("GOTTPOFF", _) => Self::FromThread,
+            ("DTPOFF32" | "DTPOFF64", _) => Self::BlockOffset,
             ("GOTOFF64", _) => Self::TableDistance,
             ("PLTOFF64", _) => Self::LinkageTableDistance,
             ("PC32" | "PLT32", true) => Self::of_displacement(addend, before),

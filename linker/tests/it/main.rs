@@ -17,3 +17,5 @@ mod refusals;
 mod resolution;
 mod shapes;
 mod startup;
+mod thread_local;
+mod unwind;

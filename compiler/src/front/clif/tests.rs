@@ -122,6 +122,31 @@ fn own_functions_are_called_directly_and_known_by_one_address() {
 }
 
 #[test]
+fn every_function_says_how_to_unwind_through_it() {
+    let text = "function %first(i64) -> i64 {\nblock0(v0: i64):\n return v0\n}\n\
+                function %second(i64) -> i64 {\n fn0 = %third(i64) -> i64\nblock0(v0: i64):\n v1 = call fn0(v0)\n \
+                return v1\n}\n";
+    let object = compiled(text).object;
+    let file: ElfFile64<'_> = ElfFile64::parse(&object[..]).unwrap();
+    let frames = file.section_by_name(".eh_frame").unwrap();
+    let functions: Vec<_> = frames
+        .relocations()
+        .map(|(_, relocation)| {
+            let RelocationTarget::Symbol(symbol) = relocation.target() else {
+                panic!("no symbol")
+            };
+            let flags = RelocationFlags::Elf {
+                r_type: elf::R_X86_64_PC32,
+            };
+            assert_eq!(relocation.flags(), flags, "the same in every process");
+            let symbol = file.symbol_by_index(symbol).unwrap();
+            symbol.name().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(functions, ["first", "second"]);
+}
+
+#[test]
 fn a_call_and_an_address_of_one_reference_get_two_names() {
     let text = "
         function %f(i64) -> i64 {

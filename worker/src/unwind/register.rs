@@ -1,0 +1,357 @@
+//! For hosts without the hook: the records of all texts are registered with the unwinder.
+//!
+//! The unwinder looks at what is registered whoever throws, also where no thread is inside a guard, when the memory of
+//! what was replaced may be another unit's already. So it is given a copy in memory of this process, whose pointers
+//! are absolute. It is one section for all texts: of many, libgcc up to 12 makes every throw of the process look at
+//! each, and from 13 on sections must not overlap. Invariant: what is registered is what the directory of the applied
+//! generation has, kept texts included.
+
+use core::ffi::{CStr, c_void};
+use std::collections::BTreeMap;
+
+use jitcast_runtime::eh_frame::{self, Cie, Fde, Pointer};
+use jitcast_runtime::frames::stub_frames;
+use jitcast_runtime::geometry::Area;
+use jitcast_runtime::header::stub_frames_at;
+use jitcast_runtime::index;
+use jitcast_runtime::records::{Root, TextRecord};
+use jitcast_runtime::window::Window;
+use jitcast_runtime::{Corrupt, Region, SegmentOffset, WorkerAddr};
+
+/// `__register_frame` and `__deregister_frame`.
+type Register = unsafe extern "C" fn(*const c_void);
+
+/// The unwinder's two functions.
+#[derive(Clone, Copy, Debug)]
+struct Unwinder {
+    register: Register,
+    deregister: Register,
+}
+
+impl Unwinder {
+    fn find() -> Option<Self> {
+        Some(Self {
+            register: symbol(c"__register_frame")?,
+            deregister: symbol(c"__deregister_frame")?,
+        })
+    }
+}
+
+fn symbol(name: &CStr) -> Option<Register> {
+    // SAFETY: a special handle and a C string.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    // SAFETY: null, or a function of this type: every unwinder has them so.
+    unsafe { core::mem::transmute::<*mut c_void, Option<Register>>(found) }
+}
+
+/// A section that is registered, until it is dropped.
+#[derive(Debug)]
+struct Section {
+    words: Box<[u64]>,
+    unwinder: Unwinder,
+}
+
+impl Section {
+    /// Registers the records of `parts`.
+    fn new<'a>(unwinder: Unwinder, parts: impl Iterator<Item = &'a Vec<u64>>) -> Self {
+        // A zero word at the end.
+        let words = parts.flatten().copied().chain([0]).collect::<Box<[u64]>>();
+        // SAFETY: an `.eh_frame` section that ends with a zero word and stays until it is deregistered.
+        unsafe { (unwinder.register)(words.as_ptr().cast()) };
+        Self { words, unwinder }
+    }
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        // SAFETY: registered when it was made.
+        unsafe { (self.unwinder.deregister)(self.words.as_ptr().cast()) };
+    }
+}
+
+/// What is registered of a window.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    unwinder: Unwinder,
+    section: Option<Section>,
+    stubs: Vec<u64>,
+    /// By the text's start: the unit's number, and its records.
+    texts: BTreeMap<u32, (u32, Vec<u64>)>,
+    /// The index that this is in agreement with, and its generation.
+    index: SegmentOffset,
+    generation: u64,
+}
+
+impl Registered {
+    /// Registers the stubs of `window`; `None` if there is no unwinder to register with.
+    pub(crate) fn new(window: &Window) -> Option<Self> {
+        let at = stub_frames_at(window.geometry());
+        let stubs = absolute(&stub_frames(window.geometry(), at), window.addr_of(at))?;
+        let mut registered = Self {
+            unwinder: Unwinder::find()?,
+            section: None,
+            stubs,
+            texts: BTreeMap::new(),
+            index: SegmentOffset::NONE,
+            generation: 0,
+        };
+        registered.register();
+        Some(registered)
+    }
+
+    fn register(&mut self) {
+        // Not both at once: they are about the same code.
+        self.section = None;
+        let texts = self.texts.values().map(|(_, records)| records);
+        let parts = core::iter::once(&self.stubs).chain(texts);
+        self.section = Some(Section::new(self.unwinder, parts));
+    }
+
+    /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
+    pub(crate) fn update(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
+        if self.index == root.texts {
+            return Ok(());
+        }
+        let gone = self.remove(window, root)?;
+        if self.add(window, root)? || gone {
+            self.register();
+        }
+        (self.index, self.generation) = (root.texts, root.generation);
+        Ok(())
+    }
+
+    /// Takes out the texts that `root` does not have; whether there were any.
+    fn remove(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let mut gone = Vec::new();
+        for (&start, &(unit, _)) in &self.texts {
+            let key = index::by_place(SegmentOffset::new(start));
+            let found = index::get(view, root.texts, key)?;
+            let found = found.map(|at| view.read::<TextRecord>(at)).transpose()?;
+            if found.is_none_or(|text| text.unit != unit) {
+                gone.push(start);
+            }
+        }
+        self.texts
+            .retain(|start, _| gone.binary_search(start).is_err());
+        Ok(!gone.is_empty())
+    }
+
+    /// Adds the texts that are new in `root`; whether there were any.
+    fn add(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let before = self.texts.len();
+        index::walk(view, root.texts, self.generation, &mut |at| {
+            let text: TextRecord = view.read(at)?;
+            let corrupt = Corrupt {
+                what: "unwind records of a unit",
+                at,
+            };
+            let region = text.eh_frame.region().ok_or(corrupt)?;
+            if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
+                let bytes = read(window, region)?;
+                let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
+                self.texts.insert(text.text.start, (text.unit, records));
+            }
+            Ok::<_, Corrupt>(())
+        })?;
+        Ok(self.texts.len() > before)
+    }
+}
+
+fn read(window: &Window, region: Region) -> Result<Vec<u8>, Corrupt> {
+    let areas = [Area::ReadOnly, Area::Private];
+    let area = areas.into_iter().find(|area| {
+        let area = window.geometry().region(*area);
+        area.contains(region.offset(), region.len_bytes.into())
+    });
+    window.copy(area.unwrap_or(Area::ReadOnly), region)
+}
+
+/// The records of the section `bytes`, which lies at `base`, with absolute pointers, so that they may lie anywhere, and
+/// without a terminator. `None` if it is no section.
+fn absolute(bytes: &[u8], base: WorkerAddr) -> Option<Vec<u64>> {
+    let (cies, fdes) = eh_frame::read(bytes).ok()?;
+    let mut writer = Writer {
+        bytes,
+        base: base.get(),
+        out: Vec::with_capacity(bytes.len() * 2),
+    };
+    let mut places = Vec::with_capacity(cies.len());
+    for cie in &cies {
+        places.push(writer.out.len());
+        writer.cie(cie)?;
+    }
+    for fde in &fdes {
+        let cie = fde.cie as usize;
+        writer.fde(fde, cies.get(cie)?, *places.get(cie)?)?;
+    }
+    // Each record is a multiple of eight bytes long.
+    let (words, _) = writer.out.as_chunks::<8>();
+    Some(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+struct Writer<'a> {
+    bytes: &'a [u8],
+    base: u64,
+    out: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn cie(&mut self, cie: &Cie) -> Option<()> {
+        let start = self.begin();
+        self.out.extend([0; 4]);
+        // A register of the return address is one byte in version 1, LEB128 in version 3.
+        self.out.push(*self.bytes.get(cie.start as usize + 8)?);
+        let letters = self
+            .bytes
+            .get(cie.letters.start as usize..cie.letters.end as usize)?;
+        self.out.extend_from_slice(letters);
+        self.out.push(0);
+        self.copy(cie.units.start, cie.units.end)?;
+        if !letters.is_empty() {
+            let mut data = Vec::new();
+            for letter in letters {
+                match letter {
+                    b'L' => data.push(
+                        cie.lsda
+                            .map_or(OMIT, |encoding| absolute_as(encoding.indirect)),
+                    ),
+                    b'P' => match cie.personality {
+                        Some(pointer) => {
+                            data.push(absolute_as(pointer.encoding.indirect));
+                            data.extend(self.value(pointer)?.to_le_bytes());
+                        }
+                        None => data.push(OMIT),
+                    },
+                    b'R' => data.push(absolute_as(false)),
+                    _ => {}
+                }
+            }
+            // Fewer than 128 bytes, so one of LEB128.
+            self.out
+                .push(u8::try_from(data.len()).ok().filter(|len| *len < 0x80)?);
+            self.out.extend(data);
+        }
+        self.copy(cie.instructions, cie.end)?;
+        self.end(start)
+    }
+
+    fn fde(&mut self, fde: &Fde, cie: &Cie, cie_at: usize) -> Option<()> {
+        let start = self.begin();
+        let back = u32::try_from(self.out.len() - cie_at).ok()?;
+        self.out.extend(back.to_le_bytes());
+        let function = self.value(fde.function)?;
+        self.out.extend(function.to_le_bytes());
+        self.out.extend(fde.len_bytes.to_le_bytes());
+        if !cie.letters.is_empty() {
+            self.out.push(if fde.lsda.is_some() { 8 } else { 0 });
+            if let Some(pointer) = fde.lsda {
+                let value = self.value(pointer)?;
+                self.out.extend(value.to_le_bytes());
+            }
+        }
+        self.copy(fde.instructions, fde.end)?;
+        self.end(start)
+    }
+
+    /// Begins a record.
+    fn begin(&mut self) -> usize {
+        let start = self.out.len();
+        self.out.extend([0; 4]);
+        start
+    }
+
+    /// Fills the record that begins at `start` up, and states its length.
+    fn end(&mut self, start: usize) -> Option<()> {
+        // DW_CFA_nop is 0.
+        self.out.resize(self.out.len().next_multiple_of(8), 0);
+        let len = u32::try_from(self.out.len() - start - 4).ok()?;
+        self.out
+            .get_mut(start..start + 4)?
+            .copy_from_slice(&len.to_le_bytes());
+        Some(())
+    }
+
+    fn copy(&mut self, start: u32, end: u32) -> Option<()> {
+        let bytes = self.bytes.get(start as usize..end as usize)?;
+        self.out.extend_from_slice(bytes);
+        Some(())
+    }
+
+    /// The address that a pointer holds; null stays null.
+    fn value(&self, pointer: Pointer) -> Option<u64> {
+        let field = self.bytes.get(pointer.offset as usize..)?;
+        let value = match pointer.encoding.width_bytes {
+            4 => {
+                let value = u32::from_le_bytes(*field.first_chunk()?);
+                let signed = i64::from(value.cast_signed()).cast_unsigned();
+                if pointer.encoding.signed {
+                    signed
+                } else {
+                    value.into()
+                }
+            }
+            _ => u64::from_le_bytes(*field.first_chunk()?),
+        };
+        let origin = if pointer.encoding.relative && value != 0 {
+            self.base + u64::from(pointer.offset)
+        } else {
+            0
+        };
+        Some(origin.wrapping_add(value))
+    }
+}
+
+/// `DW_EH_PE_omit`.
+const OMIT: u8 = 0xff;
+
+/// `DW_EH_PE_absptr`, through a cell or not.
+fn absolute_as(indirect: bool) -> u8 {
+    if indirect { 0x80 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use jitcast_runtime::Geometry;
+
+    use super::*;
+
+    #[test]
+    fn copies_say_the_same_from_another_place() {
+        let geometry = Geometry::new(8 << 20).unwrap();
+        let at = stub_frames_at(&geometry);
+        let base = WorkerAddr::new(0x1234_5600_0000 + u64::from(at.get()));
+        let copy = absolute(&stub_frames(&geometry, at), base).unwrap();
+        let copy: Vec<u8> = copy.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let (cies, fdes) = eh_frame::read(&copy).unwrap();
+        let reader = Writer {
+            bytes: &copy,
+            base: 0x7777_0000,
+            out: Vec::new(),
+        };
+        let stubs = geometry.region(Area::Stubs);
+        assert_eq!((cies.len(), fdes.len()), (1, 1));
+        assert_eq!(
+            reader.value(fdes[0].function),
+            Some(0x1234_5600_0000 + u64::from(stubs.start))
+        );
+        assert_eq!(fdes[0].len_bytes, stubs.len_bytes.into());
+        let again = absolute(&copy, WorkerAddr::new(0x5555)).unwrap();
+        let again: Vec<u8> = again.iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(again, copy, "absolute already");
+    }
+
+    #[test]
+    fn what_is_no_section_is_refused() {
+        let geometry = Geometry::new(8 << 20).unwrap();
+        let bytes = stub_frames(&geometry, SegmentOffset::new(4096));
+        for at in 0..bytes.len() {
+            for byte in [0, 0x7f, 0x80, 0xff] {
+                let mut bytes = bytes;
+                bytes[at] = byte;
+                let _ = absolute(&bytes, WorkerAddr::new(u64::MAX / 2));
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What published code is called, by its addresses: for backtraces and profilers.
+
+use core::fmt;
+
+use jitcast_runtime::frames::find_name;
+use jitcast_runtime::geometry::{Area, SLOT_BYTES, STUB_BYTES};
+use jitcast_runtime::records::{
+    ImportRecord, Root, SymbolRecord, TextRecord, UnitRecord, trailing_text,
+};
+use jitcast_runtime::{Corrupt, SegmentOffset, WorkerAddr, index};
+
+use super::text_at;
+use crate::worker::{Inner, Worker};
+
+/// A place in published code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The unit; `None`: a stub of a host symbol.
+    pub unit: Option<String>,
+    /// The function, also a local one; `None`: code between functions.
+    pub function: Option<String>,
+    /// How far the place is from the start of the function, else of the unit's text, bytes.
+    pub offset: u64,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.function.as_deref().unwrap_or("?"))?;
+        write!(f, "+{:#x}", self.offset)?;
+        match &self.unit {
+            Some(unit) => write!(f, " ({unit})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a walk ends.
+enum Stop<T> {
+    Found(T),
+    Corrupt(Corrupt),
+}
+
+impl<T> From<Corrupt> for Stop<T> {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl Worker {
+    /// What is at the address `addr` of this process: a place in a unit's text, or a stub. `None` if it is no
+    /// published code of this worker.
+    ///
+    /// Of a frame's return address, pass one less: the call may be the last of its function. It enters a guard
+    /// of its own and allocates, so it is not for signal handlers: they store addresses.
+    pub fn symbolize(&self, addr: WorkerAddr) -> Option<Location> {
+        let at = self.window().offset_of(addr)?;
+        // What is found below stays while this thread is inside.
+        let _guard = self.enter().ok()?;
+        let inner = self.inner();
+        let root = inner.window().control().read(inner.listing().root()).ok()?;
+        let stubs = self.geometry().region(Area::Stubs);
+        let found = if stubs.contains(at, 1) {
+            inner.stub_at(&root, at)
+        } else {
+            inner.text_name(at)
+        };
+        found.ok().flatten()
+    }
+}
+
+impl Inner {
+    fn text_name(&self, at: SegmentOffset) -> Result<Option<Location>, Corrupt> {
+        let view = self.window().control();
+        let Some((record_at, text)) = text_at(view, self.listing().root(), at)? else {
+            return Ok(None);
+        };
+        let unit = trailing_text::<TextRecord>(view, record_at, 0, text.name_len)?;
+        let region = text.names.region();
+        let named = region.map(|region| find_name(view, region, text.unit, at));
+        let (start, function) = match named.transpose()?.flatten() {
+            Some((start, name)) => (start.get(), Some(name)),
+            None => (text.text.start, None),
+        };
+        Ok(Some(Location {
+            unit: Some(unit),
+            function,
+            offset: u64::from(at.get() - start),
+        }))
+    }
+
+    /// The published function or host symbol whose stub is at `at`. Nothing leads back from a cell, so all are
+    /// looked at.
+    fn stub_at(&self, root: &Root, at: SegmentOffset) -> Result<Option<Location>, Corrupt> {
+        let geometry = self.window().geometry();
+        let distance = at.get() - geometry.region(Area::Stubs).start;
+        let cells = geometry.region(Area::CallCells);
+        let cell = SegmentOffset::new(cells.start + distance / STUB_BYTES * SLOT_BYTES);
+        let view = self.window().control();
+        let found = |name, unit| {
+            Stop::Found(Location {
+                unit,
+                function: Some(name),
+                offset: (distance % STUB_BYTES).into(),
+            })
+        };
+        let symbols = index::walk(view, root.symbols, 0, &mut |at| {
+            let symbol: SymbolRecord = view.read(at)?;
+            if symbol.call_cell != cell {
+                return Ok(());
+            }
+            let name = trailing_text::<SymbolRecord>(view, at, 0, symbol.name_len)?;
+            let unit_at = index::get(view, root.units, symbol.unit.into())?;
+            let unit = unit_at.map(|at| {
+                let unit: UnitRecord = view.read(at)?;
+                trailing_text::<UnitRecord>(view, at, 0, unit.name_len)
+            });
+            Err(found(name, unit.transpose()?))
+        });
+        let walked = symbols.and_then(|()| {
+            index::walk(view, root.imports, 0, &mut |at| {
+                let import: ImportRecord = view.read(at)?;
+                if import.call_cell != cell {
+                    return Ok(());
+                }
+                let name = trailing_text::<ImportRecord>(view, at, 0, import.name_len)?;
+                Err(found(name, None))
+            })
+        });
+        match walked {
+            Ok(()) => Ok(None),
+            Err(Stop::Found(location)) => Ok(Some(location)),
+            Err(Stop::Corrupt(corrupt)) => Err(corrupt),
+        }
+    }
+}
