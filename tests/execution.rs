@@ -52,6 +52,7 @@ fn variable(name: &str, default: u64) -> u64 {
 struct Build<'b> {
     scratch: &'b Scratch,
     program: &'b Program,
+    features: Features,
     what: String,
 }
 
@@ -62,7 +63,11 @@ impl Build<'_> {
         for (index, (name, text)) in self.program.files.iter().enumerate() {
             let number = first + if mixed { index } else { 0 };
             let compiler = ["gcc", "clang"][number % 2];
-            let flags = FLAGS[number / 2 % FLAGS.len()];
+            let mut flags = FLAGS[number / 2 % FLAGS.len()].to_owned();
+            if self.features.thread_local {
+                // Code for executables counts from the thread pointer, where no unit's block can be.
+                flags = flags.replace("-fPIE", "-fPIC");
+            }
             self.what += &format!("\n  {name}: {compiler} {flags}");
             let (source, object) = (
                 self.scratch.write(name, text),
@@ -131,11 +136,15 @@ fn programs_print_what_they_print_natively() {
     let scratch = Scratch::new();
     for number in 0..variable("JITCAST_EXECUTION_PROGRAMS", 6) {
         let seed = first + number;
-        let program = Program::new(seed, Features::default());
+        let features = Features {
+            thread_local: number % 2 == 1,
+        };
+        let program = Program::new(seed, features);
         for run in 0..RUNS {
             let mut build = Build {
                 scratch: &scratch,
                 program: &program,
+                features,
                 what: format!("program {seed}"),
             };
             let flags = number as usize * RUNS + run;

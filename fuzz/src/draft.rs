@@ -342,9 +342,7 @@ impl<'p> UnitDraft<'p> {
                             name,
                             class: match draft.plan.placement {
                                 // One in the process, as inline variables of C++ are.
-                                Placement::Data | Placement::Zero | Placement::LargeData
-                                    if object.audience == Audience::Ours =>
-                                {
+                                Placement::Data | Placement::Zero | Placement::LargeData => {
                                     Class::Datum
                                 }
                                 _ => class_of(0),
