@@ -10,6 +10,7 @@ use object::read::elf::Sym as _;
 use crate::error::{LinkError, Problem};
 use crate::input::Options;
 use crate::layout::{Chunk, Content, MODULE, Spot, THUNKS};
+use crate::mutant::{Mutant, makes};
 use crate::resolve::{Global, Strength};
 use crate::unit::{DSO_HANDLE, Unit, push};
 
@@ -76,8 +77,12 @@ impl Unit<'_> {
     /// The piece of thread-local storage that will come first, if there is any: not always the first of the files.
     pub(crate) fn block_start(&self) -> Option<Spot> {
         let pieces = (0..).zip(&self.chunks);
-        let pieces = pieces.filter(|(_, chunk)| chunk.thread_local);
-        let first = pieces.min_by_key(|(_, chunk)| (chunk.bytes().is_none(), chunk.sort_key()));
+        let mut pieces = pieces.filter(|(_, chunk)| chunk.thread_local);
+        let first = if makes(Mutant::ImageByFile) {
+            pieces.next()
+        } else {
+            pieces.min_by_key(|(_, chunk)| (chunk.bytes().is_none(), chunk.sort_key()))
+        };
         first.map(|(chunk, _)| Spot { chunk, offset: 0 })
     }
 

@@ -49,12 +49,16 @@ pub enum Mutant {
     GroupsKept,
     /// Sections are packed without regard to their alignment.
     Unaligned,
+    /// `R_X86_64_DTPOFF32` counts from eight bytes into the block.
+    BlockMoved,
+    /// The image of thread-local storage starts with the first piece of the files.
+    ImageByFile,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::PlaceForgotten,
         Self::AddendDropped,
         Self::SignFlipped,
@@ -75,6 +79,8 @@ impl Mutant {
         Self::WeakWins,
         Self::GroupsKept,
         Self::Unaligned,
+        Self::BlockMoved,
+        Self::ImageByFile,
     ];
 }
 

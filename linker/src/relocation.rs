@@ -473,6 +473,7 @@ impl Relocation {
             elf::R_X86_64_PC64 if makes(Mutant::AddendDropped) => value - operands.A,
             elf::R_X86_64_SIZE64 if makes(Mutant::SizeOff) => value + 1,
             elf::R_X86_64_GOTOFF64 if makes(Mutant::TableMoved) => value - 8,
+            elf::R_X86_64_DTPOFF32 if makes(Mutant::BlockMoved) => value - 8,
             _ => value,
         }
     }
