@@ -305,3 +305,47 @@ fn many_symbols_at_one_place() {
     let file = object(&[names, symbols(&entries, 1), text, table], 1);
     assert!(outcome(vec![("x.o", file)]).is_ok());
 }
+
+/// Records of unwinding, one for each of many functions, and as many that describe the same one.
+#[test]
+fn many_records_of_unwinding() {
+    let count = 40_000_u32;
+    // A CIE: version 1, "zR", code 1, data -8, return address in 16, pointers relative to the field, 32 bits.
+    let cie: [u8; 24] = [
+        20, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0,
+    ];
+    let mut records = cie.to_vec();
+    let mut sites = Vec::new();
+    for number in 0..count {
+        let at = records.len() as u32;
+        records.extend([16_u32, at + 4, 0, 4].map(u32::to_le_bytes).concat());
+        records.extend([0; 4]);
+        let function = if number % 2 == 0 { number } else { 0 };
+        sites.extend(rela(
+            u64::from(at) + 8,
+            2,
+            elf::R_X86_64_PC32,
+            i64::from(function) * 4,
+        ));
+    }
+    let names = Section::of(elf::SHT_STRTAB, 0, b"\0f\0".to_vec());
+    let flags = elf::SHF_ALLOC | elf::SHF_EXECINSTR;
+    let text = Section::of(elf::SHT_PROGBITS, flags, vec![0x90; 4 * count as usize]);
+    let entries = [
+        symbol(0, 3, 3, 0, 0),
+        symbol(0, 3, 3, 0, 0),
+        symbol(1, 0x12, 3, 0, 4),
+    ];
+    let mut table = symbols(&entries, 1);
+    table.info = 3;
+    let frames = Section::of(elf::SHT_PROGBITS, elf::SHF_ALLOC, records);
+    let frames = Section { name: 3, ..frames };
+    let names = Section {
+        bytes: b"\0f\0.eh_frame\0".to_vec(),
+        ..names
+    };
+    let table_of_sites = Section::of(elf::SHT_RELA, 0, sites).linked(2, 4, 24);
+    let file = object(&[names, table, text, frames, table_of_sites], 1);
+    let made = outcome(vec![("x.o", file)]);
+    assert!(made.is_ok(), "{made:?}");
+}
