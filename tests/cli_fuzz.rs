@@ -22,6 +22,11 @@ fn every_kind_is_counted_and_compared() {
             "each site is one of these: {row:?}"
         );
     }
+    assert!(
+        done.stdout.contains(" excused by `thunk`: "),
+        "{}",
+        done.stdout
+    );
     let last = done.stdout.lines().last().unwrap();
     assert!(
         last.contains(" cases, ") && last.contains(" 0 failures in "),

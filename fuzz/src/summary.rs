@@ -1,7 +1,7 @@
 //! What many trials came to, kind by kind.
 
 use jitcast_linker::relocation::TABLE;
-use jitcast_oracle::Report;
+use jitcast_oracle::{RULES, Report};
 
 /// The count of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,18 @@ pub fn lines(report: &Report) -> Vec<Line> {
         }
     };
     TABLE.iter().map(line).collect()
+}
+
+/// How many sites each rule excused, with its reason.
+pub fn rules(report: &Report) -> Vec<(u64, &'static str, &'static str)> {
+    let count = |name| {
+        let tallies = report.kinds.values();
+        tallies.filter_map(|tally| tally.excused.get(name)).sum()
+    };
+    let rules = RULES
+        .iter()
+        .map(|rule| (count(rule.name), rule.name, rule.reason));
+    rules.filter(|(count, ..)| *count > 0).collect()
 }
 
 /// The kinds of the table of which no site was compared.

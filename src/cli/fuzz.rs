@@ -48,6 +48,9 @@ pub(super) fn fuzz(args: &FuzzArgs) -> Result<ExitCode, Failure> {
         progress(index - first, start);
     }
     println!("{}", table(&all));
+    for (count, rule, reason) in summary::rules(&all) {
+        println!("{count} excused by `{rule}`: {reason}");
+    }
     let cases = index - first;
     let (sites, seconds) = (all.looked_at(), start.elapsed().as_secs_f64());
     println!("{cases} cases, {sites} sites looked at, {failures} failures in {seconds:.1} s");
