@@ -186,6 +186,11 @@ fn everything() {
         (2007, vec![102, 202, 302])
     );
     backtraces();
+    let code = || {
+        let guard = worker().enter().unwrap();
+        worker().symbol(&guard, "throws").unwrap().code
+    };
+    let old = code();
     // A new version of everything.
     role::report("again");
     role::next_line().unwrap();
@@ -196,6 +201,36 @@ fn everything() {
         (1001, vec![101, 201, 301, 401])
     );
     backtraces();
+    // What is kept has its names, since it may still run.
+    assert_ne!(code(), old);
+    let kept = worker().symbolize(old).map(|found| found.to_string());
+    assert_eq!(kept.as_deref(), Some("throws+0x0 (thrower)"));
+}
+
+/// A host symbol that panics.
+extern "C-unwind" fn panics(x: i64) -> i64 {
+    std::panic::resume_unwind(Box::new(x))
+}
+
+/// A panic of the host's passes published code of CLIF, on to the host.
+pub(crate) fn panics_pass() {
+    let host = Host::sealed();
+    let units = ["first", "second"].map(|name| {
+        let callee = if name == "first" { "second" } else { "panics" };
+        clif_unit(name, &units::calls(name, callee, 1))
+    });
+    publish(&host, &units);
+    let mut table = HostTable::default();
+    // SAFETY: a function of the type that the units declare.
+    unsafe { table.define("panics", panics as *const c_void) };
+    let worker = units::attach_with(&host, table);
+    for x in 0..3 {
+        let guard = worker.enter().unwrap();
+        let first = worker.function::<Code>(&guard, "first").unwrap();
+        let caught =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| first.call(&guard, x)));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&x));
+    }
 }
 
 fn backtraces() {
