@@ -374,6 +374,9 @@ impl Stage {
     }
 
     /// Units are replaced while others throw.
+    ///
+    /// The story: a worker that registers took an index of texts for unchanged that lay where the last one had lain, and
+    /// an exception found no way through what had been published meanwhile.
     pub(crate) fn replace(&self, unwinding: &str) {
         let mut process = self.start("replaced", unwinding);
         assert_eq!(role::next_report(&mut process), "throws");
