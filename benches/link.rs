@@ -35,6 +35,7 @@ fn link(files: &[(&str, &[u8])]) -> Linked {
         private: SegmentOffset::new(AREA_BYTES),
         text: SegmentOffset::new(3 * AREA_BYTES),
         read_only: SegmentOffset::new(4 * AREA_BYTES),
+        number: 1,
     };
     prepared.link(&placement, &bindings).unwrap()
 }
@@ -47,6 +48,7 @@ fn binding(index: u32, own: bool) -> Binding {
         PatchTarget::Host(ImportId::new(index))
     };
     Binding {
+        block_offset: None,
         target,
         call_cell: Some(SegmentOffset::new(index * 16)),
         address_cell: Some(SegmentOffset::new(index * 16 + 8)),
@@ -78,9 +80,9 @@ fn benches(criterion: &mut Criterion) {
     });
 
     if Command::new("cc").arg("--version").output().is_ok() {
-        let folder = lua_archive::lua();
-        let driver = lua_root(folder);
-        let archive = std::fs::read(lua_archive::archive(folder)).unwrap();
+        let folder = lua_archive::lua(&[], lua_archive::compile);
+        let driver = lua_root(&folder);
+        let archive = std::fs::read(lua_archive::archive(&folder)).unwrap();
         group.bench_function("lua_archive", |bencher| {
             let files = [("driver.o", &driver[..]), ("liblua5.4.a", &archive[..])];
             bencher.iter(|| link(black_box(&files)));
@@ -95,6 +97,24 @@ fn benches(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(relocations as u64));
     group.bench_function("5000_functions_40000_relocations", |bencher| {
         bencher.iter(|| link(black_box(&[("many.o", &many)])));
+    });
+    let sections = common::generated_sections(functions);
+    group.bench_function("5000_sections_40000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&[("sections.o", &sections)])));
+    });
+    let count = 1000;
+    let objects = common::generated_objects(count);
+    let names: Vec<String> = (0..count).map(|number| format!("{number}.o")).collect();
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .zip(&objects)
+        .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+        .collect();
+    group.throughput(Throughput::Elements(
+        (count * common::RELOCATIONS_PER_FUNCTION) as u64,
+    ));
+    group.bench_function("1000_objects_8000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&files)));
     });
     group.finish();
 }

@@ -306,3 +306,84 @@ fn what_no_host_can_call_is_refused() {
         "help: publish a function that wraps it",
     ]);
 }
+
+/// An executable's way to the host's data: by its distance, in an instruction that cannot go through a cell.
+#[test]
+fn host_data_is_copied_where_that_is_asked_for() {
+    if !require::cc() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let source = "extern char **environ; extern int optind;
+        long same(long x) { return environ == 0 ? -1 : x; } long index_of(long x) { return optind == 1 ? x : -1; }";
+    let object = scratch.compile("u.o", source, &["-c", "-O2", "-fPIE"]);
+    let call = [
+        "--call",
+        "same(5)",
+        "--call",
+        "index_of(6)",
+        "--workers",
+        "1",
+    ];
+    let refused = run(&[&[object.as_str()], &call[..]].concat());
+    assert!(refused.stderr.contains("-fPIC"), "{refused:#?}");
+    let copies = ["--copy-data", "environ", "--copy-data", "optind:4"];
+    assert_eq!(
+        results(&[&object], &[&copies[..], &call[..4]].concat()),
+        ["5", "6"]
+    );
+    let wrong = run(&[&[object.as_str(), "--copy-data", "environ:many"], &call[..]].concat());
+    assert!(
+        wrong.stderr.contains("`many` is no number of bytes"),
+        "{wrong:#?}"
+    );
+}
+
+#[test]
+fn what_no_root_reaches_is_dropped_and_whole_archives_are_taken() {
+    if !require::cc() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let source = "long missing_anywhere(long); long wanted(long x) { return x + 1; }
+        long unwanted(long x) { return missing_anywhere(x); }";
+    let object = scratch.compile(
+        "u.o",
+        source,
+        &["-c", "-O2", "-fPIC", "-ffunction-sections"],
+    );
+    let roots = ["--gc-sections", "--root", "wanted", "--call", "wanted(1)"];
+    assert_eq!(results(&[&object], &roots), ["2"]);
+    let dropped = run(&[
+        &object,
+        "--gc-sections",
+        "--root",
+        "wanted",
+        "--call",
+        "unwanted(1)",
+    ]);
+    assert!(dropped.stderr.contains("`unwanted`"), "{dropped:#?}");
+    let nobody = run(&[
+        &object,
+        "--gc-sections",
+        "--root",
+        "nobody",
+        "--call",
+        "wanted(1)",
+    ]);
+    assert!(
+        nobody.stderr.contains("nobody: is to be kept"),
+        "{nobody:#?}"
+    );
+    let one = scratch.object("one.o", "long one(long x) { return x; }");
+    let two = scratch.object("two.o", "long two(long x) { return x * 2; }");
+    let archive = scratch.archive("lib.a", &[&one, &two]);
+    let main = scratch.object(
+        "main.o",
+        "long one(long); long f(long x) { return one(x); }",
+    );
+    let lacks = run(&[&main, &archive, "--call", "two(4)"]);
+    assert!(lacks.stderr.contains("`two`"), "{lacks:#?}");
+    let whole = ["--whole-archive", "--call", "f(3)", "--call", "two(4)"];
+    assert_eq!(results(&[&main, &archive], &whole), ["3", "8"]);
+}

@@ -82,6 +82,7 @@ impl Template {
             signatures,
             uncallable: Vec::new(),
             reclaim,
+            link: jitcast::compiler::LinkOptions::default(),
         }
     }
 }

@@ -43,6 +43,9 @@ const HOST_DATA: &str = "looks at the host's data";
 /// The role of a worker that collects the addresses of a function.
 const ADDRESSES: &str = "collects addresses";
 
+/// The role of a process that compiles Lua into a folder: flags come to its compiler by the environment.
+const COMPILER: &str = "compiles Lua";
+
 /// What C is compiled with for an executable.
 const PIE: [&str; 1] = ["-O2"];
 
@@ -52,6 +55,7 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (LUA, run_scripts),
         (HOST_DATA, look_at_the_host),
         (ADDRESSES, collect_addresses),
+        (COMPILER, lua_archive::compile),
     ]);
 }
 
@@ -88,6 +92,7 @@ fn unit(name: &str, files: Vec<UnitFile>, signatures: &[(&str, &str)]) -> UnitSo
         files,
         signatures,
         uncallable: Vec::new(),
+        link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -114,16 +119,19 @@ fn executable(scratch: &Scratch, main: &str, files: &[UnitFile]) -> String {
     path
 }
 
-/// The driver, compiled with `cflags`, and Lua.
-fn lua_files(cflags: &[&str]) -> Vec<UnitFile> {
-    let lua = lua_archive::lua();
+/// The driver, compiled with `cflags`, and Lua, compiled with `flags` besides its usual ones.
+fn lua_files(cflags: &[&str], flags: &[&str]) -> Vec<UnitFile> {
+    let lua = lua_archive::lua(flags, |folder| {
+        let mut compiler = role::command(COMPILER, folder);
+        finish(compiler.env("CFLAGS", flags.join(" "))).succeeded();
+    });
     let mut options = options(cflags);
     options
         .cflags
         .push(format!("-I{}", lua.join("include").display()));
     vec![
         unit_file(&source("driver.c"), &options),
-        unit_file(&lua_archive::archive(lua), &options),
+        unit_file(&lua_archive::archive(&lua), &options),
     ]
 }
 
@@ -154,9 +162,9 @@ fn run_scripts(socket: &str) {
 }
 
 /// Runs the scripts in workers, all at once, and compares with the executable.
-fn lua_runs_as_natively(cflags: &[&str], count: usize) {
+fn lua_runs_as_natively(cflags: &[&str], flags: &[&str], count: usize) {
     let scratch = Scratch::new();
-    let files = lua_files(cflags);
+    let files = lua_files(cflags, flags);
     let native = executable(&scratch, "main.c", &files);
     let host = Host::sealed();
     publish(
@@ -186,14 +194,29 @@ fn lua_runs_as_natively(cflags: &[&str], count: usize) {
 #[test]
 fn four_workers_run_lua_at_once_and_print_what_it_prints_natively() {
     if require::cc() {
-        lua_runs_as_natively(&front::cc::DEFAULT_CFLAGS, WORKERS);
+        lua_runs_as_natively(&front::cc::DEFAULT_CFLAGS, &[], WORKERS);
     }
 }
 
 #[test]
 fn lua_under_a_driver_that_was_compiled_for_an_executable_prints_the_same() {
     if require::cc() {
-        lua_runs_as_natively(&PIE, 1);
+        lua_runs_as_natively(&PIE, &[], 1);
+    }
+}
+
+#[test]
+fn lua_of_other_code_models_and_sections_prints_the_same() {
+    if !require::cc() {
+        return;
+    }
+    for flags in [
+        &["-fno-plt"][..],
+        &["-mcmodel=large"],
+        &["-ffunction-sections", "-fdata-sections"],
+    ] {
+        let cflags = [&["-O2", "-fPIC"], flags].concat();
+        lua_runs_as_natively(&cflags, flags, 2);
     }
 }
 

@@ -377,3 +377,36 @@ fn addresses_of_the_hosts_functions_are_the_hosts() {
     let address = call(&worker, "address", 0).cast_unsigned();
     assert_eq!(call_raw(&guard, address, 1), 8);
 }
+
+#[test]
+fn a_version_that_is_asked_for_is_the_one_that_is_bound() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "asm(\".symver old_memcpy, memcpy@GLIBC_2.2.5\"); asm(\".symver lost, memcpy@GLIBC_9.9\");
+        void *old_memcpy(void *, const void *, unsigned long); void *lost(void *, const void *, unsigned long);
+        long f(long x) { long y; old_memcpy(&y, &x, sizeof x); return y; }
+        long g(long x) { return (long)old_memcpy; }";
+    let without = source.replace("asm(\".symver lost, memcpy@GLIBC_9.9\");", "");
+    publish(&host, &[c("u", &without)]);
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "f", 9), 9);
+    // SAFETY: C strings.
+    let old = unsafe {
+        libc::dlvsym(
+            libc::RTLD_DEFAULT,
+            c"memcpy".as_ptr(),
+            c"GLIBC_2.2.5".as_ptr(),
+        )
+    };
+    assert_eq!(call(&worker, "g", 0), old.addr() as i64);
+    let lost = source
+        .replace(
+            "old_memcpy, memcpy@GLIBC_2.2.5",
+            "old_memcpy, memcpy@GLIBC_9.9",
+        )
+        .replace("asm(\".symver lost, memcpy@GLIBC_9.9\");", "");
+    publish(&host, &[c("u", &lost)]);
+    lacks(try_call(&attach(&host), "f", 9), "f", "memcpy@GLIBC_9.9");
+}

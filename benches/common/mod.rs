@@ -16,8 +16,8 @@ use jitcast::linker::Dialect;
 use jitcast::worker::{Endpoint, Worker, WorkerOptions};
 use object::write::{Object, Relocation, StandardSection, Symbol, SymbolId, SymbolSection};
 use object::{
-    Architecture, BinaryFormat, Endianness, RelocationFlags, SymbolFlags, SymbolKind, SymbolScope,
-    elf,
+    Architecture, BinaryFormat, Endianness, RelocationFlags, SectionKind, SymbolFlags, SymbolKind,
+    SymbolScope, elf,
 };
 
 /// A compiler with its server in a thread of this process.
@@ -79,6 +79,7 @@ pub(crate) fn clif(unit: &str, text: &str) -> UnitSource {
         }],
         signatures: compiled.signatures,
         uncallable: Vec::new(),
+        link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -102,6 +103,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
         }],
         signatures: Vec::new(),
         uncallable: Vec::new(),
+        link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -112,17 +114,33 @@ pub(crate) const RELOCATIONS_PER_FUNCTION: usize = 8;
 /// An object of `functions` global functions. Each calls four others of them and, through the GOT, two of a
 /// hundred host functions, and takes the address of two data.
 pub(crate) fn generated_object(functions: usize) -> Vec<u8> {
+    generated(functions, "function", false)
+}
+
+/// [`generated_object`] with a section for each function, as `-ffunction-sections` makes them.
+pub(crate) fn generated_sections(functions: usize) -> Vec<u8> {
+    generated(functions, "function", true)
+}
+
+/// Objects of one function each, which call functions of the host only.
+pub(crate) fn generated_objects(count: usize) -> Vec<Vec<u8>> {
+    (0..count)
+        .map(|number| generated(1, &format!("object_{number}"), false))
+        .collect()
+}
+
+fn generated(functions: usize, name: &str, sections: bool) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
     let text = object.section_id(StandardSection::Text);
     let data = object.section_id(StandardSection::ReadOnlyData);
     let mut add = |name: String, kind| object.add_symbol(symbol(name, kind));
     let own: Vec<_> = (0..functions)
-        .map(|number| add(format!("function_{number}"), SymbolKind::Text))
+        .map(|number| add(format!("{name}_{number}"), SymbolKind::Text))
         .collect();
     let host: Vec<_> = (0..100)
         .map(|number| add(format!("host_{number}"), SymbolKind::Unknown))
         .collect();
-    let datum = add("datum".into(), SymbolKind::Data);
+    let datum = add(format!("{name}_datum"), SymbolKind::Data);
     object.add_symbol_data(datum, data, &[7; 64], 16);
     let near = |step: usize, number: usize| own[(number * 7 + step * 13) % own.len()];
     for (number, function) in own.iter().enumerate() {
@@ -138,10 +156,16 @@ pub(crate) fn generated_object(functions: usize) -> Vec<u8> {
             code.refer(&[0x48, 0x8d, 0x05], elf::R_X86_64_PC32, datum);
         }
         code.bytes.push(0xc3);
-        let start = object.add_symbol_data(*function, text, &code.bytes, 16);
+        let section = if sections {
+            let own = format!(".text.{name}_{number}").into_bytes();
+            object.add_section(Vec::new(), own, SectionKind::Text)
+        } else {
+            text
+        };
+        let start = object.add_symbol_data(*function, section, &code.bytes, 16);
         for mut relocation in code.relocations {
             relocation.offset += start;
-            object.add_relocation(text, relocation).unwrap();
+            object.add_relocation(section, relocation).unwrap();
         }
     }
     object.write().unwrap()

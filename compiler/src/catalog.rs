@@ -17,6 +17,8 @@ pub(crate) struct Catalog {
     pub(crate) units: HashMap<String, Unit>,
     pub(crate) symbols: HashMap<String, Symbol>,
     pub(crate) imports: HashMap<ImportKey, Import>,
+    /// What is unique in a process, by name: it outlives the unit that brought it.
+    pub(crate) pool: HashMap<String, Pooled>,
     /// Names by hash, to notice collisions.
     pub(crate) hashes: HashMap<u64, String>,
     pub(crate) next_unit: u32,
@@ -36,6 +38,8 @@ pub(crate) struct Unit {
     pub(crate) read_only: StoredRegion,
     pub(crate) private: StoredRegion,
     pub(crate) keeps: bool,
+    /// Whether workers have something to do when it is retired.
+    pub(crate) ends: bool,
     /// Symbols that it publishes.
     pub(crate) defines: Vec<String>,
     /// Other units' symbols that it refers to.
@@ -50,6 +54,7 @@ pub(crate) enum Kind {
     Function,
     Data,
     Absolute,
+    ThreadLocal,
 }
 
 impl Kind {
@@ -58,6 +63,7 @@ impl Kind {
             Self::Function => "a function",
             Self::Data => "a datum",
             Self::Absolute => "an absolute symbol",
+            Self::ThreadLocal => "a thread-local datum",
         }
     }
 }
@@ -67,16 +73,40 @@ impl Kind {
 pub(crate) struct Symbol {
     pub(crate) unit: String,
     pub(crate) kind: Kind,
-    /// Where the definition is; the value's low half of an absolute symbol.
+    /// Where the definition is; of a thread-local datum, its unit's module.
     pub(crate) place: SegmentOffset,
+    /// The offset of a thread-local datum in its unit's block, bytes.
+    pub(crate) block_offset: u64,
     /// A function's.
     pub(crate) call_cell: Option<SegmentOffset>,
     pub(crate) address_cell: Option<SegmentOffset>,
     pub(crate) signature: String,
 }
 
-/// A host symbol by its name, and whether it is referred to weakly.
-pub(crate) type ImportKey = (String, bool);
+/// A host symbol by its name, and how it is referred to.
+pub(crate) type ImportKey = (String, ImportKind);
+
+/// How a host symbol is referred to. Those of one name are different imports, since they differ where the host
+/// lacks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum ImportKind {
+    /// A function that needs it is disabled.
+    Strong,
+    /// It is 0.
+    Weak,
+    /// It is the segment's own ([`Catalog::pool`]).
+    Unique,
+}
+
+/// A datum that is unique in a process, whichever units define it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pooled {
+    /// The unit that brought it, which is kept.
+    pub(crate) unit: String,
+    pub(crate) place: SegmentOffset,
+    pub(crate) size: u64,
+    pub(crate) align_bytes: u64,
+}
 
 /// A host symbol.
 #[derive(Clone, Debug)]
@@ -85,6 +115,8 @@ pub(crate) struct Import {
     pub(crate) trap: SegmentOffset,
     pub(crate) call_cell: Option<SegmentOffset>,
     pub(crate) address_cell: Option<SegmentOffset>,
+    /// The segment's own copy, where the host lacks it.
+    pub(crate) fallback: SegmentOffset,
     /// How many published units refer to it.
     pub(crate) users: u32,
 }
@@ -116,6 +148,7 @@ impl Catalog {
             self.symbols.remove(name);
             self.hashes.remove(hash);
         }
+        self.pool.extend(changes.pool);
         self.hashes.extend(changes.added_hashes);
         self.symbols.extend(changes.symbols);
         for (name, import) in changes.imports {
@@ -136,8 +169,9 @@ impl Catalog {
 
     /// How many published units refer to the host symbol `name`, weakly or not.
     pub(crate) fn users_of_import(&self, name: &str) -> u32 {
-        let import = |weak| self.imports.get(&(name.to_owned(), weak));
-        let users = [import(false), import(true)].into_iter().flatten();
+        let import = |kind| self.imports.get(&(name.to_owned(), kind));
+        let users = [import(ImportKind::Strong), import(ImportKind::Weak)];
+        let users = users.into_iter().flatten();
         users.map(|import| import.users).sum()
     }
 

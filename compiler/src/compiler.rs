@@ -16,7 +16,7 @@ use jitcast_runtime::{SegmentOffset, sys};
 use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, ImportKind};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
@@ -311,6 +311,7 @@ impl Compiler {
                     applied: word(Word::Applied),
                     updates: word(Word::Updates),
                     missing: word(Word::Missing),
+                    failed: word(Word::Failed),
                     pinned: entry.mailbox.oldest_pin(),
                 }
             })
@@ -359,7 +360,9 @@ fn describe(root: &Root, changes: &Changes) -> Publication {
         imports: changes
             .units
             .iter()
-            .flat_map(|(_, unit)| unit.imports.iter().map(|(name, _)| name.clone()))
+            .flat_map(|(_, unit)| &unit.imports)
+            .filter(|(_, kind)| *kind != ImportKind::Unique)
+            .map(|(name, _)| name.clone())
             .collect(),
     }
 }

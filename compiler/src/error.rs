@@ -88,17 +88,42 @@ pub enum PublishError {
         /// The unit that defines it.
         other: String,
     },
-    /// A reference asks for one version of a host symbol.
+    /// A thread-local symbol for some, and none for others.
     #[error(
-        "the unit `{unit}` needs `{symbol}` in its version {version}, and workers bind default versions\n  help: compile it without .symver directives"
+        "`{symbol}` is thread-local in one of the units `{unit}` and `{other}`, and not in the other\n  help: declare it alike in both, with or without `__thread`"
     )]
-    Versioned {
+    ThreadLocal {
         /// The symbol.
         symbol: String,
-        /// The version.
-        version: String,
         /// The unit that refers to it.
         unit: String,
+        /// The unit that defines it.
+        other: String,
+    },
+    /// Two units bring different data of one name that is to be unique.
+    #[error(
+        "`{symbol}` is to be one in each process, but has {} bytes aligned to {} in the unit `{unit}`, and {} aligned to {} in the unit `{other}`, which brought it first\n  help: build both from the same sources, or compile one with -fno-gnu-unique and hidden visibility",
+        .lengths.0, .alignments.0, .lengths.1, .alignments.1
+    )]
+    UniqueDiffers {
+        /// The symbol.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// The unit that has it already.
+        other: String,
+        /// Their lengths, bytes, the new one first.
+        lengths: (u64, u64),
+        /// Their alignments, bytes.
+        alignments: (u64, u64),
+    },
+    /// A window has fewer cells than a unit has references.
+    #[error(
+        "the unit refers to {count} names, for which a window has too few cells\n  help: divide it"
+    )]
+    Cells {
+        /// How many.
+        count: usize,
     },
     /// Two names have one hash.
     #[error(

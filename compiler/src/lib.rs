@@ -5,14 +5,17 @@ mod compiler;
 mod error;
 mod fault;
 pub mod front;
+mod preview;
 mod publish;
 pub mod request;
 mod server;
 mod status;
+mod support;
 mod workers;
 
 pub use compiler::{Compiler, CompilerOptions};
 pub use error::{PublishError, StartError};
-pub use publish::{Publication, Reclaim, UnitFile, UnitSource};
+pub use preview::Preview;
+pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};
 pub use status::{AreaStatus, KeptStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};

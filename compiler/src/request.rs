@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
-use crate::publish::{Publication, Reclaim, UnitSource};
+use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
 use crate::status::Status;
 
 /// The longest request that the compiler process accepts from a publisher, bytes.
@@ -33,6 +33,8 @@ pub struct RequestUnit {
     pub signatures: Vec<String>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
+    /// How it is linked.
+    pub link: LinkOptions,
 }
 
 /// A file of a unit.
@@ -125,6 +127,7 @@ fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource
     // The first one counts, and what was said explicitly comes first.
     source.signatures.splice(0..0, signatures);
     source.reclaim = unit.reclaim;
+    source.link = unit.link;
     Ok(source)
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{self, Kind};
+use crate::catalog::{self, ImportKind, Kind};
 
 /// The state of a segment and its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub struct UnitStatus {
 pub struct SymbolStatus {
     /// Its name.
     pub name: String,
-    /// What it is: "function", "data" or "absolute".
+    /// What it is: "function", "data", "thread-local" or "absolute".
     pub kind: String,
     /// The unit that defines it.
     pub unit: String,
@@ -100,6 +100,8 @@ pub struct WorkerStatus {
     pub updates: u64,
     /// Host symbols that it lacks.
     pub missing: u64,
+    /// Units whose constructors failed in it.
+    pub failed: u64,
     /// The oldest generation that a thread of it is inside.
     pub pinned: Option<u64>,
 }
@@ -113,7 +115,12 @@ impl UnitStatus {
             read_only_bytes: unit.read_only.len_bytes.into(),
             private_bytes: unit.private.len_bytes.into(),
             keeps: unit.keeps,
-            imports: unit.imports.iter().map(|(name, _)| name.clone()).collect(),
+            imports: unit
+                .imports
+                .iter()
+                .filter(|(_, kind)| *kind != ImportKind::Unique)
+                .map(|(name, _)| name.clone())
+                .collect(),
         }
     }
 }
@@ -124,6 +131,7 @@ impl SymbolStatus {
             Kind::Function => "function",
             Kind::Data => "data",
             Kind::Absolute => "absolute",
+            Kind::ThreadLocal => "thread-local",
         };
         Self {
             name: name.to_owned(),

@@ -1,13 +1,13 @@
 //! Pure arithmetic: from fixups and places to bytes and patches.
 
-use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
+use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module};
 
 use crate::error::{LinkError, Problem};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
-use crate::layout::{Content, Spot};
+use crate::layout::{Content, MODULE, Spot};
 use crate::prepared::Prepared;
-use crate::relocation::{Operands, Resolved};
+use crate::relocation::{OFFSET, Operands, Refusal, Resolved};
 use crate::unit::Meaning;
 
 /// `int3`: what lies between functions is not to be run.
@@ -32,12 +32,13 @@ impl<'a> Prepared<'a> {
         let mut linked = Linked {
             text: vec![TEXT_PADDING; extents.text.len_bytes as usize],
             read_only: zeros(extents.read_only.len_bytes),
-            template: zeros(self.template_len_bytes),
+            template: zeros(self.plot.template_len_bytes),
             patches: Vec::new(),
             symbols: Vec::new(),
             needs: self.needs.clone(),
             init: self.slots(&self.startup.init, at)?,
             fini: self.slots(&self.startup.fini, at)?,
+            module: self.module(at),
         };
         for chunk in &self.unit.chunks {
             let bytes = match &chunk.content {
@@ -50,6 +51,8 @@ impl<'a> Prepared<'a> {
                 place.copy_from_slice(bytes);
             }
         }
+        self.fill_module(at, &mut linked);
+        self.check_from_thread(bindings)?;
         for fixup in &self.plan.fixups {
             self.apply(fixup, at, bindings, &mut linked)
                 .map_err(|problem| self.blame(fixup.site, problem))?;
@@ -57,6 +60,62 @@ impl<'a> Prepared<'a> {
         linked.patches.sort_by_key(|patch| patch.site);
         linked.symbols = self.symbols(at)?;
         Ok(linked)
+    }
+
+    /// Where the unit's module is, if it has one.
+    fn module(&self, at: &Placement) -> Option<SegmentOffset> {
+        let spot = Spot {
+            chunk: MODULE,
+            offset: 0,
+        };
+        let place = self.place(spot, at).ok()?;
+        self.unit.has_module().then_some(place.1)
+    }
+
+    /// Writes what the module says, but for the address of the image, which is patched.
+    fn fill_module(&self, at: &Placement, linked: &mut Linked) {
+        if !self.unit.has_module() {
+            return;
+        }
+        let block = self.plot.block;
+        let words = [
+            (
+                module::Word::ImageLen,
+                block.map_or(0, |block| block.image_len_bytes),
+            ),
+            (
+                module::Word::BlockLen,
+                block.map_or(0, |block| block.len_bytes),
+            ),
+            (
+                module::Word::Align,
+                block.map_or(1, |block| block.align_bytes),
+            ),
+            (module::Word::Number, at.number),
+        ];
+        let start = self.unit.chunks[MODULE as usize].position as usize;
+        for (word, value) in words {
+            let at = start + word as usize * 8;
+            if let Some(place) = linked.template.get_mut(at..at + 8) {
+                place.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+
+    /// What is reached from the thread pointer has to be the host's.
+    fn check_from_thread(&self, bindings: &[Binding]) -> Result<(), LinkError> {
+        for (&reference, &site) in &self.plan.from_thread {
+            let binding = bindings.get(reference as usize);
+            if binding.is_some_and(|binding| !matches!(binding.target, PatchTarget::Host(_))) {
+                let problem = Problem::Refused {
+                    kind: "R_X86_64_GOTTPOFF",
+                    symbol: self.references()[reference as usize].name.into(),
+                    refusal: Refusal::InitialExec,
+                };
+                return Err(self.blame(site, problem));
+            }
+        }
+        Ok(())
     }
 
     fn slots(&self, spots: &[Spot], at: &Placement) -> Result<Vec<SegmentOffset>, LinkError> {
@@ -118,12 +177,31 @@ impl<'a> Prepared<'a> {
         linked: &mut Linked,
     ) -> Result<(), Problem> {
         let (area, site) = self.place(fixup.site, at)?;
-        let target = self.target(fixup.target, at, bindings)?;
+        let target = match fixup.target {
+            Target::Bound(reference) if fixup.row == OFFSET => {
+                let offset = bindings
+                    .get(reference as usize)
+                    .and_then(|found| found.block_offset);
+                match offset {
+                    Some(offset) => Operand::Number(offset),
+                    None => self.target(fixup.target, at, bindings)?,
+                }
+            }
+            target => self.target(target, at, bindings)?,
+        };
         let value = match target {
             // Modulo 2^64, a number may as well be one below zero.
             Operand::Number(value) => i128::from(value.cast_signed()),
             Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
-                linked.patches.push(Patch::new(site, target, fixup.addend));
+                let kind = match (PatchKind::of(fixup.row.number), target) {
+                    // The module of another unit is known by where it is.
+                    (Some(PatchKind::TlsModule), PatchTarget::Window(_)) => PatchKind::Address,
+                    (Some(kind), _) => kind,
+                    (None, _) => return Err(Problem::UnknownRelocation(fixup.row.number)),
+                };
+                linked
+                    .patches
+                    .push(Patch::of(kind, site, target, fixup.addend));
                 return linked.store(self, fixup, area, 0);
             }
             Operand::Patch(PatchTarget::Window(offset)) => i128::from(offset.get()),
@@ -138,11 +216,18 @@ impl<'a> Prepared<'a> {
             L: value,
             G: value,
             Z: value,
+            TLS: self.block_start(at),
             GOT: origin,
             A: i128::from(fixup.addend),
             P: place,
         };
         linked.store(self, fixup, area, (fixup.row.value)(operands))
+    }
+
+    /// Where the unit's block of thread-local storage would start, if it lay where its image does.
+    fn block_start(&self, at: &Placement) -> i128 {
+        let position = self.plot.block.map_or(0, |block| block.position);
+        i128::from(at.private.get()) + i128::from(position)
     }
 
     fn target(
@@ -177,6 +262,19 @@ impl<'a> Prepared<'a> {
                 .unit
                 .definition(global)
                 .and_then(|meaning| match meaning {
+                    Meaning::Own(own) if own.thread_local => {
+                        let place = i128::from(self.place(own.spot, at)?.1.get());
+                        let offset = u64::try_from(place - self.block_start(at));
+                        let module = self.module(at).zip(offset.ok());
+                        let (module, offset) = module.ok_or_else(|| {
+                            Problem::Corrupt("thread-local symbol outside its block".into())
+                        })?;
+                        Ok(PlacedSymbol {
+                            definition,
+                            place: Place::ThreadLocal { module, offset },
+                            node: self.atoms.node(own.spot),
+                        })
+                    }
                     Meaning::Own(own) => {
                         let (area, offset) = self.place(own.spot, at)?;
                         let node = self.atoms.node(own.spot);

@@ -43,6 +43,21 @@ pub(crate) enum Use {
     StubFromTable,
     /// A number that does not depend on where the symbol lies.
     Number(Number),
+    /// Its storage in the calling thread.
+    Thread(Storage),
+}
+
+/// What is asked of a thread-local symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// The pair by which `__tls_get_addr` finds it (general dynamic).
+    Pair,
+    /// The pair by which `__tls_get_addr` finds the unit's block (local dynamic).
+    Block,
+    /// Its offset in the unit's block.
+    Offset,
+    /// The cell with its distance from the thread pointer (initial exec).
+    FromThread,
 }
 
 /// A number that a field asks for.
@@ -60,6 +75,10 @@ pub(crate) enum Number {
 fn anywhere(row: &Relocation) -> Option<Use> {
     match row.number {
         elf::R_X86_64_64 => Some(Use::Word),
+        elf::R_X86_64_TLSGD => Some(Use::Thread(Storage::Pair)),
+        elf::R_X86_64_TLSLD => Some(Use::Thread(Storage::Block)),
+        elf::R_X86_64_DTPOFF32 | elf::R_X86_64_DTPOFF64 => Some(Use::Thread(Storage::Offset)),
+        elf::R_X86_64_GOTTPOFF => Some(Use::Thread(Storage::FromThread)),
         elf::R_X86_64_PC8 | elf::R_X86_64_PC16 => Some(Use::Near),
         // The code of the larger models loads the entry by itself, so that calls look like addresses.
         elf::R_X86_64_GOT32

@@ -100,7 +100,7 @@ impl Failure {
 pub enum SectionRefusal {
     /// `.jitcast.shared*`.
     SharedWritable,
-    /// `SHF_TLS`.
+    /// `SHF_TLS` without `SHF_WRITE`, or with `SHF_EXECINSTR`.
     ThreadLocal,
     /// `.init_array` and the like.
     Constructors,
@@ -130,9 +130,9 @@ impl SectionRefusal {
     fn why(self) -> String {
         match self {
             Self::SharedWritable => "shared writable sections are not supported yet".into(),
-            Self::ThreadLocal => "it is thread-local storage, which is not supported yet".into(),
-            Self::Constructors => "constructors are not run yet".into(),
-            Self::Destructors => "destructors are not run yet".into(),
+            Self::ThreadLocal => "thread-local storage is data that can be written to".into(),
+            Self::Constructors => "nobody would run its constructors".into(),
+            Self::Destructors => "nobody would run its destructors".into(),
             Self::StartupEntry => "it holds an entry that is no address of a function".into(),
             Self::MixedBounds => {
                 "its parts cannot lie together, and something asks where it starts or ends".into()
@@ -160,8 +160,6 @@ impl SectionRefusal {
 /// What a symbol is that is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SymbolRefusal {
-    /// `STT_TLS`.
-    ThreadLocal,
     /// `STT_GNU_IFUNC`.
     IndirectFunction,
     /// `STB_GNU_UNIQUE`.
@@ -174,8 +172,6 @@ pub enum SymbolRefusal {
     TwoVersions,
     /// Hidden or internal, and nobody defines it.
     Hidden,
-    /// Unique or an indirect function, and hidden.
-    HiddenIndirect,
     /// Defined only in a COMDAT member that was discarded.
     Discarded,
     /// Defined in a section that is not placed.
@@ -185,16 +181,18 @@ pub enum SymbolRefusal {
 impl SymbolRefusal {
     fn what(self) -> &'static str {
         match self {
-            Self::ThreadLocal => "is thread-local, which is not supported yet",
-            Self::IndirectFunction => "is an indirect function (STT_GNU_IFUNC), not supported yet",
-            Self::Unique => "is unique in the process (STB_GNU_UNIQUE), not supported yet",
+            Self::IndirectFunction => {
+                "is an indirect function (STT_GNU_IFUNC), whose resolver nobody would run"
+            }
+            Self::Unique => {
+                "is unique in the process (STB_GNU_UNIQUE), where nobody keeps one copy"
+            }
             Self::Versioned => "has a version, which this front end does not know",
             Self::OldVersion => {
                 "defines a version that is not the default one, which is not supported"
             }
             Self::TwoVersions => "is asked for in two versions, of which a unit can have one",
             Self::Hidden => "is hidden, and no file of the unit defines it",
-            Self::HiddenIndirect => "is hidden, so there is no cell to reach it through",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",
         }
@@ -356,6 +354,10 @@ pub enum Misuse {
     BranchInside,
     /// The table's entry for itself.
     TableEntry,
+    /// A thread-local symbol, as if it had one address.
+    ThreadLocal,
+    /// Another symbol, as if each thread had its own.
+    NotThreadLocal,
 }
 
 impl Misuse {
@@ -376,6 +378,8 @@ impl Misuse {
                 "branches into the middle of a function that the unit does not define"
             }
             Self::TableEntry => "asks for the entry of the global offset table in itself",
+            Self::ThreadLocal => "takes a thread-local symbol for one that has an address",
+            Self::NotThreadLocal => "takes a symbol for a thread-local one, which it is not",
         }
     }
 
@@ -394,6 +398,9 @@ impl Misuse {
             Self::RelativeToAbsolute => "it differs between workers, since each has its own base",
             Self::BranchInside => "only the start of a function has a stub",
             Self::TableEntry => "the table starts where the window does, which has no cell",
+            Self::ThreadLocal | Self::NotThreadLocal => {
+                "two files declare it differently, with and without `__thread`"
+            }
         }
     }
 
@@ -401,7 +408,11 @@ impl Misuse {
         match self {
             Self::AbsoluteInText => Some("-fPIC"),
             Self::RelativeOutside | Self::DirectOutside | Self::NoInstruction => Some("-fPIC"),
-            Self::RelativeToAbsolute | Self::BranchInside | Self::TableEntry => None,
+            Self::RelativeToAbsolute
+            | Self::BranchInside
+            | Self::TableEntry
+            | Self::ThreadLocal
+            | Self::NotThreadLocal => None,
         }
     }
 }
@@ -438,6 +449,9 @@ impl Problem {
             Self::TableForm {
                 form: "SHT_CREL", ..
             } => compile("-Wa,--no-crel"),
+            Self::OutOfRange { kind, .. } => Some(format!(
+                "use a wider field than {kind}'s, or check the addend: what assembled {file} chose both"
+            )),
             Self::Refused { refusal, .. } => refusal.compile_with().and_then(compile),
             Self::Misused { misuse, .. } => misuse.compile_with().and_then(compile),
             _ => None,

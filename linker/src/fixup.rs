@@ -49,6 +49,8 @@ pub(crate) enum Rewrite {
 pub(crate) struct Fixup {
     /// The field.
     pub(crate) site: Spot,
+    /// The field of the relocation that asked for it; of what nobody asked for, the site.
+    pub(crate) asked: Spot,
     /// What is computed.
     pub(crate) row: &'static Relocation,
     pub(crate) target: Target,

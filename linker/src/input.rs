@@ -34,18 +34,26 @@ pub struct Options {
     /// Drop the sections that these global names do not reach (`--gc-sections`, with its roots); `None`
     /// keeps all. Constructors, `SHF_GNU_RETAIN` and sections whose bounds are asked for are kept too.
     pub roots: Option<Vec<String>>,
-    /// The caller runs the resolvers of indirect functions ([`SymbolKind::IndirectFunction`]); else they are
-    /// refused.
+    /// The caller runs the resolvers of indirect functions (`STT_GNU_IFUNC`;
+    /// [`PatchKind::Resolver`](jitcast_runtime::PatchKind)); else they are refused.
     pub runs_resolvers: bool,
     /// The caller keeps one copy of what is unique ([`Definition::unique`]) for all units; else it is refused.
     pub keeps_unique: bool,
     /// The caller runs [`Linked::init`] and [`Linked::fini`]; else constructors and destructors are refused.
     pub runs_startup: bool,
+    /// Data of the host that the unit gets a copy of, by name, with the length, bytes: for code that reaches it
+    /// directly. The copy is made once; what the host stores later is not seen.
+    pub copies: Vec<(String, u64)>,
+    /// An archive of the caller's own, by name and bytes, whose members are pulled by need after all others.
+    pub support: Option<(&'static str, &'static [u8])>,
 }
 
 impl Options {
     /// The longest that a unit can be: a whole window.
     pub const WINDOW_LEN_BYTES: u64 = 1 << 31;
+
+    /// The longest datum that is copied from the host.
+    pub const COPY_LEN_BYTES: u64 = 1 << 20;
 }
 
 impl Default for Options {
@@ -57,6 +65,8 @@ impl Default for Options {
             runs_resolvers: false,
             keeps_unique: false,
             runs_startup: false,
+            copies: Vec::new(),
+            support: None,
         }
     }
 }
@@ -68,9 +78,8 @@ pub enum SymbolKind {
     Function,
     /// A datum.
     Data,
-    /// `STT_GNU_IFUNC`: code that returns the address of the function, run once in each worker. What it
-    /// returns belongs into the call cell. The unit itself refers to it only through cells and the stub.
-    IndirectFunction,
+    /// `STT_TLS`: a datum of each thread's own.
+    ThreadLocal,
     /// `SHN_ABS`: a number, the same in every process.
     Absolute,
 }
@@ -96,11 +105,14 @@ pub struct Definition<'a> {
     pub kind: SymbolKind,
     /// `STB_WEAK`.
     pub weak: bool,
-    /// `STB_GNU_UNIQUE`: one in the process, whoever defines it too. The unit itself refers to it only
-    /// through cells and patches, so that its own copy need not be the one.
+    /// One in the process, whoever defines it too: `STB_GNU_UNIQUE`, and data of COMDAT groups that can be
+    /// written to. The unit itself refers to it only through cells and patches, so that its own copy need not
+    /// be the one.
     pub unique: bool,
     /// `st_size`, bytes.
     pub size: u64,
+    /// The alignment of the piece that it lies in, bytes.
+    pub align_bytes: u64,
 }
 
 /// A global name that the unit's code refers to through cells, stubs or patches: undefined in it, or its
@@ -124,6 +136,8 @@ pub struct Reference<'a> {
     pub stub: bool,
     /// Needs its address for a patch ([`Binding::target`]).
     pub address: bool,
+    /// Taken for a thread-local symbol.
+    pub thread_local: bool,
 }
 
 /// How many bytes a unit needs in one area.
@@ -164,6 +178,8 @@ pub struct Placement {
     pub read_only: SegmentOffset,
     /// Start of its private data.
     pub private: SegmentOffset,
+    /// The unit's number, that no other one of the segment has had.
+    pub number: u64,
 }
 
 impl Placement {
@@ -182,8 +198,11 @@ impl Placement {
 /// for them.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding {
-    /// What a patch stores: the stub of a function, the datum itself, or a host symbol.
+    /// What a patch stores: the stub of a function, the datum itself, or a host symbol. Of a thread-local
+    /// symbol that another unit defines, the module of that unit.
     pub target: PatchTarget,
+    /// Of a thread-local symbol that another unit defines, its offset in that unit's block, bytes.
+    pub block_offset: Option<u64>,
     /// The call cell's place among the slots.
     pub call_cell: Option<SegmentOffset>,
     /// The address cell's place among the slots.
@@ -212,6 +231,8 @@ pub struct Linked {
     pub init: Vec<SegmentOffset>,
     /// The destructors, likewise, in the order in which they are to run.
     pub fini: Vec<SegmentOffset>,
+    /// Where the unit's [module](jitcast_runtime::module) lies, if it has one.
+    pub module: Option<SegmentOffset>,
 }
 
 /// A definition, placed.
@@ -232,6 +253,13 @@ pub enum Place {
     At(Area, SegmentOffset),
     /// A number.
     Absolute(u64),
+    /// In each thread's block.
+    ThreadLocal {
+        /// The unit's module.
+        module: SegmentOffset,
+        /// The offset in the block, bytes.
+        offset: u64,
+    },
 }
 
 /// Which code and data of a unit refer to which, and to which references: so that a symbol that a worker

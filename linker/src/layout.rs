@@ -47,6 +47,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) content: Content<'a>,
     /// Object and section.
     pub(crate) origin: Option<(u32, u32)>,
+    /// Each thread has its own copy; the chunk is its initial image, or zeros that are nowhere.
+    pub(crate) thread_local: bool,
     /// Offset in the unit's part of its area, bytes.
     pub(crate) position: u32,
 }
@@ -54,13 +56,20 @@ pub(crate) struct Chunk<'a> {
 /// Ranks of private chunks: what is patched lies together, so that patching touches few pages.
 pub(crate) const RANK_PATCHED: u8 = 0;
 pub(crate) const RANK_PLAIN: u8 = 1;
+/// The initial image of thread-local storage, which is one piece.
+const RANK_THREAD_LOCAL: u8 = 2;
 const RANK_ZERO: u8 = u8::MAX;
 
 /// The chunks that every unit starts with, whether it needs them or not.
 pub(crate) const THUNKS: u32 = 0;
 pub(crate) const CONSTANTS: u32 = 1;
 pub(crate) const CELLS: u32 = 2;
-pub(crate) const FRAMES: u32 = 3;
+/// Cells that hold something else than an address of the unit's own.
+pub(crate) const DYNAMIC_CELLS: u32 = 3;
+/// What tells the unit from others in its process ([`jitcast_runtime::module`]).
+pub(crate) const MODULE: u32 = 4;
+/// How to unwind.
+pub(crate) const FRAMES: u32 = 5;
 
 impl<'a> Chunk<'a> {
     /// The chunks that the linker itself adds, in the order of their numbers.
@@ -73,14 +82,32 @@ impl<'a> Chunk<'a> {
             group: 0,
             content: Content::Made(Vec::new()),
             origin: None,
+            thread_local: false,
             position: 0,
         };
         vec![
             made(Area::Text, u8::MAX, 1),
             made(Area::ReadOnly, RANK_PLAIN, 1),
             made(Area::Private, RANK_PATCHED, 1),
+            made(Area::Private, RANK_PATCHED, 1),
+            made(Area::Private, RANK_PATCHED, 1),
             made(Area::ReadOnly, RANK_PLAIN, 1),
         ]
+    }
+
+    /// A chunk of the unit's own, among what is patched.
+    pub(crate) fn private(content: Content<'a>, align_bytes: u64) -> Self {
+        Self {
+            area: Area::Private,
+            rank: RANK_PATCHED,
+            align_bytes,
+            pack_bytes: align_bytes,
+            group: 0,
+            content,
+            origin: None,
+            thread_local: false,
+            position: 0,
+        }
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
@@ -102,6 +129,7 @@ impl<'a> Chunk<'a> {
 
     fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
         let rank = match (&self.content, self.area) {
+            _ if self.thread_local => RANK_THREAD_LOCAL,
             (Content::Zero(_), Area::Private) => RANK_ZERO,
             _ => self.rank,
         };
@@ -130,17 +158,56 @@ pub(crate) fn text_rank(name: &str) -> u8 {
     }
 }
 
-/// Gives each chunk its position. Returns what the unit needs, and how much of its private data has bytes.
-pub(crate) fn lay_out(
-    chunks: &mut [Chunk<'_>],
-    max_len_bytes: u64,
-) -> Result<(Extents, u64), Problem> {
+/// Where everything of a unit goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plot {
+    pub(crate) extents: Extents,
+    /// How much of the private data has bytes.
+    pub(crate) template_len_bytes: u64,
+    pub(crate) block: Option<Block>,
+}
+
+/// The unit's thread-local storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Where its initial image lies in the private data.
+    pub(crate) position: u32,
+    pub(crate) image_len_bytes: u64,
+    /// The length of each thread's copy.
+    pub(crate) len_bytes: u64,
+    pub(crate) align_bytes: u64,
+}
+
+/// Gives each chunk its position.
+pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Plot, Problem> {
     let mut order: Vec<usize> = (0..chunks.len()).collect();
     order.sort_by_key(|&index| chunks[index].sort_key());
+    let is_image = |chunk: &Chunk<'_>| !matches!(chunk.content, Content::Zero(_));
+    let block_align_bytes = chunks
+        .iter()
+        .filter(|chunk| chunk.thread_local)
+        .map(|chunk| chunk.align_bytes)
+        .max();
+    // The image begins where a block may.
+    let first = order
+        .iter()
+        .find(|&&index| chunks[index].thread_local && is_image(&chunks[index]));
+    if let (Some(&first), Some(align_bytes)) = (first, block_align_bytes) {
+        chunks[first].align_bytes = align_bytes;
+    }
+    let mut block = block_align_bytes.map(|align_bytes| Block {
+        position: 0,
+        image_len_bytes: 0,
+        len_bytes: 0,
+        align_bytes,
+    });
     let mut extents = Extents::default();
     let mut template_len_bytes = 0;
-    for index in order {
+    for &index in &order {
         let chunk = &mut chunks[index];
+        if chunk.thread_local && !is_image(chunk) {
+            continue;
+        }
         let extent = match chunk.area {
             Area::Text => &mut extents.text,
             Area::ReadOnly => &mut extents.read_only,
@@ -159,6 +226,13 @@ pub(crate) fn lay_out(
         chunk.position = u32::try_from(start).map_err(|_| over(start))?;
         extent.align_bytes = extent.align_bytes.max(chunk.align_bytes);
         extent.len_bytes = end;
+        if let Some(block) = block.as_mut().filter(|_| chunk.thread_local) {
+            if block.image_len_bytes == 0 {
+                block.position = chunk.position;
+            }
+            block.image_len_bytes = end - u64::from(block.position);
+            block.len_bytes = block.image_len_bytes;
+        }
         if chunk.area == Area::Private
             && !matches!(chunk.content, Content::Zero(_))
             && chunk.len_bytes() > 0
@@ -179,7 +253,46 @@ pub(crate) fn lay_out(
             *extent = Extent::default();
         }
     }
-    Ok((extents, template_len_bytes))
+    if let Some(block) = &mut block {
+        lay_out_zeros(chunks, &order, block, max_len_bytes)?;
+    }
+    Ok(Plot {
+        extents,
+        template_len_bytes,
+        block,
+    })
+}
+
+/// Gives the zeros of thread-local storage their positions: behind the image, where they take no room.
+fn lay_out_zeros(
+    chunks: &mut [Chunk<'_>],
+    order: &[usize],
+    block: &mut Block,
+    max_len_bytes: u64,
+) -> Result<(), Problem> {
+    let start = u64::from(block.position);
+    for &index in order {
+        let chunk = &mut chunks[index];
+        let Content::Zero(len_bytes) = chunk.content else {
+            continue;
+        };
+        if !chunk.thread_local {
+            continue;
+        }
+        let distance = block.len_bytes.next_multiple_of(chunk.align_bytes);
+        let end = distance.saturating_add(len_bytes);
+        let over = |value| Problem::Limit {
+            what: "the length of thread-local storage",
+            value,
+            limit: max_len_bytes,
+        };
+        if end > max_len_bytes {
+            return Err(over(end));
+        }
+        chunk.position = u32::try_from(start + distance).map_err(|_| over(end))?;
+        block.len_bytes = end;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -200,6 +313,7 @@ mod tests {
             group: 0,
             content,
             origin: None,
+            thread_local: false,
             position: 0,
         }
     }
@@ -218,10 +332,12 @@ mod tests {
             chunk(Area::Private, 3, 1, false),
             chunk(Area::Private, 8, 8, false),
         ];
-        let (extents, template_len_bytes) = lay_out(&mut chunks, 1 << 20).unwrap();
+        let plot = lay_out(&mut chunks, 1 << 20).unwrap();
         assert_eq!(chunks.map(|chunk| chunk.position), [64, 8, 0]);
-        assert_eq!((extents.private, template_len_bytes), (extent(164, 64), 11));
-        assert_eq!(extents.text, extent(0, 1));
+        let private = plot.extents.private;
+        assert_eq!((private, plot.template_len_bytes), (extent(164, 64), 11));
+        assert_eq!(plot.extents.text, extent(0, 1));
+        assert_eq!(plot.block, None);
     }
 
     #[test]
@@ -231,9 +347,32 @@ mod tests {
             chunk(Area::Text, 16, 16, false),
             chunk(Area::Text, 1, 2, false),
         ];
-        let (extents, _) = lay_out(&mut chunks, 1 << 20).unwrap();
+        let plot = lay_out(&mut chunks, 1 << 20).unwrap();
         assert_eq!(chunks.map(|chunk| chunk.position), [0, 16, 32]);
-        assert_eq!(extents.text, extent(33, 16));
+        assert_eq!(plot.extents.text, extent(33, 16));
+    }
+
+    #[test]
+    fn thread_local_zeros_follow_their_image_and_take_no_room() {
+        let mut chunks = [
+            chunk(Area::Private, 3, 1, false),
+            chunk(Area::Private, 5, 4, false),
+            chunk(Area::Private, 100, 32, true),
+            chunk(Area::Private, 7, 1, true),
+        ];
+        chunks[1].thread_local = true;
+        chunks[2].thread_local = true;
+        let plot = lay_out(&mut chunks, 1 << 20).unwrap();
+        assert_eq!(chunks.map(|chunk| chunk.position), [0, 32, 64, 37]);
+        let block = Block {
+            position: 32,
+            image_len_bytes: 5,
+            len_bytes: 132,
+            align_bytes: 32,
+        };
+        assert_eq!(plot.block, Some(block));
+        assert_eq!(plot.extents.private, extent(44, 32));
+        assert_eq!(plot.template_len_bytes, 37);
     }
 
     #[test]

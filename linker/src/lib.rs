@@ -13,11 +13,12 @@
 //! | headers, sections, groups of one object | `object_file`, `section`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
-//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `thunk` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
 //! | what is not reached, if it is to go | `reach` |
 //! | how to unwind through it, what its functions are called | `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
+//! | what was done, for people | `explain` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
@@ -30,7 +31,9 @@ mod atoms;
 mod bounds;
 mod budget;
 mod classify;
+mod dynamic;
 mod error;
+mod explain;
 mod fixup;
 mod input;
 mod instruction;
@@ -53,6 +56,7 @@ mod unit;
 mod unwind;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
+pub use explain::{Done, Explanation, Piece};
 pub use input::{
     Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
     PlacedSymbol, Placement, Reference, SymbolKind,

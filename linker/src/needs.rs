@@ -5,9 +5,10 @@
 //! and names itself.
 
 use crate::atoms::{Atoms, meant};
+use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs};
-use crate::layout::{CELLS, CONSTANTS, FRAMES, Spot};
+use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FRAMES, Spot};
 use crate::local_calls;
 use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
@@ -21,7 +22,7 @@ pub(crate) fn graph(
 ) -> (Needs, Atoms) {
     let atoms = atoms.refine(unit, plan, thunks);
     let mut edges = Vec::with_capacity(plan.fixups.len());
-    let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | FRAMES);
+    let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES);
     for fixup in plan.fixups.iter().filter(refers) {
         let (from, base) = atoms.node_and_start(fixup.site);
         if let Some(to) = target_node(unit, plan, &atoms, fixup, base)
@@ -74,6 +75,14 @@ fn target_node(
                 .get(offset as usize / 8)
                 .map(|&spot| atoms.node(spot));
         }
+        Target::Spot(Spot {
+            chunk: DYNAMIC_CELLS,
+            offset,
+        }) => match plan.dynamic.held(offset)? {
+            Held::Pair(reference) | Held::FromThread(reference) => reference,
+            Held::Own(spot) | Held::Resolved(spot) => return Some(atoms.node(spot)),
+            Held::Block => return None,
+        },
         Target::Spot(spot) => return Some(atoms.node(meant(unit, fixup, spot, base))),
         Target::Stub(reference)
         | Target::CallCell(reference)

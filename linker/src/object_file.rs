@@ -120,6 +120,11 @@ impl<'a> ObjectFile<'a> {
                 _ => {}
             }
         }
+        for member in groups.iter().flat_map(|group: &Group<'_>| group.members) {
+            if let Some(section) = sections.get_mut(member.get(LE) as usize) {
+                section.comdat = true;
+            }
+        }
         Ok((sections, groups, relocations, reader))
     }
 
@@ -265,6 +270,8 @@ impl<'a> Reader<'a> {
             align_bytes: 1,
             retained: flags & u64::from(elf::SHF_GNU_RETAIN) != 0,
             startup: None,
+            thread_local: flags & u64::from(elf::SHF_TLS) != 0,
+            comdat: false,
         };
         if flags & u64::from(elf::SHF_ALLOC) == 0 {
             let executable_stack =

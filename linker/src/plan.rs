@@ -2,17 +2,18 @@
 //!
 //! Nothing has an address yet. A fixup names its operands; [`crate::apply`] computes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use object::LittleEndian as LE;
 
-use crate::classify::{self, Number, Use};
+use crate::classify::{self, Number, Storage, Use};
+use crate::dynamic::{self, DynamicCells, Held};
 use crate::error::{LinkError, Misuse, Problem};
-use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
+use crate::fixup::{Detour, Field, Fixup, Target};
 use crate::input::{Area, Reference};
-use crate::layout::{CELLS, CONSTANTS, Content, Spot};
+use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
 use crate::object_file::Relocations;
-use crate::relocation::{ABSOLUTE, CELL, RELATIVE, Refusal, Relocation};
+use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation};
 use crate::request::{Request, read};
 use crate::unit::{Meaning, Own, Unit};
 
@@ -27,6 +28,9 @@ pub(crate) struct Plan<'a> {
     /// What each of the unit's own cells holds the address of.
     pub(crate) cells: Vec<Spot>,
     cell_of: HashMap<Spot, u32>,
+    pub(crate) dynamic: DynamicCells,
+    /// References that have to be the host's, being reached from the thread pointer, with the first site.
+    pub(crate) from_thread: BTreeMap<u32, Spot>,
     /// What each of the unit's own constants is.
     pub(crate) constants: Vec<u64>,
     constant_of: HashMap<u64, u32>,
@@ -41,6 +45,16 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
                 plan.table(unit, number, table, chunk)?;
             }
         }
+    }
+    plan.resolvers(unit);
+    plan.copies(unit)?;
+    if let Some(start) = unit.block_start() {
+        let module = Spot {
+            chunk: MODULE,
+            offset: 0,
+        };
+        let filled = dynamic::fixup(module, ABSOLUTE, Target::Spot(start), 0);
+        plan.fixups.push(filled);
     }
     plan.own_cells();
     Ok(plan)
@@ -79,7 +93,8 @@ impl<'a> Plan<'a> {
         let usage = classify::in_text(row, request.bytes, field, fixup.addend);
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
-            _ => request.meaning(unit)?,
+            Use::Thread(storage) => return self.thread_local(unit, request, storage),
+            _ => self.addressed(unit, request)?,
         };
         let target = match (usage, meaning) {
             (Use::Word, Meaning::Absolute(value)) => Target::Number(value),
@@ -128,7 +143,8 @@ impl<'a> Plan<'a> {
         let usage = classify::in_data(row);
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
-            _ => request.meaning(unit)?,
+            Use::Thread(storage) => return self.thread_local(unit, request, storage),
+            _ => self.addressed(unit, request)?,
         };
         let target = match usage {
             Use::Word => self.word(unit, meaning, fixup.addend)?,
@@ -136,6 +152,82 @@ impl<'a> Plan<'a> {
             _ => self.elsewhere(unit, request, usage, meaning)?,
         };
         self.fixups.push(Fixup { target, ..fixup });
+        Ok(())
+    }
+
+    /// What a symbol means that is taken to have an address.
+    fn addressed(&self, unit: &Unit<'a>, request: &Request<'_>) -> Result<Meaning, Problem> {
+        match request.meaning(unit)? {
+            Meaning::Own(own) if own.thread_local => Err(request.misuse(unit, Misuse::ThreadLocal)),
+            meaning => Ok(meaning),
+        }
+    }
+
+    /// A field that asks for a symbol's storage in the calling thread.
+    fn thread_local(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        storage: Storage,
+    ) -> Result<(), Problem> {
+        let fixup = request.fixup;
+        let meaning = match (storage, request.meaning(unit)?) {
+            (_, Meaning::Own(own)) if !own.thread_local => {
+                return Err(request.misuse(unit, Misuse::NotThreadLocal));
+            }
+            (_, Meaning::Absolute(_) | Meaning::Window) => {
+                return Err(request.misuse(unit, Misuse::NotThreadLocal));
+            }
+            (_, meaning) => meaning,
+        };
+        let target = match (storage, meaning) {
+            (Storage::Offset, Meaning::Own(own)) => Target::Spot(own.spot),
+            (Storage::Block, Meaning::Own(_)) => self.dynamic.cell(Held::Block),
+            (Storage::Offset | Storage::Block, _) => {
+                return Err(request.refuse(unit, Refusal::OtherBlock));
+            }
+            (Storage::Pair, Meaning::Own(own)) => self.dynamic.cell(Held::Own(own.spot)),
+            (Storage::Pair, Meaning::External(global)) => {
+                let (number, reference) = self.reference(unit, global)?;
+                reference.thread_local = true;
+                self.dynamic.cell(Held::Pair(number))
+            }
+            (Storage::FromThread, Meaning::External(global)) => {
+                let (number, reference) = self.reference(unit, global)?;
+                reference.thread_local = true;
+                self.from_thread.entry(number).or_insert(fixup.site);
+                self.dynamic.cell(Held::FromThread(number))
+            }
+            (Storage::FromThread | Storage::Pair, _) => {
+                return Err(request.refuse(unit, Refusal::InitialExec));
+            }
+        };
+        self.fixups.push(Fixup { target, ..fixup });
+        Ok(())
+    }
+
+    /// What makes indirect functions what their resolvers return.
+    fn resolvers(&mut self, unit: &Unit<'a>) {
+        for (index, &resolver) in (0..).zip(&unit.resolvers) {
+            let cell = self.dynamic.cell(Held::Resolved(resolver));
+            self.fixups.push(dynamic::thunk_fixup(index, cell));
+        }
+    }
+
+    /// What fills the copies of host data.
+    fn copies(&mut self, unit: &Unit<'a>) -> Result<(), LinkError> {
+        for &(global, chunk) in &unit.copies {
+            let len_bytes = unit.chunks[chunk as usize].len_bytes();
+            let bound = self.reference(unit, global).map(|(number, reference)| {
+                reference.address = true;
+                Target::Bound(number)
+            });
+            let name = unit.globals.list[global as usize].name;
+            let target = bound.map_err(|problem| LinkError::new(name, problem))?;
+            let site = Spot { chunk, offset: 0 };
+            let addend = len_bytes.cast_signed();
+            self.fixups.push(dynamic::fixup(site, COPY, target, addend));
+        }
         Ok(())
     }
 
@@ -333,6 +425,7 @@ impl<'a> Plan<'a> {
                 address_cell: false,
                 stub: false,
                 address: false,
+                thread_local: false,
             });
         }
         Ok((number, &mut self.references[number as usize]))
@@ -379,17 +472,13 @@ impl<'a> Plan<'a> {
     /// Fills the unit's own cells.
     fn own_cells(&mut self) {
         let cells = (0_u32..).step_by(8).zip(&self.cells);
-        self.fixups.extend(cells.map(|(offset, &spot)| Fixup {
-            site: Spot {
+        self.fixups.extend(cells.map(|(offset, &spot)| {
+            let site = Spot {
                 chunk: CELLS,
                 offset,
-            },
-            row: ABSOLUTE,
-            target: Target::Spot(spot),
-            addend: 0,
-            rewrite: Rewrite::Nothing,
-            symbol: 0,
-            by_section: false,
+            };
+            dynamic::fixup(site, ABSOLUTE, Target::Spot(spot), 0)
         }));
+        self.fixups.extend(self.dynamic.fixups());
     }
 }

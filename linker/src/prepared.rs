@@ -3,7 +3,7 @@
 use crate::atoms::Atoms;
 use crate::error::LinkError;
 use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
-use crate::layout::{self, CELLS, CONSTANTS, Content};
+use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
 use crate::names::{self, Named};
 use crate::needs;
 use crate::plan::{self, Plan};
@@ -25,8 +25,7 @@ pub struct Prepared<'a> {
     pub(crate) startup: Order,
     pub(crate) unwound: Vec<Unwound>,
     pub(crate) names: Vec<Named<'a>>,
-    extents: Extents,
-    pub(crate) template_len_bytes: u64,
+    pub(crate) plot: Plot,
 }
 
 impl<'a> Prepared<'a> {
@@ -51,9 +50,8 @@ impl<'a> Prepared<'a> {
         let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
         let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
-        let laid_out = layout::lay_out(&mut unit.chunks, max_len_bytes);
-        let (extents, template_len_bytes) =
-            laid_out.map_err(|problem| LinkError::new(name, problem))?;
+        let plot = layout::lay_out(&mut unit.chunks, max_len_bytes)
+            .map_err(|problem| LinkError::new(name, problem))?;
         Ok(Self {
             name,
             unit,
@@ -63,8 +61,7 @@ impl<'a> Prepared<'a> {
             startup,
             unwound,
             names,
-            extents,
-            template_len_bytes,
+            plot,
         })
     }
 
@@ -80,7 +77,7 @@ impl<'a> Prepared<'a> {
 
     /// What the unit needs in each area.
     pub fn extents(&self) -> Extents {
-        self.extents
+        self.plot.extents
     }
 }
 
@@ -94,6 +91,7 @@ fn make(unit: &mut Unit<'_>, plan: &Plan<'_>) {
     for (number, bytes) in [
         (CONSTANTS, constants),
         (CELLS, vec![0; plan.cells.len() * 8]),
+        (DYNAMIC_CELLS, vec![0; plan.dynamic.len_bytes()]),
     ] {
         let chunk = &mut unit.chunks[number as usize];
         chunk.align_bytes = if bytes.is_empty() { 1 } else { 8 };

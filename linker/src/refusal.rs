@@ -7,8 +7,14 @@ use object::elf;
 pub enum Refusal {
     /// A narrow absolute address in the window or in the host.
     Absolute,
-    /// Thread-local storage.
-    ThreadLocal,
+    /// The local-exec model of thread-local storage.
+    LocalExec,
+    /// The initial-exec model, against what the host does not have.
+    InitialExec,
+    /// Descriptors of thread-local storage.
+    Descriptor,
+    /// A place in another unit's block of thread-local storage.
+    OtherBlock,
     /// The size of a symbol that somebody else defines.
     Size,
     /// The encodings of APX.
@@ -22,7 +28,14 @@ impl Refusal {
     pub fn what(self) -> &'static str {
         match self {
             Self::Absolute => "needs an absolute address",
-            Self::ThreadLocal => "is for thread-local storage, which is not supported yet",
+            Self::LocalExec => "is of the local-exec model of thread-local storage",
+            Self::InitialExec => {
+                "is of the initial-exec model of thread-local storage, and the host does not define it"
+            }
+            Self::Descriptor => "is of the descriptor dialect of thread-local storage",
+            Self::OtherBlock => {
+                "needs a place in the unit's own block of thread-local storage, where it is not"
+            }
             Self::Size => "asks for the size of a symbol that the unit does not define",
             Self::Apx => "belongs to an APX instruction, not supported",
             Self::LinkedOnly => "occurs in linked files only",
@@ -35,6 +48,9 @@ impl Refusal {
             Self::Absolute => Some(
                 "a worker's base is known only at attach, and the field is too narrow to hold S + A",
             ),
+            Self::LocalExec | Self::InitialExec => Some(
+                "threads that are older than the unit have no room for it at a fixed distance from their thread pointer",
+            ),
             _ => None,
         }
     }
@@ -44,7 +60,9 @@ impl Refusal {
         match self {
             Self::Absolute => Some("-fPIC"),
             Self::Apx => Some("-mno-apxf"),
-            Self::ThreadLocal | Self::Size | Self::LinkedOnly => None,
+            Self::LocalExec | Self::InitialExec => Some("-fPIC -ftls-model=global-dynamic"),
+            Self::Descriptor => Some("-mtls-dialect=gnu"),
+            Self::OtherBlock | Self::Size | Self::LinkedOnly => None,
         }
     }
 }
@@ -70,49 +88,32 @@ pub(crate) static REFUSED: &[(u32, &str, Refusal)] = &[
     (
         elf::R_X86_64_DTPMOD64,
         "R_X86_64_DTPMOD64",
-        Refusal::ThreadLocal,
-    ),
-    (
-        elf::R_X86_64_DTPOFF64,
-        "R_X86_64_DTPOFF64",
-        Refusal::ThreadLocal,
+        Refusal::LinkedOnly,
     ),
     (
         elf::R_X86_64_TPOFF64,
         "R_X86_64_TPOFF64",
-        Refusal::ThreadLocal,
-    ),
-    (elf::R_X86_64_TLSGD, "R_X86_64_TLSGD", Refusal::ThreadLocal),
-    (elf::R_X86_64_TLSLD, "R_X86_64_TLSLD", Refusal::ThreadLocal),
-    (
-        elf::R_X86_64_DTPOFF32,
-        "R_X86_64_DTPOFF32",
-        Refusal::ThreadLocal,
-    ),
-    (
-        elf::R_X86_64_GOTTPOFF,
-        "R_X86_64_GOTTPOFF",
-        Refusal::ThreadLocal,
+        Refusal::LocalExec,
     ),
     (
         elf::R_X86_64_TPOFF32,
         "R_X86_64_TPOFF32",
-        Refusal::ThreadLocal,
+        Refusal::LocalExec,
     ),
     (
         elf::R_X86_64_GOTPC32_TLSDESC,
         "R_X86_64_GOTPC32_TLSDESC",
-        Refusal::ThreadLocal,
+        Refusal::Descriptor,
     ),
     (
         elf::R_X86_64_TLSDESC_CALL,
         "R_X86_64_TLSDESC_CALL",
-        Refusal::ThreadLocal,
+        Refusal::Descriptor,
     ),
     (
         elf::R_X86_64_TLSDESC,
         "R_X86_64_TLSDESC",
-        Refusal::ThreadLocal,
+        Refusal::Descriptor,
     ),
     (
         elf::R_X86_64_IRELATIVE,

@@ -5,6 +5,7 @@
 
 use core::fmt;
 
+use jitcast_runtime::PatchKind;
 use object::elf;
 
 pub use crate::refusal::{Refusal, refusal};
@@ -31,6 +32,9 @@ pub struct Operands {
     pub L: i128,
     /// The symbol's size.
     pub Z: i128,
+    /// The start of the unit's block of thread-local storage (the psABI counts `@dtpoff` from there, without
+    /// a name for it).
+    pub TLS: i128,
 }
 
 /// When the value of a field is known.
@@ -166,6 +170,33 @@ pub struct Relocation {
     pub resolved: Resolved,
 }
 
+/// A row for a word that only the linker itself asks for: what a worker finds out at attach.
+const fn dynamic(kind: PatchKind, name: &'static str) -> Relocation {
+    Relocation {
+        number: kind as u32,
+        name,
+        formula: "S + A",
+        value: |Operands { S, A, .. }| S + A,
+        field: WORD_64,
+        resolved: Resolved::AtAttach,
+    }
+}
+
+/// The module of a thread-local symbol that the unit does not define.
+pub(crate) static MODULE: &Relocation = &dynamic(PatchKind::TlsModule, "R_X86_64_DTPMOD64");
+/// Its offset in that module's block.
+pub(crate) static OFFSET: &Relocation = &dynamic(PatchKind::TlsOffset, "R_X86_64_DTPOFF64");
+/// Its distance from the thread pointer.
+pub(crate) static THREAD_OFFSET: &Relocation =
+    &dynamic(PatchKind::ThreadOffset, "R_X86_64_TPOFF64");
+/// What an indirect function's resolver returns.
+pub(crate) static RESOLVED: &Relocation = &dynamic(PatchKind::Resolver, "R_X86_64_IRELATIVE");
+/// A copy of the host's datum: the addend is its length. The field is only where it starts.
+pub(crate) static COPY: &Relocation = &Relocation {
+    field: NOTHING,
+    ..dynamic(PatchKind::Copy, "R_X86_64_COPY")
+};
+
 impl fmt::Debug for Relocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
@@ -206,7 +237,7 @@ const fn at_link(
 }
 
 /// Every kind that is resolved.
-pub static TABLE: [Relocation; 24] = [
+pub static TABLE: [Relocation; 29] = [
     Relocation {
         number: elf::R_X86_64_NONE,
         name: "R_X86_64_NONE",
@@ -377,7 +408,47 @@ pub static TABLE: [Relocation; 24] = [
         |Operands { L, A, GOT, .. }| L + A - GOT,
         WORD_64,
     ),
+    // The symbol's cell is a pair of words, as `__tls_get_addr` wants it.
+    at_link(
+        elf::R_X86_64_TLSGD,
+        "R_X86_64_TLSGD",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_TLSLD,
+        "R_X86_64_TLSLD",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    // The symbol's cell holds its distance from the thread pointer.
+    at_link(
+        elf::R_X86_64_GOTTPOFF,
+        "R_X86_64_GOTTPOFF",
+        "G + GOT + A - P",
+        |Operands { G, GOT, A, P, .. }| G + GOT + A - P,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_DTPOFF32,
+        "R_X86_64_DTPOFF32",
+        "S + A - TLS",
+        |Operands { S, A, TLS, .. }| S + A - TLS,
+        SIGNED_32,
+    ),
+    at_link(
+        elf::R_X86_64_DTPOFF64,
+        "R_X86_64_DTPOFF64",
+        "S + A - TLS",
+        |Operands { S, A, TLS, .. }| S + A - TLS,
+        WORD_64,
+    ),
 ];
+
+/// Row for `R_X86_64_DTPOFF64`: also what the second word of a pair of the unit's own holds.
+pub(crate) static BLOCK_OFFSET: &Relocation = &TABLE[28];
 
 impl Relocation {
     /// Whether the value is a distance from the field.

@@ -94,6 +94,7 @@ pub(crate) fn read<'u>(
     let (target, addend) = (Target::Number(0), entry.r_addend.get(LE));
     let fixup = Fixup {
         site,
+        asked: site,
         row,
         target,
         addend,

@@ -69,7 +69,7 @@ pub(crate) struct Global<'a> {
     pub(crate) kind: u8,
     /// The version of it that those who refer to it ask for.
     pub(crate) version: Option<&'a str>,
-    /// `STB_GNU_UNIQUE`.
+    /// One in the process, whoever defines it too: `STB_GNU_UNIQUE`, and data of COMDAT groups.
     pub(crate) unique: bool,
     /// Default or protected: seen by other units.
     pub(crate) exported: bool,
@@ -155,22 +155,14 @@ impl<'a> Globals<'a> {
             }))
         };
         match symbol.st_type() {
-            elf::STT_TLS => return refuse(SymbolRefusal::ThreadLocal),
-            // One that others do not see has no cells to go through.
-            elf::STT_GNU_IFUNC
-                if defined
-                    && !(self.takes_indirect
-                        && symbol.st_bind() != elf::STB_LOCAL
-                        && symbol.st_visibility() == elf::STV_DEFAULT) =>
-            {
+            elf::STT_GNU_IFUNC if defined && !self.takes_indirect => {
                 return refuse(SymbolRefusal::IndirectFunction);
             }
             _ => {}
         }
         match symbol.st_bind() {
             elf::STB_LOCAL | elf::STB_GLOBAL | elf::STB_WEAK => {}
-            elf::STB_GNU_UNIQUE
-                if self.takes_unique && symbol.st_visibility() == elf::STV_DEFAULT => {}
+            elf::STB_GNU_UNIQUE if self.takes_unique => {}
             elf::STB_GNU_UNIQUE => return refuse(SymbolRefusal::Unique),
             _ => return Err(object.error(Problem::Corrupt("symbol of an unknown binding".into()))),
         }
@@ -257,7 +249,8 @@ impl<'a> Globals<'a> {
             }
             entry.wanted |= strong;
         } else {
-            entry.define(found, symbol, object, objects)?;
+            let takes_unique = self.takes_unique;
+            entry.define(found, symbol, object, objects, takes_unique)?;
         }
         Ok(SymbolUse::Global { global, address })
     }
@@ -315,8 +308,6 @@ impl<'a> Globals<'a> {
     pub(crate) fn refuse_undefined(&self, global: &Global<'a>) -> Option<SymbolRefusal> {
         match global.name {
             _ if global.discarded => Some(SymbolRefusal::Discarded),
-            // Hidden by its users, and provided to each of them by whoever links it.
-            "__dso_handle" => None,
             _ if !global.exported && global.wanted => Some(SymbolRefusal::Hidden),
             _ => None,
         }
@@ -324,11 +315,9 @@ impl<'a> Globals<'a> {
 }
 
 impl<'a> Global<'a> {
-    /// Whether even the unit itself goes through cells: its own copy need not be the one that counts, or
-    /// is not what the name means.
+    /// Whether even the unit itself goes through cells, since its own copy need not be the one that counts.
     pub(crate) fn is_indirect(&self) -> bool {
-        let defined = self.strength != Strength::Undefined;
-        defined && (self.unique || self.kind == elf::STT_GNU_IFUNC)
+        self.strength != Strength::Undefined && self.unique && self.exported
     }
 
     fn define(
@@ -337,6 +326,7 @@ impl<'a> Global<'a> {
         symbol: &Sym64<LE>,
         object: &ObjectFile<'a>,
         objects: &[ObjectFile<'a>],
+        takes_unique: bool,
     ) -> Result<(), LinkError> {
         if strength == Strength::Strong && self.strength == Strength::Strong {
             let first = objects
@@ -363,7 +353,15 @@ impl<'a> Global<'a> {
             self.value = value;
             self.size = symbol.st_size(LE);
             self.kind = symbol.st_type();
-            self.unique = symbol.st_bind() == elf::STB_GNU_UNIQUE;
+            let shared = match value {
+                Value::InSection { section, .. } => {
+                    object.sections[section as usize].is_shared_datum()
+                }
+                _ => false,
+            };
+            let weak = takes_unique && strength == Strength::Weak && shared;
+            self.unique = symbol.st_type() != elf::STT_TLS
+                && (symbol.st_bind() == elf::STB_GNU_UNIQUE || weak);
             self.definer = u32::try_from(objects.len()).unwrap_or(u32::MAX);
         }
         Ok(())

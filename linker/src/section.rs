@@ -66,9 +66,23 @@ pub(crate) struct Section<'a> {
     pub(crate) retained: bool,
     /// It holds addresses of constructors or destructors.
     pub(crate) startup: Option<Startup>,
+    /// `SHF_TLS`: each thread has its own copy.
+    pub(crate) thread_local: bool,
+    /// Member of a COMDAT group.
+    pub(crate) comdat: bool,
 }
 
 impl Section<'_> {
+    /// Whether what has a name here has to be one in the process, though others define it too: data that is
+    /// written to and that the C++ ABI puts into a COMDAT group (static locals of inline functions, inline
+    /// variables).
+    pub(crate) fn is_shared_datum(&self) -> bool {
+        self.comdat
+            && self.role == Role::Writable
+            && !self.thread_local
+            && !self.name.starts_with(".data.rel.ro")
+    }
+
     pub(crate) fn len_bytes(&self) -> u64 {
         match self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -99,10 +113,14 @@ pub(crate) fn role(
     }
     // SHF_WRITE to SHF_LINK_ORDER, SHF_GROUP, SHF_GNU_RETAIN and SHF_X86_64_LARGE ask for nothing that the
     // window does not give to every section.
-    const PLAIN: u64 = 0xff | elf::SHF_GROUP as u64 | elf::SHF_GNU_RETAIN as u64 | SHF_X86_64_LARGE;
+    const PLAIN: u64 = 0xff
+        | elf::SHF_GROUP as u64
+        | elf::SHF_TLS as u64
+        | elf::SHF_GNU_RETAIN as u64
+        | SHF_X86_64_LARGE;
     let refusal = if name.starts_with(".jitcast.shared") {
         Some(SectionRefusal::SharedWritable)
-    } else if has(elf::SHF_TLS) {
+    } else if has(elf::SHF_TLS) && (has(elf::SHF_EXECINSTR) || !has(elf::SHF_WRITE)) {
         Some(SectionRefusal::ThreadLocal)
     } else if has(elf::SHF_COMPRESSED) {
         Some(SectionRefusal::Compressed)

@@ -27,7 +27,7 @@ use crate::instruction::{Load, Sweep, is_offset};
 use crate::layout::{Content, Spot, THUNKS};
 use crate::plan::Plan;
 use crate::relocation::{ABSOLUTE, CELL, OutOfRange, RELATIVE};
-use crate::unit::Unit;
+use crate::unit::{RESOLVED_LEN, Unit};
 
 /// Settles the detours: adds the thunks' bytes, and fixups for what changes. Returns where each thunk is.
 pub(crate) fn build(
@@ -37,8 +37,20 @@ pub(crate) fn build(
 ) -> Result<Vec<(Spot, u32)>, LinkError> {
     let mut detours = core::mem::take(&mut plan.detours);
     detours.sort_by_key(|detour| detour.fixup.site);
-    let mut thunks = Vec::new();
-    let mut places = Vec::new();
+    // Those of indirect functions come first.
+    let mut thunks = (unit.chunks[THUNKS as usize].bytes()).map_or_else(Vec::new, <[u8]>::to_vec);
+    let mut places: Vec<(Spot, u32)> = (0..unit.resolvers.len() as u32)
+        .map(|index| {
+            let offset = index * RESOLVED_LEN;
+            (
+                Spot {
+                    chunk: THUNKS,
+                    offset,
+                },
+                RESOLVED_LEN,
+            )
+        })
+        .collect();
     let mut sweep = Sweep {
         chunk: u32::MAX,
         text: &[],

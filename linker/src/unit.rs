@@ -1,20 +1,27 @@
 //! A unit while it is being linked: its objects, what they became, and what each of their symbols means.
 
+use std::collections::HashMap;
+
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::Sym as _;
 
+use jitcast_runtime::module;
+
 use crate::archive::{self, Archives};
 use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
-use crate::input::{Area, Definition, Input, Options, SymbolKind};
-use crate::layout::{Chunk, Content, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
+use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, THUNKS, text_rank};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::reach;
 use crate::relocation::{self, Resolved};
-use crate::resolve::{Globals, Strength, SymbolUse, Value};
+use crate::resolve::{Global, Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
 use crate::unwind::{self, Frames};
+
+/// What `__cxa_atexit` and its like know a unit by.
+const DSO_HANDLE: &str = "__dso_handle";
 
 /// What the psABI calls the start of the cells.
 const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
@@ -43,6 +50,20 @@ pub(crate) struct Own {
     pub(crate) exported: Option<u32>,
     /// Code that others see: its address is that of its stub.
     pub(crate) has_stub: bool,
+    /// Each thread has its own.
+    pub(crate) thread_local: bool,
+}
+
+impl Own {
+    /// What lies at `spot`, and that nobody else sees.
+    fn unseen(spot: Spot) -> Self {
+        Self {
+            spot,
+            exported: None,
+            has_stub: false,
+            thread_local: false,
+        }
+    }
 }
 
 /// The objects of a unit, resolved.
@@ -64,9 +85,19 @@ pub(crate) struct Unit<'a> {
     definition_of: Vec<u32>,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
+    /// The resolvers of indirect functions; the thunk of each lies at its index among the thunks.
+    pub(crate) resolvers: Vec<Spot>,
+    resolver_of: HashMap<Spot, u32>,
+    /// The copies of host data: the global, and its chunk.
+    pub(crate) copies: Vec<(u32, u32)>,
     /// What says how to unwind, until it is put together.
     pub(crate) frames: Vec<Frames<'a>>,
 }
+
+/// The length of the thunk of an indirect function: `endbr64; jmp *cell(%rip)`, padded.
+pub(crate) const RESOLVED_LEN: u32 = 16;
+/// Where its displacement is.
+pub(crate) const RESOLVED_FIELD: u32 = 6;
 
 impl<'a> Unit<'a> {
     /// Reads the objects, and the members that they pull from the archives.
@@ -82,6 +113,9 @@ impl<'a> Unit<'a> {
             defined: Vec::new(),
             definition_of: Vec::new(),
             bounded: Bounded::default(),
+            resolvers: Vec::new(),
+            resolver_of: HashMap::new(),
+            copies: Vec::new(),
             frames: Vec::new(),
         };
         let mut archives = Archives::default();
@@ -100,6 +134,14 @@ impl<'a> Unit<'a> {
                     input.dialect,
                 )?)?;
             }
+        }
+        if let Some((name, bytes)) = options.support {
+            let dialect = Dialect::Elf;
+            archives.add(&Input {
+                name,
+                bytes,
+                dialect,
+            })?;
         }
         let mut next = 0;
         while let Some(&global) = unit.globals.pending.get(next) {
@@ -125,6 +167,9 @@ impl<'a> Unit<'a> {
         }
         unit.bound_sections()?;
         unit.cut(options)?;
+        unit.copy_host_data(options)?;
+        unit.make_module();
+        unit.find_resolvers()?;
         unit.define();
         Ok(unit)
     }
@@ -141,7 +186,7 @@ impl<'a> Unit<'a> {
         for object in &self.objects {
             let patched = patched_sections(object);
             for (section, patched) in object.sections.iter().zip(patched) {
-                if section.role.is_placed() {
+                if section.role.is_placed() && !section.thread_local {
                     self.bounded.join(object, section, patched)?;
                 }
             }
@@ -187,10 +232,13 @@ impl<'a> Unit<'a> {
                     group: 0,
                     content,
                     origin,
+                    thread_local: section.thread_local,
                     position: 0,
                 };
-                self.bounded
-                    .gather(section.name, &mut chunk, self.chunks.len() as u32);
+                if !section.thread_local {
+                    self.bounded
+                        .gather(section.name, &mut chunk, self.chunks.len() as u32);
+                }
                 chunk_of[index as usize] =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
             }
@@ -209,6 +257,7 @@ impl<'a> Unit<'a> {
                     group: 0,
                     content,
                     origin: None,
+                    thread_local: global.kind == elf::STT_TLS,
                     position: 0,
                 };
                 number = push(&mut self.chunks, chunk)
@@ -217,6 +266,122 @@ impl<'a> Unit<'a> {
             self.common_of.push(number);
         }
         Ok(())
+    }
+
+    /// Makes a chunk of each datum of the host that the unit wants a copy of.
+    fn copy_host_data(&mut self, options: &Options) -> Result<(), LinkError> {
+        if options.copies.is_empty() {
+            return Ok(());
+        }
+        let lengths: HashMap<&str, u64> = options
+            .copies
+            .iter()
+            .map(|(name, len_bytes)| (name.as_str(), *len_bytes))
+            .collect();
+        for (number, global) in (0..).zip(&self.globals.list) {
+            let Some(&len_bytes) = lengths.get(global.name) else {
+                continue;
+            };
+            if global.strength != Strength::Undefined {
+                continue;
+            }
+            if len_bytes > Options::COPY_LEN_BYTES {
+                let problem = Problem::Limit {
+                    what: "the length of a copy of a host datum",
+                    value: len_bytes,
+                    limit: Options::COPY_LEN_BYTES,
+                };
+                return Err(LinkError::new(global.name, problem));
+            }
+            // As strictly as any scalar or vector of its length may need it.
+            let align_bytes = len_bytes.next_power_of_two().clamp(1, 32);
+            let content = Content::Made(vec![0; len_bytes as usize]);
+            let chunk = Chunk::private(content, align_bytes);
+            self.copies.push((number, self.chunks.len() as u32));
+            push(&mut self.chunks, chunk)
+                .map_err(|problem| LinkError::new(global.name, problem))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the unit a module, if something asks for one.
+    fn make_module(&mut self) {
+        let has_block = self.chunks.iter().any(|chunk| chunk.thread_local);
+        let is_handle = |global: &Global<'_>| {
+            global.name == DSO_HANDLE && global.strength == Strength::Undefined
+        };
+        if has_block || self.globals.list.iter().any(is_handle) {
+            let module = &mut self.chunks[MODULE as usize];
+            module.align_bytes = module::ALIGN_BYTES.into();
+            module.content = Content::Made(vec![0; module::BYTES as usize]);
+        }
+    }
+
+    /// Whether the unit has a module.
+    pub(crate) fn has_module(&self) -> bool {
+        self.chunks[MODULE as usize].len_bytes() > 0
+    }
+
+    /// The first piece of thread-local storage, if there is any.
+    pub(crate) fn block_start(&self) -> Option<Spot> {
+        let image = |chunk: &&Chunk<'_>| chunk.thread_local && chunk.bytes().is_some();
+        let any = |chunk: &&Chunk<'_>| chunk.thread_local;
+        let number = (self.chunks.iter().position(|chunk| image(&chunk)))
+            .or_else(|| self.chunks.iter().position(|chunk| any(&chunk)))?;
+        Some(Spot {
+            chunk: number as u32,
+            offset: 0,
+        })
+    }
+
+    /// Gives each indirect function the thunk that it is to everybody who refers to it.
+    fn find_resolvers(&mut self) -> Result<(), LinkError> {
+        let mut found = Vec::new();
+        for (number, object) in self.objects.iter().enumerate() {
+            for (index, symbol) in (0..).zip(object.symbols.symbols()) {
+                if symbol.st_type() == elf::STT_GNU_IFUNC
+                    && let Some(section) = object.symbol_section(index, symbol)?
+                    && self.chunk_of(number, section).is_some()
+                {
+                    let label = || object.symbol_label(index);
+                    let spot = self.spot(number, section, symbol.st_value(LE), label);
+                    found.push(spot.map_err(|problem| object.error(problem))?);
+                }
+            }
+        }
+        let mut thunks = Vec::new();
+        for spot in found {
+            let next = self.resolvers.len() as u32;
+            if *self.resolver_of.entry(spot).or_insert(next) == next {
+                self.resolvers.push(spot);
+                let mut thunk = [0xcc; RESOLVED_LEN as usize];
+                thunk[..10].copy_from_slice(&[0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, 0, 0, 0, 0]);
+                thunks.extend_from_slice(&thunk);
+            }
+        }
+        if !thunks.is_empty() {
+            let home = &mut self.chunks[THUNKS as usize];
+            home.align_bytes = RESOLVED_LEN.into();
+            home.content = Content::Made(thunks);
+        }
+        Ok(())
+    }
+
+    /// What an indirect function, whose resolver lies at `spot`, is to those who refer to it.
+    fn resolved(&self, spot: Spot) -> Spot {
+        let index = self.resolver_of.get(&spot).copied();
+        index.map_or(spot, |index| Spot {
+            chunk: THUNKS,
+            offset: index * RESOLVED_LEN,
+        })
+    }
+
+    /// The alignment of the piece that a global lies in.
+    fn align_of(&self, number: u32) -> u64 {
+        match self.definition(number) {
+            Ok(Meaning::Own(own)) => self.chunks[own.spot.chunk as usize].align_bytes,
+            _ => 1,
+        }
     }
 
     /// Lists what other units may refer to by name.
@@ -233,15 +398,14 @@ impl<'a> Unit<'a> {
                 } => {
                     let chunk = self.chunk_of[object as usize][section as usize];
                     match self.chunks.get(chunk as usize) {
-                        Some(_) if global.kind == elf::STT_GNU_IFUNC => {
-                            SymbolKind::IndirectFunction
-                        }
+                        Some(chunk) if chunk.thread_local => SymbolKind::ThreadLocal,
                         Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
                         Some(_) => SymbolKind::Data,
                         // In a section that is not placed: nothing that anybody could refer to.
                         None => continue,
                     }
                 }
+                Value::Common { .. } if global.kind == elf::STT_TLS => SymbolKind::ThreadLocal,
                 Value::Common { .. } | Value::Nothing => SymbolKind::Data,
             };
             // There are fewer definitions than globals, whose numbers are 32 bits wide.
@@ -254,6 +418,7 @@ impl<'a> Unit<'a> {
                 weak: weak && !global.unique,
                 unique: global.unique,
                 size: global.size,
+                align_bytes: self.align_of(number),
             });
         }
     }
@@ -310,10 +475,10 @@ impl<'a> Unit<'a> {
         let spot = self.spot(object, section, symbol.st_value(LE), || {
             file.symbol_label(index)
         })?;
+        let indirect = symbol.st_type() == elf::STT_GNU_IFUNC;
         Ok(Meaning::Own(Own {
-            spot,
-            exported: None,
-            has_stub: false,
+            thread_local: self.chunks[spot.chunk as usize].thread_local,
+            ..Own::unseen(if indirect { self.resolved(spot) } else { spot })
         }))
     }
 
@@ -321,13 +486,6 @@ impl<'a> Unit<'a> {
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
         let global = self.globals.list.get(number as usize);
         if global.is_some_and(|global| global.is_indirect()) {
-            if !global.is_some_and(|global| global.exported) {
-                // Hidden by one of its users, though not by its definition.
-                return Err(Problem::Symbol {
-                    symbol: global.map(|global| global.name.into()).unwrap_or_default(),
-                    refusal: SymbolRefusal::HiddenIndirect,
-                });
-            }
             return Ok(Meaning::External(number));
         }
         self.definition(number)
@@ -351,12 +509,15 @@ impl<'a> Unit<'a> {
                 global.name.into()
             })?,
         };
+        let indirect = global.kind == elf::STT_GNU_IFUNC;
+        let spot = if indirect { self.resolved(spot) } else { spot };
         let exported = global.exported.then_some(number);
         let has_stub = global.exported && is_code(&self.chunks[spot.chunk as usize], global.kind);
         Ok(Meaning::Own(Own {
             spot,
             exported,
             has_stub,
+            thread_local: self.chunks[spot.chunk as usize].thread_local,
         }))
     }
 
@@ -386,11 +547,15 @@ impl<'a> Unit<'a> {
             return Ok(Meaning::Window);
         }
         if let Some(spot) = self.bounded.spot(global.name, &self.chunks) {
-            return Ok(Meaning::Own(Own {
-                spot,
-                exported: None,
-                has_stub: false,
-            }));
+            return Ok(Meaning::Own(Own::unseen(spot)));
+        }
+        if let Ok(index) = (self.copies).binary_search_by_key(&number, |(global, _)| *global) {
+            let (chunk, offset) = (self.copies[index].1, 0);
+            return Ok(Meaning::Own(Own::unseen(Spot { chunk, offset })));
+        }
+        if global.name == DSO_HANDLE {
+            let (chunk, offset) = (MODULE, 0);
+            return Ok(Meaning::Own(Own::unseen(Spot { chunk, offset })));
         }
         if let Some(refusal) = self.globals.refuse_undefined(global) {
             return refused(refusal);

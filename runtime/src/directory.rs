@@ -292,7 +292,7 @@ fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset, keep: bool) {
     let record: UnitRecord = own(txn.memory().read(at));
     let len_bytes = size_of::<UnitRecord>() as u32 + record.name_len;
     txn.retire(Area::Control, Region { start: at.get(), len_bytes });
-    for table in [record.template, record.patches, record.needs] {
+    for table in [record.template, record.patches, record.needs, record.init, record.fini] {
         txn.retire(Area::Control, Region { start: table.start, len_bytes: table.len_bytes });
     }
     if !keep && record.flags & UNIT_KEPT == 0 {

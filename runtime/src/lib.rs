@@ -25,6 +25,7 @@ unless_modelled! {
     pub mod index;
     pub mod mailbox;
     pub mod memory;
+    pub mod module;
     pub mod needs;
     pub mod patch;
     pub mod records;
@@ -41,5 +42,5 @@ pub use {
     addr::{SegmentDelta, SegmentOffset, WorkerAddr},
     geometry::{Area, Geometry, Region},
     memory::Corrupt,
-    patch::{ImportId, Patch, PatchTarget},
+    patch::{ImportId, Patch, PatchKind, PatchTarget},
 };

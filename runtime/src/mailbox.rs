@@ -11,6 +11,7 @@ use crate::addr::SegmentOffset;
 use crate::atomic::Ordering;
 use crate::geometry::Region;
 use crate::memory::{Corrupt, View};
+use crate::pin;
 use crate::sys::Mapping;
 
 /// The first word of every mailbox.
@@ -55,6 +56,10 @@ pub enum Word {
     Missing = 7,
     /// 1: it has detached; no thread of it will enter again.
     Detached = 8,
+    /// How many pins were handed over to new threads.
+    HandedOver = 9,
+    /// Units that failed in it.
+    Failed = 10,
 }
 
 /// A word of a thread's record, by its position.
@@ -111,14 +116,41 @@ impl Mailbox {
     }
 
     /// The oldest pin, or `None` if no thread is inside. Whatever garbage the worker wrote, this is a number
-    /// or none, after at most [`MAX_THREADS`] loads.
+    /// or none, after at most a few times [`MAX_THREADS`] loads.
     pub fn oldest_pin(&self) -> Option<u64> {
+        // A worker that hands over all the time holds everything back: itself alone pays with memory.
+        const TRIES: u32 = 8;
+        let oldest = pin::settled(self.word(Word::HandedOver), TRIES, || self.pins(None).min());
+        oldest.unwrap_or(Some(PIN_EVERYTHING))
+    }
+
+    /// Whether a thread other than that of record `thread` is inside.
+    pub fn others_inside(&self, thread: u32) -> bool {
+        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, || {
+            self.pins(Some(thread)).next().is_some()
+        });
+        looked.unwrap_or(true)
+    }
+
+    /// The pins of threads that are inside, but for that of record `except`.
+    fn pins(&self, except: Option<u32>) -> impl Iterator<Item = u64> {
         // The count is read after the barrier, like the pins: a thread raises it before its first pin.
         let threads = self.word(Word::Threads).load(Ordering::Acquire).min(MAX_THREADS.into()) as u32;
         (0..threads)
+            .filter(move |index| Some(*index) != except)
             .map(|index| self.thread(index, ThreadWord::Pin).load(Ordering::Acquire))
             .filter(|pin| *pin != 0)
-            .min()
+    }
+
+    /// Takes a free thread record for a thread that will begin inside, at `generation`: its index, or `None` if all
+    /// are taken. By a thread that is inside ([`pin::hand_over`]).
+    pub fn claim_for_another(&self, generation: u64) -> Option<u32> {
+        // No thread has this id; the new one puts its own there.
+        const UNKNOWN: u64 = u64::MAX;
+        let index = self.claim(UNKNOWN)?;
+        let pin = self.thread(index, ThreadWord::Pin);
+        pin::hand_over(pin, generation, self.word(Word::HandedOver));
+        Some(index)
     }
 
     /// Takes a free thread record for thread `tid` (not 0): its index, or `None` if all are taken.

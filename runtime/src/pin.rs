@@ -41,6 +41,29 @@ pub fn leave(pin: &AtomicU64, previous: u64) {
     pin.store(previous, Ordering::Release);
 }
 
+/// Pins another thread, which is about to begin inside, at `generation`: by a thread that is inside itself, at that
+/// generation or an older one, and leaves later. `handed` counts such pins.
+pub fn hand_over(pin: &AtomicU64, generation: u64, handed: &AtomicU64) {
+    pin.store(generation, Ordering::Relaxed);
+    // Release: pairs with the acquires in `settled`. Whoever sees the count sees the pin.
+    handed.fetch_add(1, Ordering::Release);
+}
+
+/// What `look` says of all pins, looked at while none was handed over: whoever sees that the giver has left would
+/// otherwise have looked at the taker too early. `None`: there was one each of `tries` times.
+pub fn settled<T>(handed: &AtomicU64, tries: u32, mut look: impl FnMut() -> T) -> Option<T> {
+    for _ in 0..tries {
+        // Acquire: pairs with the release in `hand_over`.
+        let before = handed.load(Ordering::Acquire);
+        // Its loads acquire: one that sees the giver's leaving sees the count that came before it.
+        let seen = look();
+        if handed.load(Ordering::Acquire) == before {
+            return Some(seen);
+        }
+    }
+    None
+}
+
 /// The oldest of `pins`, or `None` if nobody is inside. To be called after the heavy half of the barrier.
 pub fn oldest<'a>(pins: impl Iterator<Item = &'a AtomicU64>) -> Option<u64> {
     // Acquire: pairs with the release in `leave`.

@@ -88,10 +88,19 @@ pub struct UnitRecord {
     pub patches: StoredRegion,
     /// Its [`Needs`](crate::needs) (in control).
     pub needs: StoredRegion,
+    /// Its constructors (in control): 32-bit offsets of slots of its private data, in the order in which they run.
+    pub init: StoredRegion,
+    /// Its destructors, likewise.
+    pub fini: StoredRegion,
     /// Length of the name, bytes.
     pub name_len: u32,
     /// [`UNIT_KEPT`].
     pub flags: u32,
+    /// Its [module](crate::module) (in private data), which is also what it is to `__cxa_finalize`; none if it
+    /// has neither thread-local storage nor exit handlers.
+    pub module: SegmentOffset,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// [`UnitRecord::flags`]: the memory is not reused after the unit is replaced, since addresses of its
@@ -129,13 +138,13 @@ pub struct SymbolRecord {
     pub key: u64,
     /// The generation that wrote the record.
     pub generation: u64,
-    /// `st_size`, bytes; the value of an absolute symbol.
+    /// `st_size`, bytes; the value of an absolute symbol; the offset of a thread-local one in its unit's block.
     pub size: u64,
     /// The number of the unit that defines it.
     pub unit: u32,
-    /// [`SYMBOL_FUNCTION`], [`SYMBOL_DATA`] or [`SYMBOL_ABSOLUTE`].
+    /// [`SYMBOL_FUNCTION`], [`SYMBOL_DATA`], [`SYMBOL_ABSOLUTE`] or [`SYMBOL_THREAD_LOCAL`].
     pub kind: u32,
-    /// Where the definition is.
+    /// Where the definition is; the module of a thread-local symbol's unit.
     pub place: SegmentOffset,
     /// The canonical address of a function.
     pub stub: SegmentOffset,
@@ -159,6 +168,8 @@ pub const SYMBOL_FUNCTION: u32 = 0;
 pub const SYMBOL_DATA: u32 = 1;
 /// [`SymbolRecord::kind`]: a number.
 pub const SYMBOL_ABSOLUTE: u32 = 2;
+/// [`SymbolRecord::kind`]: a datum of each thread's own.
+pub const SYMBOL_THREAD_LOCAL: u32 = 3;
 
 /// A host symbol that published code refers to. Its name follows the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -178,8 +189,9 @@ pub struct ImportRecord {
     pub weak: u32,
     /// Length of the name, bytes.
     pub name_len: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// What it is where the host lacks it: the segment's own copy of what is unique in a process; none for
+    /// other imports.
+    pub fallback: SegmentOffset,
 }
 
 /// The values of [`CELLS_PER_PAGE`] consecutive cells.
@@ -208,7 +220,7 @@ unsafe impl SharedRecord for SymbolRecord {}
 unsafe impl SharedRecord for ImportRecord {}
 
 const _: () = assert!(size_of::<Root>() == 56);
-const _: () = assert!(size_of::<UnitRecord>() == 72);
+const _: () = assert!(size_of::<UnitRecord>() == 96);
 const _: () = assert!(size_of::<TextRecord>() == 56);
 const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
 const _: () = assert!(size_of::<ImportRecord>() == 40);

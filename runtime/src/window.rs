@@ -238,6 +238,51 @@ impl Window {
     }
 }
 
+/// The private data, as a unit's own code would see it.
+impl Window {
+    /// The eight bytes at `at`, at any alignment.
+    ///
+    /// # Errors
+    /// [`Corrupt`] unless they are accessible.
+    ///
+    /// # Safety
+    /// No code that stores there runs meanwhile.
+    pub unsafe fn private_value(&self, at: SegmentOffset) -> Result<u64, Corrupt> {
+        if !self.is_open(Area::Private, at, 8) {
+            return Err(Corrupt { what: "slot in private data", at });
+        }
+        // SAFETY: inside the mapping, checked just above.
+        let place = unsafe { self.mapping.base().add(at.get() as usize) };
+        // SAFETY: eight bytes from `place` are mapped, and nobody stores there (the caller's promise).
+        Ok(unsafe { place.as_ptr().cast::<u64>().read_unaligned() })
+    }
+
+    /// Copies `len_bytes` from an address of this process to `site`.
+    ///
+    /// # Errors
+    /// [`Corrupt`] unless the site is accessible.
+    ///
+    /// # Safety
+    /// As [`Window::fill_private`]; `from` can be read, and does not lie in the window.
+    pub unsafe fn copy_private(
+        &self,
+        site: SegmentOffset,
+        from: WorkerAddr,
+        len_bytes: u32,
+    ) -> Result<(), Corrupt> {
+        if !self.is_open(Area::Private, site, len_bytes.into()) {
+            return Err(Corrupt { what: "copy of a host datum", at: site });
+        }
+        // SAFETY: inside the mapping, checked just above.
+        let place = unsafe { self.mapping.base().add(site.get() as usize) };
+        let from = core::ptr::with_exposed_provenance::<u8>(from.get() as usize);
+        // SAFETY: the caller's promise for `from`; `len_bytes` from `place` are mapped read-write, unused, and lie
+        // in the window, where `from` does not.
+        unsafe { core::ptr::copy_nonoverlapping(from, place.as_ptr(), len_bytes as usize) };
+        Ok(())
+    }
+}
+
 /// Reserves address space at a base drawn at random: siblings forked from one parent would otherwise all
 /// be given the same one.
 fn reserve(len_bytes: u32) -> io::Result<Mapping> {

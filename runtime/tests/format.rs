@@ -9,6 +9,7 @@ use jitcast_runtime::directory::{record_flags, unpack_op};
 use jitcast_runtime::geometry::{Area, GRANULE_BYTES, SLOT_BYTES, STUB_BYTES};
 use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
+use jitcast_runtime::module;
 use jitcast_runtime::records::{
     ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
 };
@@ -68,8 +69,12 @@ fn every_structure_is_drawn_as_it_is() {
             template,
             patches,
             needs,
+            init,
+            fini,
             name_len,
             flags,
+            module,
+            reserved,
         }),
         rows!(TextRecord {
             key,
@@ -104,7 +109,7 @@ fn every_structure_is_drawn_as_it_is() {
             address_cell,
             weak,
             name_len,
-            reserved,
+            fallback,
         }),
         rows!(FrameHeader {
             magic,
@@ -163,6 +168,7 @@ fn the_numbers_are_those_of_the_code() {
         format!("slot of {SLOT_BYTES} bytes"),
         format!("stub of {STUB_BYTES} bytes"),
         format!("patch of {} bytes", size_of::<Patch>()),
+        format!("**module** of {} bytes", module::BYTES),
         format!("mailbox of {} bytes", mailbox::MAILBOX_BYTES),
         format!(
             "thread records at {}, {} bytes each",

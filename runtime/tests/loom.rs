@@ -185,3 +185,54 @@ fn leaving_out_either_half_of_the_barrier_is_caught() {
         "the compiler's half"
     );
 }
+
+/// A thread that is inside starts another, which is inside too, and leaves. The compiler looks at the new one's pin
+/// first.
+fn hand_over_against_reuse(settles: bool) {
+    struct Shared {
+        giver: AtomicU64,
+        taker: AtomicU64,
+        handed: AtomicU64,
+        text: AtomicU64,
+    }
+    let shared = Arc::new(Shared {
+        giver: AtomicU64::new(1),
+        taker: AtomicU64::new(0),
+        handed: AtomicU64::new(0),
+        text: AtomicU64::new(1),
+    });
+    let threads = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            pin::hand_over(&shared.taker, 1, &shared.handed);
+            pin::leave(&shared.giver, 0);
+            // From here on it is the new thread that runs.
+            assert_eq!(
+                shared.text.load(Ordering::Relaxed),
+                1,
+                "reused under the new thread"
+            );
+            pin::leave(&shared.taker, 0);
+        })
+    };
+    let look = || pin::oldest([&shared.taker, &shared.giver].into_iter());
+    let oldest = if settles {
+        pin::settled(&shared.handed, 2, look).unwrap_or(Some(1))
+    } else {
+        look()
+    };
+    if oldest.is_none() {
+        shared.text.store(2, Ordering::Relaxed);
+    }
+    threads.join().unwrap();
+}
+
+#[test]
+fn a_pin_that_is_handed_over_is_not_missed() {
+    explore("pin handed over", || hand_over_against_reuse(true));
+}
+
+#[test]
+fn a_look_that_is_not_repeated_is_caught() {
+    assert!(fails(|| hand_over_against_reuse(false)));
+}

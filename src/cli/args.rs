@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use jitcast::compiler::Reclaim;
 use jitcast::compiler::front;
+use jitcast::compiler::{LinkOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
@@ -32,6 +32,9 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
     )]
     Publish(PublishArgs),
+    /// Link files without publishing them, and tell what the linker does with them.
+    #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
+    Link(LinkArgs),
     /// Be a worker: attach and call functions.
     #[command(
         after_help = "Example:\n  jitcast worker --socket /run/jitcast.sock --call 'score(21)'"
@@ -64,6 +67,47 @@ pub(super) struct UnitArgs {
     /// since addresses of their static functions may have been handed out].
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", require_equals = true)]
     pub(super) reclaim: Option<YesNo>,
+    /// Take every member of every archive, wanted or not.
+    #[arg(long)]
+    pub(super) whole_archive: bool,
+    /// Drop the sections that no root reaches; roots are the functions and data given by --root.
+    #[arg(long, requires = "roots")]
+    pub(super) gc_sections: bool,
+    /// A function or datum that --gc-sections keeps, with all that it reaches; may be repeated.
+    #[arg(long = "root", value_name = "SYMBOL", requires = "gc_sections")]
+    pub(super) roots: Vec<String>,
+    /// Give the unit a copy of this datum of the host, for code that reaches it directly and is not compiled with
+    /// -fPIC; what the host stores later is not seen. Its length, bytes, unless it is that of an address.
+    #[arg(long, value_name = "SYMBOL[:BYTES]")]
+    pub(super) copy_data: Vec<CopyData>,
+}
+
+/// A datum of the host to copy.
+#[derive(Debug, Clone)]
+pub(super) struct CopyData {
+    name: String,
+    len_bytes: u64,
+}
+
+impl std::str::FromStr for CopyData {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, len_bytes) = match text.split_once(':') {
+            None => (text, 8),
+            Some((name, len_bytes)) => {
+                let wrong = |_| format!("`{len_bytes}` is no number of bytes");
+                (name, len_bytes.parse().map_err(wrong)?)
+            }
+        };
+        if name.is_empty() || len_bytes == 0 {
+            return Err("expected `SYMBOL` or `SYMBOL:BYTES`".to_owned());
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            len_bytes,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -86,6 +130,18 @@ impl UnitArgs {
             None => Reclaim::Auto,
             Some(YesNo::Yes) => Reclaim::Yes,
             Some(YesNo::No) => Reclaim::No,
+        }
+    }
+
+    /// How it is linked.
+    pub(super) fn link(&self) -> LinkOptions {
+        let copies = self.copy_data.iter();
+        LinkOptions {
+            whole_archive: self.whole_archive,
+            roots: self.gc_sections.then(|| self.roots.clone()),
+            copies: copies
+                .map(|copy| (copy.name.clone(), copy.len_bytes))
+                .collect(),
         }
     }
 
@@ -205,6 +261,18 @@ pub(super) struct PublishArgs {
     pub(super) socket: String,
     #[command(flatten)]
     pub(super) unit: UnitArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LinkArgs {
+    #[command(flatten)]
+    pub(super) unit: UnitArgs,
+    /// For every relocation: its site, kind and formula, where its target lies, when it is resolved, and what was done.
+    #[arg(long)]
+    pub(super) explain: bool,
+    /// Where each section and symbol goes.
+    #[arg(long)]
+    pub(super) map: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod children;
+mod link;
 mod publish;
 mod report;
 mod run;
@@ -40,6 +41,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
+        Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
     };

@@ -27,6 +27,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
             .map(ToString::to_string)
             .collect(),
         reclaim: args.unit.reclaim(),
+        link: args.unit.link(),
     };
     let socket = connect(&args.socket)?;
     let done = request::publish(socket, &PublishRequest { units: vec![unit] })?;

@@ -112,6 +112,7 @@ pub(super) fn compile(args: &UnitArgs, options: &front::Options) -> Result<UnitS
     // The first one counts, and what was said explicitly comes first.
     unit.signatures.splice(0..0, given);
     unit.reclaim = args.reclaim();
+    unit.link = args.link();
     Ok(unit)
 }
 

@@ -69,6 +69,7 @@ fn show(status: &Status) {
         "applied",
         "inside at",
         "missing",
+        "failed",
     ]);
     for worker in &status.workers {
         workers.add_row([
@@ -80,6 +81,7 @@ fn show(status: &Status) {
             worker.applied.to_string(),
             worker.pinned.map_or("-".to_owned(), |pin| pin.to_string()),
             worker.missing.to_string(),
+            worker.failed.to_string(),
         ]);
     }
     println!("{workers}");

@@ -131,6 +131,7 @@ pub(crate) fn clif_unit(unit: &str, text: &str) -> UnitSource {
         }],
         signatures: compiled.signatures,
         uncallable: Vec::new(),
+        link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
 }
@@ -147,6 +148,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
         files: vec![file],
         signatures: Vec::new(),
         uncallable: Vec::new(),
+        link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
 }

@@ -21,9 +21,19 @@ pub(crate) fn cc() -> bool {
     tool("cc") && tool("ar")
 }
 
-/// Whether there is a C++ compiler too; says so if not.
+/// Whether there is a C++ compiler; says so if not.
+pub(crate) fn gxx() -> bool {
+    tool("g++")
+}
+
+/// Whether there is Clang; says so if not.
+pub(crate) fn clang() -> bool {
+    tool("clang++")
+}
+
+/// Whether there are compilers of C and C++; says so if not.
 pub(crate) fn cxx() -> bool {
-    cc() && tool("g++")
+    cc() && gxx()
 }
 
 fn tool(name: &str) -> bool {

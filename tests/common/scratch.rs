@@ -57,6 +57,29 @@ impl Scratch {
         path
     }
 
+    /// Compiles C++ to an object, with one of its compilers; returns its bytes.
+    pub(crate) fn cplusplus(&self, source: &str, compiler: &str, flags: &[&str]) -> Vec<u8> {
+        let path = self.path("cplusplus.o");
+        let flags: Vec<&str> = flags.iter().copied().chain(["-c"]).collect();
+        self.cplusplus_to(&path, source, compiler, &flags);
+        std::fs::read(path).unwrap()
+    }
+
+    /// Compiles C++ to `path`.
+    pub(crate) fn cplusplus_to(&self, path: &str, source: &str, compiler: &str, flags: &[&str]) {
+        let source = self.write("cplusplus.cc", source);
+        let mut command = Command::new(compiler);
+        finish(
+            command
+                .args(["-std=c++17"])
+                .args(flags)
+                .arg("-o")
+                .arg(path)
+                .arg(&source),
+        )
+        .succeeded();
+    }
+
     /// Makes an archive called `name`; returns its path.
     pub(crate) fn archive(&self, name: &str, members: &[&str]) -> String {
         let path = self.path(name);

@@ -13,13 +13,13 @@ use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{PIN_EVERYTHING, ThreadWord, Word};
 use jitcast_runtime::pin;
 use jitcast_runtime::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellValue, ImportRecord, Root, TRAP_CELL, UnitRecord,
-    trailing_text,
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellValue, ImportRecord, Root, TRAP_CELL, trailing_text,
 };
 use jitcast_runtime::ring::Record;
-use jitcast_runtime::{Corrupt, ImportId, Patch, PatchTarget, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr};
 
 use crate::error::UpdateError;
+use crate::startup::Fresh;
 use crate::trap;
 use crate::unwind::register::Registered;
 use crate::unwind::{Unwinding, hook};
@@ -125,7 +125,7 @@ impl Inner {
     /// inside does not prove that the generation's memory is still there. The floor does.
     fn others_stay(&self, thread: u32, applied: u64) -> bool {
         let mut looks = 0;
-        while self.others_inside(thread) {
+        while self.mailbox().others_inside(thread) {
             looks += 1;
             if looks < PATIENCE {
                 std::hint::spin_loop();
@@ -136,16 +136,6 @@ impl Inner {
             }
         }
         false
-    }
-
-    fn others_inside(&self, thread: u32) -> bool {
-        let threads = self.mailbox().word(Word::Threads).load(Ordering::Relaxed) as u32;
-        (0..threads).filter(|index| *index != thread).any(|index| {
-            self.mailbox()
-                .thread(index, ThreadWord::Pin)
-                .load(Ordering::Acquire)
-                != 0
-        })
     }
 
     fn apply(&self, state: &mut State, head: u64) -> Result<u64, UpdateError> {
@@ -220,20 +210,35 @@ impl Inner {
         index::walk(view, root.imports, applied, &mut |at| {
             self.resolve_import(state, at)
         })?;
+        let mut fresh = Vec::new();
         index::walk(view, root.units, applied, &mut |at| {
-            self.bind_unit(state, at)
+            fresh.push(self.bind_unit(state, at)?);
+            Ok::<_, UpdateError>(())
         })?;
         if let Some(registered) = &mut state.registered {
             registered.update(self.window(), &root)?;
         }
-        index::walk(view, root.cells, applied, &mut |at| {
-            self.bind_page(state, at)
-        })?;
-        state.root_at = root_at;
         if root.reused_text > applied {
             self.serialise(root.reused_text);
         }
+        if fresh.iter().any(Fresh::starts) {
+            // Names that are new lead to the new units before their constructors run; others move after.
+            index::walk(view, root.cells, applied, &mut |at| {
+                self.bind_page(state, at, true)
+            })?;
+            self.start_units(state, root.generation, &mut fresh);
+        }
+        self.remember_units(state, fresh);
+        index::walk(view, root.cells, applied, &mut |at| {
+            self.bind_page(state, at, false)
+        })?;
+        state.root_at = root_at;
+        self.retire_units(state, root.units, root.generation)?;
         self.look_up_handles(state);
+        let failed = state.units.failed().count() as u64;
+        self.mailbox()
+            .word(Word::Failed)
+            .store(failed, Ordering::Relaxed);
         let missing = state
             .imports
             .values()
@@ -286,6 +291,8 @@ impl Inner {
         let found = self.host().resolve(&name);
         let address = found.or_else(|| (record.weak == 1).then_some(WorkerAddr::NULL));
         let trap = self.window().addr_of(record.trap);
+        let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
+        let address = address.or_else(|| Some(self.window().addr_of(fallback?)));
         state.imports.insert(
             ImportId::new(import),
             Import {
@@ -297,56 +304,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Fills a new unit's private data and patches it.
-    fn bind_unit(&self, state: &State, at: SegmentOffset) -> Result<(), UpdateError> {
-        let view = self.window().control();
-        let unit: UnitRecord = view.read(at)?;
-        let region = |stored: jitcast_runtime::records::StoredRegion| {
-            stored.region().ok_or(Corrupt {
-                what: "range of a unit",
-                at,
-            })
-        };
-        let (private, template, patches) = (
-            region(unit.private)?,
-            region(unit.template)?,
-            region(unit.patches)?,
-        );
-        if private.len_bytes > 0 {
-            let template = if template.len_bytes == 0 {
-                Vec::new()
-            } else {
-                view.bytes(template.offset(), template.len_bytes as usize)?
-            };
-            // SAFETY: the unit is newer than what is applied, so no slot leads to it yet, and its memory was
-            // reused only after no thread could be inside what was there.
-            unsafe { self.window().fill_private(private, &template) }?;
-        }
-        let size = size_of::<Patch>() as u32;
-        if patches.len_bytes % size != 0 {
-            return Err(Corrupt {
-                what: "table of patches",
-                at: patches.offset(),
-            }
-            .into());
-        }
-        for index in 0..patches.len_bytes / size {
-            let at = SegmentOffset::new(patches.start + index * size);
-            let patch: Patch = view.read(at)?;
-            let target = patch.target().ok_or(Corrupt {
-                what: "kind of a patch",
-                at,
-            })?;
-            let value = self
-                .address(state, target)
-                .wrapping_add_signed(patch.addend);
-            // SAFETY: as above: the site lies in private data, where nobody looks yet.
-            unsafe { self.window().patch_private(patch.site, value) }?;
-        }
-        Ok(())
-    }
-
-    fn bind_page(&self, state: &State, at: SegmentOffset) -> Result<(), UpdateError> {
+    /// Stores a page of cells; `only_new`: those that lead nowhere yet.
+    fn bind_page(
+        &self,
+        state: &State,
+        at: SegmentOffset,
+        only_new: bool,
+    ) -> Result<(), UpdateError> {
         let page = read_page(self.window().control(), at)?;
         let first = page.key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
         let first = first
@@ -362,11 +326,18 @@ impl Inner {
             // The first cell is the traps' own. Unbound cells may lie beyond what is backed.
             let skip =
                 value == CellValue::UNBOUND && (cell == TRAP_CELL || self.slot(cell).is_none());
-            if !skip {
+            if !(skip || only_new && self.leads_somewhere(cell)) {
                 self.store_cell(state, cell, value)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a cell leads to something published.
+    fn leads_somewhere(&self, cell: SegmentOffset) -> bool {
+        let nowhere = [0, removed_trap().get()];
+        self.slot(cell)
+            .is_some_and(|slot| !nowhere.contains(&slot.load(Ordering::Relaxed)))
     }
 
     fn store_cell(
@@ -376,6 +347,7 @@ impl Inner {
         value: CellValue,
     ) -> Result<WorkerAddr, UpdateError> {
         let address = match value.target() {
+            Some(PatchTarget::Window(place)) if state.units.is_failed(place) => failed_trap(),
             Some(target) => self.address(state, target),
             None => removed_trap(),
         };
@@ -394,7 +366,7 @@ impl Inner {
     }
 
     /// What a cell or a patch that leads to `target` holds in this worker.
-    fn address(&self, state: &State, target: PatchTarget) -> WorkerAddr {
+    pub(crate) fn address(&self, state: &State, target: PatchTarget) -> WorkerAddr {
         match target {
             PatchTarget::Window(offset) => self.window().addr_of(offset),
             PatchTarget::Host(import) => state
@@ -408,5 +380,11 @@ impl Inner {
 /// Where cells lead whose function is not published any more.
 pub(crate) fn removed_trap() -> WorkerAddr {
     let trap: extern "C" fn() -> ! = trap::removed;
+    WorkerAddr::new(trap as *const () as u64)
+}
+
+/// Where cells lead whose function's unit failed in this worker.
+pub(crate) fn failed_trap() -> WorkerAddr {
+    let trap: extern "C" fn() -> ! = trap::failed;
     WorkerAddr::new(trap as *const () as u64)
 }

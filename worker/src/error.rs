@@ -6,6 +6,8 @@ use jitcast_runtime::header::HeaderError;
 use jitcast_runtime::memory::Corrupt;
 use jitcast_runtime::window::WindowError;
 
+use crate::startup::FailedUnit;
+
 /// Why a worker cannot attach.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -175,6 +177,21 @@ pub enum LookupError {
         /// This process.
         pid: u32,
     },
+    /// Its unit failed in this worker.
+    #[error(
+        "`{name}` cannot be called: {failed}\n  help: mend the unit's constructors and publish it again"
+    )]
+    UnitFailed {
+        /// The name.
+        name: String,
+        /// Its unit, and why.
+        failed: FailedUnit,
+    },
+    /// It is looked up by a constructor that this very lookup would have to wait for.
+    #[error(
+        "functions cannot be looked up while this thread runs constructors of published code\n  help: look them up before, or when the constructors have returned"
+    )]
+    WhileStarting,
     /// The directory cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord};
 use jitcast_runtime::pin;
@@ -46,6 +46,8 @@ pub(crate) struct ThreadRecord {
     depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
+    /// The worker of a thread that published code started, which holds no guard that would keep it.
+    keep: RefCell<Option<Arc<Inner>>>,
 }
 
 thread_local! {
@@ -69,12 +71,14 @@ impl Drop for Records {
                 // The end of a thread leaves its guards, those that were forgotten too.
                 worker.mailbox().release(record.index);
             }
+            let keep = record.keep.take();
             if record.depth.get() > 0 {
                 // A guard in another thread-local may be dropped after this: it finds its record, and never
                 // gets to touch a pin that is another thread's by then.
                 record.depth.set(u32::MAX / 2);
                 std::mem::forget(record);
             }
+            drop(keep);
         }
     }
 }
@@ -157,7 +161,11 @@ impl Worker {
         if record.depth.get() == 0 {
             // While this thread waits for another that applies, it is not inside.
             pin::leave(record.pin(inner), 0);
-            inner.catch_up(record.index)?;
+            // Constructors may enter guards too.
+            record.depth.set(1);
+            let caught_up = inner.catch_up(record.index);
+            record.depth.set(0);
+            caught_up?;
             if inner.fenced() {
                 record.serialise_if_needed(inner);
             }
@@ -200,15 +208,7 @@ impl Worker {
             .mailbox()
             .claim(tid.into())
             .ok_or(EnterError::TooManyThreads { max: MAX_THREADS })?;
-        let record = Box::new(ThreadRecord {
-            worker: inner.id(),
-            owner: self.downgrade(),
-            index,
-            pin: NonNull::from(inner.mailbox().thread(index, ThreadWord::Pin)),
-            head: NonNull::from(inner.head()),
-            depth: Cell::new(0),
-            serialised: Cell::new(0),
-        });
+        let record = ThreadRecord::new(inner, self.downgrade(), index);
         let pointer = core::ptr::from_ref::<ThreadRecord>(&record);
         RECORDS.with_borrow_mut(|records| {
             // Workers that are gone free their records' places here.
@@ -219,7 +219,46 @@ impl Worker {
     }
 }
 
+/// The generation that the calling thread is inside at, if it is.
+pub(crate) fn generation_inside(worker: &Arc<Inner>) -> Option<u64> {
+    let find = |records: &RefCell<Records>| {
+        let records = records.borrow();
+        let mut known = records.0.iter();
+        let record = known.find(|record| record.worker == worker.id() && record.depth.get() > 0)?;
+        Some(record.pin(worker).load(Ordering::Relaxed))
+    };
+    RECORDS.try_with(find).ok().flatten()
+}
+
+/// Takes thread record `index` for the calling thread, which published code started, and which is inside from now
+/// on until it ends.
+pub(crate) fn adopt(worker: Arc<Inner>, index: u32) {
+    let tid = rustix::thread::gettid()
+        .as_raw_nonzero()
+        .get()
+        .unsigned_abs();
+    let word = worker.mailbox().thread(index, ThreadWord::Tid);
+    word.store(tid.into(), Ordering::Relaxed);
+    let record = ThreadRecord::new(&worker, Arc::downgrade(&worker), index);
+    record.depth.set(1);
+    record.keep.replace(Some(worker));
+    RECORDS.with_borrow_mut(|records| records.0.push(record));
+}
+
 impl ThreadRecord {
+    fn new(inner: &Inner, owner: Weak<Inner>, index: u32) -> Box<Self> {
+        Box::new(Self {
+            worker: inner.id(),
+            owner,
+            index,
+            pin: NonNull::from(inner.mailbox().thread(index, ThreadWord::Pin)),
+            head: NonNull::from(inner.head()),
+            depth: Cell::new(0),
+            serialised: Cell::new(0),
+            keep: RefCell::new(None),
+        })
+    }
+
     #[inline(always)]
     fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
         debug_assert!(self.worker == inner.id());

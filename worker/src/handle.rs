@@ -7,12 +7,12 @@
 use core::marker::PhantomData;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use crate::apply::removed_trap;
+use crate::apply::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
 use crate::trap::{containing, letting_out};
@@ -112,6 +112,7 @@ impl Inner {
                     let lacking = state.imports.values().find(|known| known.name == import);
                     lacking.map_or_else(removed_trap, |import| import.trap)
                 }
+                Err(LookupError::UnitFailed { .. }) => failed_trap(),
                 Err(_) => removed_trap(),
             };
             cell.target.store(target.get(), Ordering::Release);
@@ -168,7 +169,7 @@ impl Worker {
     ) -> Result<Function<F>, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
-        let mut state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = inner.lock_state()?;
         let cell = HandleCell {
             target: AtomicU64::new(0),
             worker: inner.id(),

@@ -1,13 +1,15 @@
 //! Host symbols: what published code may import from this process.
 //!
 //! An explicit table comes first, then, unless switched off, `dlsym` over the process and the libraries
-//! loaded for the purpose. Some names `dlsym` does not know, since static parts of the C library define
-//! them; they are here.
+//! loaded for the purpose. Some names are bound to wrappers: threads that published code starts are inside from their
+//! first instruction, and its thread-local storage is found by us.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 
 use jitcast_runtime::WorkerAddr;
+
+use crate::{spawn, thread_local};
 
 /// The host symbols of a worker.
 #[derive(Debug)]
@@ -93,22 +95,48 @@ impl HostTable {
         Ok(self)
     }
 
-    /// The address of `name` in this process, if there is one.
+    /// The address of `name` in this process, if there is one; of `name@VERSION`, that of the version.
     pub fn resolve(&self, name: &str) -> Option<WorkerAddr> {
         if let Some(address) = self.defined.get(name) {
             return Some(*address);
         }
+        if name == "__tls_get_addr" {
+            // How published code finds what is its own; of the host's it knows only what was bound.
+            let found: extern "C" fn(*const thread_local::Index) -> *mut u8 =
+                thread_local::get_addr;
+            return Some(WorkerAddr::new(found as *const () as u64));
+        }
         if !self.search_process {
             return None;
         }
+        if let Some((stem, version)) = name.split_once('@') {
+            return self.resolve_version(stem, version);
+        }
         let c_name = CString::new(name).ok()?;
-        builtin(name)
+        wrapped(name)
+            .or_else(|| of_libgcc(name, &c_name))
             .or_else(|| dlsym(libc::RTLD_DEFAULT, &c_name))
             .or_else(|| {
                 self.libraries
                     .iter()
                     .find_map(|library| dlsym(library.0, &c_name))
             })
+    }
+}
+
+impl HostTable {
+    fn resolve_version(&self, name: &str, version: &str) -> Option<WorkerAddr> {
+        if let Some(address) = self.defined.get(name) {
+            return Some(*address);
+        }
+        let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
+        let handles = core::iter::once(libc::RTLD_DEFAULT);
+        let mut handles = handles.chain(self.libraries.iter().map(|library| library.0));
+        handles.find_map(|handle| {
+            // SAFETY: `handle` is RTLD_DEFAULT or an open handle, and both names are C strings.
+            let address = unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) };
+            (!address.is_null()).then(|| WorkerAddr::new(address.addr() as u64))
+        })
     }
 }
 
@@ -131,23 +159,40 @@ fn dlerror() -> String {
 }
 
 unsafe extern "C" {
-    fn at_quick_exit(handler: extern "C" fn()) -> c_int;
+    fn __cxa_thread_atexit_impl(
+        function: *const c_void,
+        argument: *mut c_void,
+        handle: *mut c_void,
+    ) -> c_int;
 }
 
-/// The identity of published code towards `__cxa_atexit`: an address that is the same for all units, so
-/// that their exit handlers run when the process ends.
-static DSO_HANDLE: u64 = 0;
-
-/// What the static part of the C library would have given.
-fn builtin(name: &str) -> Option<WorkerAddr> {
+/// What published code gets in place of the host's, so that its threads are inside, or what the host's C library
+/// has under another name.
+fn wrapped(name: &str) -> Option<WorkerAddr> {
     let address = match name {
-        "atexit" => libc::atexit as *const c_void,
-        "at_quick_exit" => at_quick_exit as *const c_void,
-        "pthread_atfork" => libc::pthread_atfork as *const c_void,
-        "__dso_handle" => (&raw const DSO_HANDLE).cast(),
+        "pthread_create" => spawn::pthread_create as *const c_void,
+        "thrd_create" => spawn::thrd_create as *const c_void,
+        // Of libstdc++ too, but there is published code that needs no more of it.
+        "__cxa_thread_atexit" => __cxa_thread_atexit_impl as *const c_void,
         _ => return None,
     };
     Some(WorkerAddr::new(address.addr() as u64))
+}
+
+/// What libgcc keeps for programs that were linked with its static part: it exports them in old versions only,
+/// which `dlsym` does not find.
+fn of_libgcc(name: &str, c_name: &CStr) -> Option<WorkerAddr> {
+    if !["__cpu_model", "__cpu_indicator_init"].contains(&name) {
+        return None;
+    }
+    // SAFETY: C strings. The library is loaded wherever Rust runs; its constructors fill `__cpu_model`.
+    let library = unsafe { libc::dlopen(c"libgcc_s.so.1".as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return None;
+    }
+    // SAFETY: an open handle and C strings.
+    let address = unsafe { libc::dlvsym(library, c_name.as_ptr(), c"GCC_4.8.0".as_ptr()) };
+    (!address.is_null()).then(|| WorkerAddr::new(address.addr() as u64))
 }
 
 #[cfg(test)]
@@ -155,16 +200,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_process_libm_and_the_static_parts_are_found() {
+    fn the_process_libm_and_what_units_rely_on_are_found() {
         let table = HostTable::default();
         for name in [
             "malloc",
             "printf",
             "cos",
-            "atexit",
-            "at_quick_exit",
-            "pthread_atfork",
-            "__dso_handle",
+            "__cxa_atexit",
+            "__cxa_at_quick_exit",
+            "__register_atfork",
+            "__tls_get_addr",
+            "__cpu_model",
         ] {
             assert!(table.resolve(name).is_some(), "{name}");
         }

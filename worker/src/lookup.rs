@@ -7,7 +7,8 @@ use std::sync::PoisonError;
 use jitcast_runtime::index;
 use jitcast_runtime::needs::{Needs, Reference};
 use jitcast_runtime::records::{
-    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SymbolRecord, UnitRecord, hash_name, trailing_text,
+    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, SymbolRecord, UnitRecord, hash_name,
+    trailing_text,
 };
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 
@@ -37,11 +38,7 @@ impl Worker {
     /// [`LookupError`].
     pub fn symbol(&self, guard: &Guard<'_>, name: &str) -> Result<Symbol, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
-        let state = self
-            .inner()
-            .state()
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.inner().lock_state()?;
         self.inner().look_up(&state, name)
     }
 
@@ -79,15 +76,19 @@ impl Inner {
             return Err(not_found());
         }
         if record.kind != SYMBOL_FUNCTION {
-            let found = if record.kind == SYMBOL_DATA {
-                "a datum"
-            } else {
-                "an absolute symbol"
+            let found = match record.kind {
+                SYMBOL_DATA => "a datum",
+                SYMBOL_THREAD_LOCAL => "a thread-local datum",
+                _ => "an absolute symbol",
             };
             return Err(LookupError::NotAFunction {
                 name: name.to_owned(),
                 found,
             });
+        }
+        if let Some(failed) = state.units.failure(record.unit) {
+            let (name, failed) = (name.to_owned(), failed.clone());
+            return Err(LookupError::UnitFailed { name, failed });
         }
         self.check_needs(state, &root, name, &record)?;
         let signature =

@@ -1,14 +1,42 @@
 //! Where slots lead that nothing binds: a message that names what is missing, and the end of the process,
 //! instead of a jump to garbage.
 
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jitcast_runtime::{ImportId, WorkerAddr};
 
+use crate::startup::protect;
 use crate::worker::Inner;
 
 /// The workers of this process, by the bases of their windows.
 static WORKERS: Mutex<Vec<(WorkerAddr, Weak<Inner>)>> = Mutex::new(Vec::new());
+
+/// What is to be said of units that failed.
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The worker whose window `address` lies in.
+pub(crate) fn worker_at(address: WorkerAddr) -> Option<Arc<Inner>> {
+    workers()
+        .into_iter()
+        .find(|worker| worker.window().offset_of(address).is_some())
+}
+
+/// The workers of this process.
+pub(crate) fn workers() -> Vec<Arc<Inner>> {
+    let workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    workers
+        .iter()
+        .filter_map(|(_, worker)| worker.upgrade())
+        .collect()
+}
+
+/// Remembers what the trap of a failed unit says.
+pub(crate) fn note_failure(why: String) {
+    FAILURES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(why);
+}
 
 pub(crate) fn register(base: WorkerAddr, worker: Weak<Inner>) {
     let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -16,13 +44,10 @@ pub(crate) fn register(base: WorkerAddr, worker: Weak<Inner>) {
     workers.push((base, worker));
 }
 
-/// What the segment's traps for host symbols jump to: the import's number and the base of the window.
+/// What the segment's traps for host symbols jump to: the import's number, and the base of the window or another
+/// address in it.
 pub(crate) extern "C" fn missing_import(import: u32, base: u64) -> ! {
-    let workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let worker = workers
-        .iter()
-        .find(|(known, _)| known.get() == base)
-        .and_then(|(_, worker)| worker.upgrade());
+    let worker = worker_at(WorkerAddr::new(base));
     let name = worker.and_then(|worker| worker.import_name(ImportId::new(import)));
     let name = name.unwrap_or_else(|| format!("number {import}"));
     fatal(&format!(
@@ -33,6 +58,17 @@ pub(crate) extern "C" fn missing_import(import: u32, base: u64) -> ! {
 /// What slots hold whose function is not published any more.
 pub(crate) extern "C" fn removed() -> ! {
     fatal("a function was called that is not published any more")
+}
+
+/// What slots hold whose function's unit failed.
+pub(crate) extern "C" fn failed() -> ! {
+    let failures = FAILURES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .join("; ");
+    fatal(&format!(
+        "a function was called whose unit had failed ({failures})"
+    ))
 }
 
 /// Makes a call that no exception may leave: one that tries ends the process.
@@ -62,7 +98,9 @@ impl Drop for Unwound {
     }
 }
 
-fn fatal(what: &str) -> ! {
+/// Says `what`, and ends the process; or ends what the worker itself runs of a unit.
+pub(crate) fn fatal(what: &str) -> ! {
+    protect::escape(what);
     // The one place where this library prints: the process is about to end.
     eprintln!("jitcast: {what} (pid {})", std::process::id());
     std::process::abort()

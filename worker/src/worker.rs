@@ -3,22 +3,25 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
+use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
 use rustix::thread::futex;
 
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
-use crate::error::AttachError;
+use crate::error::{AttachError, LookupError};
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::life::LifePage;
+use crate::startup::{FailedUnit, Starting, Units};
 use crate::trap;
 use crate::unwind::Unwinding;
 use crate::unwind::register::Registered;
@@ -72,6 +75,7 @@ pub(crate) struct Inner {
     number: u64,
     host: HostTable,
     state: Mutex<State>,
+    starting: Starting,
     socket: OwnedFd,
 }
 
@@ -85,8 +89,17 @@ pub(crate) struct State {
     /// Host symbols looked up so far.
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
+    pub(crate) units: Units,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
+}
+
+impl Import {
+    /// Takes it for missing, since published code cannot use what there is.
+    pub(crate) fn lacks(&mut self, why: &str) {
+        self.address = None;
+        self.name = format!("{} ({why})", self.name);
+    }
 }
 
 /// A host symbol, looked up.
@@ -131,6 +144,7 @@ impl Worker {
             number: attachment.number,
             host: options.host,
             state: Mutex::new(State::default()),
+            starting: Starting::default(),
             socket: attachment.socket,
         });
         trap::register(inner.window.base(), Arc::downgrade(&inner));
@@ -191,6 +205,14 @@ impl Worker {
             updates: word(Word::Updates),
             resyncs: word(Word::Resyncs),
             missing: word(Word::Missing),
+        }
+    }
+
+    /// The units whose constructors failed in this worker, and why. Their functions cannot be called.
+    pub fn failed_units(&self) -> Vec<FailedUnit> {
+        match self.0.lock_state() {
+            Ok(state) => state.units.failed().cloned().collect(),
+            Err(_) => Vec::new(),
         }
     }
 
@@ -259,6 +281,18 @@ impl Inner {
         &self.state
     }
 
+    /// The state, unless this thread holds it already, since it applies a publication and runs constructors.
+    pub(crate) fn lock_state(&self) -> Result<MutexGuard<'_, State>, LookupError> {
+        if self.starting.here().is_some() {
+            return Err(LookupError::WhileStarting);
+        }
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn starting(&self) -> &Starting {
+        &self.starting
+    }
+
     pub(crate) fn barriers(&self) -> Barriers {
         self.barriers
     }
@@ -279,7 +313,19 @@ impl Inner {
 
     /// The name of a host symbol, for the message of a trap.
     pub(crate) fn import_name(&self, import: ImportId) -> Option<String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever runs constructors holds the state, and may be the one who meets the trap.
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let view = self.window.control();
+                let root = self.control().root();
+                let root: Root = view.read(root).ok()?;
+                let at = index::get(view, root.imports, import.get().into()).ok()??;
+                let record: ImportRecord = view.read(at).ok()?;
+                return trailing_text::<ImportRecord>(view, at, 0, record.name_len).ok();
+            }
+        };
         state.imports.get(&import).map(|import| import.name.clone())
     }
 
@@ -293,7 +339,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut state =
+            core::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.end_units(&mut state);
         let mut bound = state.imports.values();
         if bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
             self.listing.keep();
@@ -308,15 +356,17 @@ impl Drop for Inner {
     }
 }
 
-/// Whether published code that calls the host symbol `name` may be called when the process forks or ends, long
-/// after the worker is gone. Its window then stays mapped.
+/// Whether published code that calls the host symbol `name` may be called when a thread or the process ends or a signal
+/// comes, long after the worker is gone, and nobody can take that back. Its window then stays mapped.
 fn leaves_handlers(name: &str) -> bool {
-    const NAMES: [&str; 5] = [
-        "atexit",
-        "at_quick_exit",
+    const NAMES: [&str; 7] = [
         "on_exit",
-        "pthread_atfork",
-        "__cxa_atexit",
+        "__cxa_thread_atexit",
+        "__cxa_thread_atexit_impl",
+        "pthread_key_create",
+        "tss_create",
+        "sigaction",
+        "signal",
     ];
     NAMES.contains(&name)
 }

@@ -2,8 +2,10 @@
 //!
 //! Invariant: nothing here is shared between calls, so any number of threads may compile at once.
 
+pub(crate) mod ar;
 pub mod cc;
 pub mod clif;
+mod thin;
 
 #[cfg(test)]
 mod tests;
@@ -153,6 +155,14 @@ pub enum FrontError {
         /// Its size.
         bytes: u64,
     },
+    /// A thin archive that cannot be read.
+    #[error("{}: is no thin archive, though it begins like one: {why}\n  help: make it anew with `ar`", .path.display())]
+    ThinArchive {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// Neither its name nor its first bytes tell what it is.
     #[error(
         "{}: neither its name nor its first bytes tell what it is\n  \
@@ -210,6 +220,15 @@ pub fn unit_name(path: &Path) -> String {
 ///
 /// See [`FrontError`]: each names the file, the reason and the remedy.
 pub fn compile_file(path: &Path, options: &Options) -> Result<Compiled, FrontError> {
+    let mut bytes = read_file(path, MAX_FILE_BYTES)?;
+    if thin::is_thin(&bytes) {
+        bytes = thin::made_whole(path, &bytes)?;
+    }
+    compile(path, bytes, options, true)
+}
+
+/// Reads a regular file of at most `limit` bytes.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FrontError> {
     let unreadable = |source| FrontError::Unreadable {
         path: path.to_owned(),
         source,
@@ -223,17 +242,16 @@ pub fn compile_file(path: &Path, options: &Options) -> Result<Compiled, FrontErr
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE_BYTES + 1)
+    file.take(limit + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    let len_bytes = bytes.len() as u64;
-    if len_bytes > MAX_FILE_BYTES {
+    if bytes.len() as u64 > limit {
         return Err(FrontError::TooLarge {
             path: path.to_owned(),
             bytes: metadata.len(),
         });
     }
-    compile(path, bytes, options, true)
+    Ok(bytes)
 }
 
 /// Compiles `bytes`, a file's contents, or just returns them if they are an object or an archive. Its `name`

@@ -9,7 +9,7 @@ use jitcast_runtime::{Geometry, ImportId, PatchTarget};
 
 use super::code::write_import_trap;
 use super::{Batch, check_name};
-use crate::catalog::{Import, Kind, Symbol};
+use crate::catalog::{Import, ImportKey, ImportKind, Kind, Symbol};
 use crate::error::PublishError;
 
 impl<'p> Batch<'_, 'p> {
@@ -35,14 +35,7 @@ impl<'p> Batch<'_, 'p> {
         reference: &Reference<'p>,
     ) -> Result<Binding, PublishError> {
         check_name(reference.name)?;
-        if !self.is_segments(reference.name) {
-            if let Some(version) = reference.version {
-                return Err(PublishError::Versioned {
-                    symbol: reference.name.to_owned(),
-                    version: version.to_owned(),
-                    unit: self.sources[unit].name.clone(),
-                });
-            }
+        if !self.is_segments(reference.name) || self.pooled(reference.name).is_some() {
             return Ok(self.bind_host(txn, edit, reference)?);
         }
         let mut symbol = match self.changes.symbols.get(reference.name) {
@@ -52,6 +45,13 @@ impl<'p> Batch<'_, 'p> {
         if symbol.kind == Kind::Absolute {
             // Cells and patches hold places of the window or host symbols, no numbers.
             return Err(PublishError::Absolute {
+                symbol: reference.name.to_owned(),
+                unit: self.sources[unit].name.clone(),
+                other: symbol.unit,
+            });
+        }
+        if (symbol.kind == Kind::ThreadLocal) != reference.thread_local {
+            return Err(PublishError::ThreadLocal {
                 symbol: reference.name.to_owned(),
                 unit: self.sources[unit].name.clone(),
                 other: symbol.unit,
@@ -75,6 +75,7 @@ impl<'p> Batch<'_, 'p> {
         let call_cell = symbol.call_cell.or(symbol.address_cell);
         Ok(Binding {
             target,
+            block_offset: reference.thread_local.then_some(symbol.block_offset),
             call_cell,
             address_cell: symbol.address_cell,
             stub,
@@ -98,16 +99,28 @@ impl<'p> Batch<'_, 'p> {
         users > self.leaving_users.get(name).copied().unwrap_or(0)
     }
 
+    /// Which import a reference is that is not to a published symbol.
+    pub(super) fn import_key(&self, reference: &Reference<'p>) -> ImportKey {
+        let kind = match reference.weak {
+            _ if self.pooled(reference.name).is_some() => ImportKind::Unique,
+            true => ImportKind::Weak,
+            false => ImportKind::Strong,
+        };
+        // Workers look for `name@VERSION` in that version.
+        let name = match reference.version {
+            Some(version) if kind != ImportKind::Unique => format!("{}@{version}", reference.name),
+            _ => reference.name.to_owned(),
+        };
+        (name, kind)
+    }
+
     pub(super) fn bind_host(
         &mut self,
         txn: &mut Txn<'_>,
         edit: &mut Edit,
         reference: &Reference<'p>,
     ) -> Result<Binding, SegmentFull> {
-        let name = reference.name;
-        // Weak and strong references of one name are two imports: where the host lacks it, one is 0 and the
-        // other a trap.
-        let key = (name.to_owned(), reference.weak);
+        let key = self.import_key(reference);
         let published = self.site.catalog.imports.get(&key);
         let known = self.changes.imports.get(&key).or(published).cloned();
         let mut changed = known.is_none();
@@ -122,6 +135,10 @@ impl<'p> Batch<'_, 'p> {
                     trap,
                     call_cell: None,
                     address_cell: None,
+                    fallback: self
+                        .pooled(reference.name)
+                        .map(|pooled| pooled.place)
+                        .unwrap_or_default(),
                     users: 0,
                 }
             }
@@ -141,6 +158,7 @@ impl<'p> Batch<'_, 'p> {
         }
         let binding = Binding {
             target,
+            block_offset: None,
             call_cell: import.call_cell,
             address_cell: import.address_cell,
             stub: import
@@ -154,11 +172,11 @@ impl<'p> Batch<'_, 'p> {
                 trap: import.trap,
                 call_cell: import.call_cell.unwrap_or_default(),
                 address_cell: import.address_cell.unwrap_or_default(),
-                weak: reference.weak.into(),
-                name_len: name.len() as u32,
-                reserved: 0,
+                weak: (key.1 == ImportKind::Weak).into(),
+                name_len: key.0.len() as u32,
+                fallback: import.fallback,
             };
-            edit.put_import(txn, &record, name)?;
+            edit.put_import(txn, &record, &key.0)?;
         }
         self.changes.imports.insert(key, import);
         Ok(binding)

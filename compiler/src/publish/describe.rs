@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 
-use jitcast_linker::{Dialect, Linked, Placement, Reference};
+use jitcast_linker::{Dialect, Linked, Placement, Prepared, Reference};
 use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::{
-    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, StoredRegion, SymbolRecord,
-    UNIT_KEPT, UnitRecord,
+    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion,
+    SymbolRecord, UNIT_KEPT, UnitRecord,
 };
 use jitcast_runtime::{PatchTarget, SegmentOffset, needs};
 use zerocopy::IntoBytes;
 
 use super::place::retire_cells;
 use super::{Batch, Details, Reclaim};
-use crate::catalog::{Kind, Unit};
+use crate::catalog::{Kind, Pooled, Unit};
 use crate::error::PublishError;
 
 impl<'p> Batch<'_, 'p> {
@@ -36,7 +36,11 @@ impl<'p> Batch<'_, 'p> {
             start: start.get(),
             len_bytes: extent.len_bytes as u32,
         };
+        let brings = |pooled: &Pooled| pooled.unit == source.name;
         let keeps = match source.reclaim {
+            // What outlives the unit lies in it, or it may be called after it was retired.
+            _ if self.changes.pool.values().any(brings) => true,
+            _ if leaves_something(prepared, linked) => true,
             Reclaim::Yes => false,
             Reclaim::No => true,
             Reclaim::Auto => source
@@ -44,7 +48,7 @@ impl<'p> Batch<'_, 'p> {
                 .iter()
                 .any(|file| file.dialect != Dialect::Cranelift),
         };
-        let number = self.site.catalog.next_unit + unit as u32;
+        let number = self.number(unit);
         self.changes.next_unit = number + 1;
         let private = region(placement.private, extents.private);
         if private.len_bytes > 0 || !linked.patches.is_empty() {
@@ -59,9 +63,14 @@ impl<'p> Batch<'_, 'p> {
             template: write_table(txn, &linked.template)?,
             patches: write_table(txn, linked.patches.as_bytes())?,
             needs: self.write_needs(txn, unit, linked)?,
+            init: write_slots(txn, &linked.init)?,
+            fini: write_slots(txn, &linked.fini)?,
             name_len: source.name.len() as u32,
             flags: if keeps { UNIT_KEPT } else { 0 },
+            module: linked.module.unwrap_or_default(),
+            reserved: 0,
         };
+        let ends = !linked.fini.is_empty() || linked.module.is_some();
         edit.put_unit(txn, &record, &source.name)?;
         self.write_text(txn, edit, unit, placement, &record)?;
         if let Some(old) = self.site.catalog.units.get(&source.name) {
@@ -72,6 +81,10 @@ impl<'p> Batch<'_, 'p> {
             });
             let keep = data.into_iter().any(|name| self.leaves_cells(name));
             edit.remove_unit(txn, old.number.into(), keep)?;
+            if old.ends {
+                // Only a look at the directory tells that it is gone.
+                edit.flag(record_flags::RESYNC);
+            }
             if keep {
                 self.changes.kept.push(source.name.clone());
             }
@@ -86,7 +99,9 @@ impl<'p> Batch<'_, 'p> {
             .references()
             .iter()
             .filter(outside)
-            .partition(|reference| self.is_segments(reference.name));
+            .partition(|reference| {
+                self.is_segments(reference.name) && self.pooled(reference.name).is_none()
+            });
         let published = prepared.definitions().iter().enumerate();
         let defines = published
             .filter(|(index, definition)| {
@@ -101,6 +116,7 @@ impl<'p> Batch<'_, 'p> {
             read_only: record.read_only,
             private,
             keeps,
+            ends,
             defines,
             uses: uses
                 .iter()
@@ -108,7 +124,7 @@ impl<'p> Batch<'_, 'p> {
                 .collect(),
             imports: imports
                 .iter()
-                .map(|import| (import.name.to_owned(), import.weak))
+                .map(|import| self.import_key(import))
                 .collect(),
         };
         self.changes.units.push((source.name.clone(), unit_record));
@@ -122,11 +138,12 @@ impl<'p> Batch<'_, 'p> {
         linked: &Linked,
     ) -> Result<StoredRegion, SegmentFull> {
         let reference = |reference: &Reference<'_>| {
-            if reference.own.is_some() || self.is_segments(reference.name) {
+            let pooled = self.pooled(reference.name).is_some();
+            if !pooled && (reference.own.is_some() || self.is_segments(reference.name)) {
                 return needs::Reference::Symbol(self.hash(reference.name));
             }
             // Bound just before, and so among the changes.
-            let key = (reference.name.to_owned(), reference.weak);
+            let key = self.import_key(reference);
             needs::Reference::Import(self.changes.imports[&key].id)
         };
         let references: Vec<_> = self.units[unit]
@@ -192,6 +209,7 @@ impl<'p> Batch<'_, 'p> {
                     Kind::Function => SYMBOL_FUNCTION,
                     Kind::Data => SYMBOL_DATA,
                     Kind::Absolute => SYMBOL_ABSOLUTE,
+                    Kind::ThreadLocal => SYMBOL_THREAD_LOCAL,
                 },
                 place: symbol.place,
                 stub: symbol
@@ -243,6 +261,34 @@ fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
         unit, node, size, ..
     } = edit.symbol(txn, key)?;
     Some(Details { unit, node, size })
+}
+
+/// Whether something of a unit may be called after it was replaced: destructors, which each worker runs in its
+/// own time, and handlers that run when a thread or the process ends, or when a signal comes.
+fn leaves_something(prepared: &Prepared<'_>, linked: &Linked) -> bool {
+    const REGISTER: [&str; 10] = [
+        "__cxa_atexit",
+        "__cxa_at_quick_exit",
+        "__cxa_thread_atexit",
+        "__cxa_thread_atexit_impl",
+        "pthread_key_create",
+        "tss_create",
+        "sigaction",
+        "signal",
+        "__register_atfork",
+        "on_exit",
+    ];
+    let registers = |reference: &Reference<'_>| REGISTER.contains(&reference.name);
+    !linked.fini.is_empty() || prepared.references().iter().any(registers)
+}
+
+/// Writes the offsets of slots.
+fn write_slots(txn: &mut Txn<'_>, slots: &[SegmentOffset]) -> Result<StoredRegion, SegmentFull> {
+    let bytes: Vec<u8> = slots
+        .iter()
+        .flat_map(|slot| slot.get().to_le_bytes())
+        .collect();
+    write_table(txn, &bytes)
 }
 
 pub(super) fn write_table(txn: &mut Txn<'_>, bytes: &[u8]) -> Result<StoredRegion, SegmentFull> {

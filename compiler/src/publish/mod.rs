@@ -20,9 +20,10 @@ use jitcast_runtime::heap::Txn;
 use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
 use jitcast_runtime::signature::Signature;
 
-use crate::catalog::{Catalog, Import, ImportKey, Kind, Symbol, Unit};
+use crate::catalog::{Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit};
 use crate::error::PublishError;
 use crate::front::Compiled;
+use crate::support;
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -60,6 +61,19 @@ pub struct UnitSource {
     pub uncallable: Vec<(String, String)>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
+    /// How it is linked.
+    pub link: LinkOptions,
+}
+
+/// How a unit is linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LinkOptions {
+    /// Take every member of every archive (`--whole-archive`).
+    pub whole_archive: bool,
+    /// Drop the sections that these functions and data do not reach (`--gc-sections`).
+    pub roots: Option<Vec<String>>,
+    /// Data of the host that the unit gets a copy of, with their lengths, bytes (`--copy-data`).
+    pub copies: Vec<(String, u64)>,
 }
 
 impl UnitSource {
@@ -81,13 +95,40 @@ impl UnitSource {
                 dialect,
             });
         }
-        let (name, reclaim) = (name.into(), Reclaim::Auto);
         Self {
-            name,
+            name: name.into(),
             files,
             signatures,
             uncallable,
-            reclaim,
+            reclaim: Reclaim::Auto,
+            link: LinkOptions::default(),
+        }
+    }
+
+    /// What the linker is given.
+    pub fn inputs(&self) -> Vec<Input<'_>> {
+        let files = self.files.iter();
+        files
+            .map(|file| Input {
+                name: &file.name,
+                bytes: &file.bytes,
+                dialect: file.dialect,
+            })
+            .collect()
+    }
+
+    /// What the linker is told: workers run, resolve and keep what has to be, and what a static link would have
+    /// brought along is there.
+    pub fn options(&self) -> Options {
+        Options {
+            whole_archive: self.link.whole_archive,
+            roots: self.link.roots.clone(),
+            copies: self.link.copies.clone(),
+            runs_resolvers: true,
+            keeps_unique: true,
+            runs_startup: true,
+            support: Some((support::NAME, support::archive())),
+            ..Options::default()
         }
     }
 
@@ -135,6 +176,7 @@ pub(crate) struct Changes {
     pub(crate) kept: Vec<String>,
     pub(crate) added_hashes: Vec<(u64, String)>,
     pub(crate) imports: BTreeMap<ImportKey, Import>,
+    pub(crate) pool: BTreeMap<String, Pooled>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
 }
@@ -160,24 +202,14 @@ pub(crate) fn read<'a>(
         }
     }
     let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
-        Ok(Prepared::read(&source.name, inputs, &Options::default())?)
+        Ok(Prepared::read(&source.name, inputs, &source.options())?)
     };
     sources.iter().zip(inputs).map(prepare).collect()
 }
 
 /// The linker's view of the files.
 pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
-    fn input(file: &UnitFile) -> Input<'_> {
-        Input {
-            name: &file.name,
-            bytes: &file.bytes,
-            dialect: file.dialect,
-        }
-    }
-    sources
-        .iter()
-        .map(|source| source.files.iter().map(input).collect())
-        .collect()
+    sources.iter().map(UnitSource::inputs).collect()
 }
 
 /// A publication in the making.
@@ -224,8 +256,10 @@ impl<'a, 'p> Batch<'a, 'p> {
             .iter()
             .filter_map(|source| site.catalog.units.get(&source.name))
         {
-            for (import, _) in &unit.imports {
-                *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+            for (import, kind) in &unit.imports {
+                if *kind != ImportKind::Unique {
+                    *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+                }
             }
             if unit.keeps {
                 held.extend(unit.defines.iter().chain(&unit.uses).map(String::as_str));
@@ -292,8 +326,8 @@ fn check_name(name: &str) -> Result<(), PublishError> {
 
 fn kind_of(kind: SymbolKind) -> Kind {
     match kind {
-        // Not taken unless the linker is told that resolvers are run.
-        SymbolKind::Function | SymbolKind::IndirectFunction => Kind::Function,
+        SymbolKind::Function => Kind::Function,
+        SymbolKind::ThreadLocal => Kind::ThreadLocal,
         SymbolKind::Data => Kind::Data,
         SymbolKind::Absolute => Kind::Absolute,
     }

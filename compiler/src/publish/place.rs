@@ -8,8 +8,8 @@ use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::CellValue;
 
 use super::code::write_stub;
-use super::{Batch, Details, kind_of};
-use crate::catalog::{Kind, Symbol};
+use super::{Batch, Details, check_name, kind_of};
+use crate::catalog::{Kind, Pooled, Symbol};
 use crate::error::PublishError;
 
 impl Batch<'_, '_> {
@@ -26,9 +26,18 @@ impl Batch<'_, '_> {
                 text: take(Area::Text, extents.text)?,
                 read_only: take(Area::ReadOnly, extents.read_only)?,
                 private: take(Area::Private, extents.private)?,
+                number: 0,
             })
         };
-        self.units.iter().map(&mut place).collect()
+        let mut placements: Vec<Placement> = self
+            .units
+            .iter()
+            .map(&mut place)
+            .collect::<Result<_, PublishError>>()?;
+        for (unit, placement) in placements.iter_mut().enumerate() {
+            placement.number = self.number(unit).into();
+        }
+        Ok(placements)
     }
 
     /// Gives every published name of the batch its place and its cells.
@@ -44,16 +53,18 @@ impl Batch<'_, '_> {
             .zip(placements)
             .map(|(unit, placement)| unit.symbols(placement));
         let placed: Vec<Vec<PlacedSymbol>> = placed.collect::<Result<_, _>>()?;
+        self.pool_unique(&placed)?;
         let mut names: Vec<_> = self.defined.iter().map(|(name, at)| (*name, *at)).collect();
         names.sort_unstable_by_key(|(_, at)| *at);
         for (name, (unit, index)) in names {
             let definition = self.definition((unit, index));
             let kind = kind_of(definition.kind);
-            let (place, size) = match placed[unit][index].place {
-                Place::At(_, offset) => (offset, definition.size),
-                Place::Absolute(value) => (SegmentOffset::NONE, value),
+            let (place, size, block_offset) = match placed[unit][index].place {
+                Place::At(_, offset) => (offset, definition.size, 0),
+                Place::Absolute(value) => (SegmentOffset::NONE, value, 0),
+                Place::ThreadLocal { module, offset } => (module, offset, offset),
             };
-            let number = self.site.catalog.next_unit + unit as u32;
+            let number = self.number(unit);
             self.details.insert(
                 name,
                 Details {
@@ -88,6 +99,7 @@ impl Batch<'_, '_> {
                 unit: self.sources[unit].name.clone(),
                 kind,
                 place,
+                block_offset,
                 call_cell,
                 address_cell: same_function.and_then(|old| old.address_cell),
                 signature,
@@ -95,6 +107,52 @@ impl Batch<'_, '_> {
             self.changes.symbols.insert(name.to_owned(), symbol);
         }
         Ok(())
+    }
+
+    /// Puts what is unique in a process into the pool, unless somebody else's copy is there.
+    fn pool_unique(&mut self, placed: &[Vec<PlacedSymbol>]) -> Result<(), PublishError> {
+        for (unit, prepared) in self.units.iter().enumerate() {
+            for (index, definition) in prepared.definitions().iter().enumerate() {
+                let Place::At(_, place) = placed[unit][index].place else {
+                    continue;
+                };
+                if !definition.unique {
+                    continue;
+                }
+                check_name(definition.name)?;
+                let new = Pooled {
+                    unit: self.sources[unit].name.clone(),
+                    place,
+                    size: definition.size,
+                    align_bytes: definition.align_bytes,
+                };
+                match self.pooled(definition.name) {
+                    None => drop(self.changes.pool.insert(definition.name.to_owned(), new)),
+                    Some(old) if (old.size, old.align_bytes) == (new.size, new.align_bytes) => {}
+                    Some(old) => {
+                        return Err(PublishError::UniqueDiffers {
+                            symbol: definition.name.to_owned(),
+                            unit: new.unit,
+                            other: old.unit.clone(),
+                            lengths: (new.size, old.size),
+                            alignments: (new.align_bytes, old.align_bytes),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The process's one copy of `name`, if it is such a datum.
+    pub(super) fn pooled(&self, name: &str) -> Option<&Pooled> {
+        let published = || self.site.catalog.pool.get(name);
+        self.changes.pool.get(name).or_else(published)
+    }
+
+    /// The number of a unit of the batch.
+    pub(super) fn number(&self, unit: usize) -> u32 {
+        self.site.catalog.next_unit + unit as u32
     }
 
     /// Whether a kept unit may go on using the cells of `name`, which is published no longer or anew.

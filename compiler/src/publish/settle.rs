@@ -8,6 +8,10 @@ impl Batch<'_, '_> {
     pub(super) fn settle_definitions(&mut self) -> Result<(), PublishError> {
         for (unit, prepared) in self.units.iter().enumerate() {
             for (index, definition) in prepared.definitions().iter().enumerate() {
+                if definition.unique {
+                    // Not the unit's to publish: the pool has it.
+                    continue;
+                }
                 check_name(definition.name)?;
                 let published = self.site.catalog.symbols.get(definition.name);
                 let staying = published.filter(|symbol| !self.replaces(&symbol.unit));
@@ -65,7 +69,7 @@ impl Batch<'_, '_> {
                 match becomes {
                     _ if users.is_empty() => {}
                     None => {
-                        let is_data = symbol.kind == Kind::Data;
+                        let is_data = symbol.kind != Kind::Function;
                         return Err(PublishError::StillUsed {
                             symbol: symbol_name,
                             unit,

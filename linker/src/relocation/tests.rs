@@ -20,6 +20,7 @@ fn evaluate(formula: &str, operands: &Operands) -> i128 {
             "GOT" => operands.GOT,
             "L" => operands.L,
             "Z" => operands.Z,
+            "TLS" => operands.TLS,
             number => number.parse().unwrap(),
         };
         sum += sign * term;
@@ -38,6 +39,7 @@ fn every_formula_says_what_its_function_computes() {
         GOT: 10i128.pow(12),
         L: 10i128.pow(15),
         Z: 10i128.pow(18),
+        TLS: 10i128.pow(21),
     };
     for row in &TABLE {
         assert_eq!(
@@ -91,4 +93,5 @@ fn a_number_has_one_row() {
         );
     }
     assert_eq!((ABSOLUTE.number, RELATIVE.number, CELL.number), (1, 2, 9));
+    assert_eq!(BLOCK_OFFSET.number, 17);
 }

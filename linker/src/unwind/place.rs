@@ -228,6 +228,7 @@ impl Made {
         };
         Ok(Some(Fixup {
             site,
+            asked: site,
             row,
             target,
             addend,

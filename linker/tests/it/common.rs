@@ -9,7 +9,7 @@ use jitcast_linker::{
     Area, Binding, Dialect, Input, LinkError, Linked, Options, Place, Placement, Prepared,
     SymbolKind,
 };
-use jitcast_runtime::{ImportId, PatchTarget, SegmentOffset};
+use jitcast_runtime::{ImportId, PatchKind, PatchTarget, SegmentOffset};
 
 /// Runs the system's compiler on `source`, and returns the object.
 pub(crate) fn compile(language: &str, source: &str, flags: &[&str]) -> Vec<u8> {
@@ -141,6 +141,9 @@ impl Default for Map {
     }
 }
 
+/// The number of the unit.
+pub(crate) const UNIT_NUMBER: u64 = 77;
+
 /// Host symbol number `index` lies here: outside every window.
 pub(crate) fn host_address(index: usize) -> u64 {
     0x5555_0000_0000 + index as u64 * 0x1_0000
@@ -183,6 +186,7 @@ impl World {
             text: SegmentOffset::new(map.text),
             read_only: SegmentOffset::new(map.read_only),
             private: SegmentOffset::new(map.private),
+            number: UNIT_NUMBER,
         };
         let bindings = Self::bindings(prepared, map);
         let linked = prepared.link(&at, &bindings)?;
@@ -229,6 +233,7 @@ impl World {
             let address = match symbol.place {
                 Place::At(_, offset) => self.map.base + u64::from(offset.get()),
                 Place::Absolute(value) => value,
+                Place::ThreadLocal { offset, .. } => offset,
             };
             self.symbols.insert(
                 prepared.definitions()[symbol.definition].name.into(),
@@ -292,7 +297,11 @@ impl World {
                 private.contains(&site) && private.contains(&(site + 7)),
                 "a patch outside private data"
             );
-            let value = target.wrapping_add_signed(patch.addend);
+            let value = match patch.kind().unwrap() {
+                PatchKind::Address => target.wrapping_add_signed(patch.addend),
+                // What it is told by, since nobody runs anything here.
+                kind => target.wrapping_add_signed(patch.addend) | (kind as u64) << 48,
+            };
             self.memory[site as usize..][..8].copy_from_slice(&value.to_le_bytes());
         }
     }
@@ -415,6 +424,7 @@ impl World {
         match symbol.unwrap_or_else(|| panic!("no symbol {name}")).place {
             Place::At(area, _) => area,
             Place::Absolute(_) => panic!("{name} is absolute"),
+            Place::ThreadLocal { .. } => panic!("{name} is thread-local"),
         }
     }
 }
@@ -429,6 +439,7 @@ fn binding(prepared: &Prepared<'_>, map: Map, index: usize) -> Binding {
     };
     Binding {
         target,
+        block_offset: None,
         call_cell: Some(slot(0)),
         address_cell: Some(slot(1)),
         stub: Some(stub),

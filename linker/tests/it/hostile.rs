@@ -39,6 +39,7 @@ fn attempt(name: &str, bytes: &[u8]) {
             // Whatever the outcome: damage may well have made a symbol that is none.
             let _ = prepared.link(
                 &jitcast_linker::Placement {
+                    number: 1,
                     text: jitcast_runtime::SegmentOffset::new(0x10_0000),
                     read_only: jitcast_runtime::SegmentOffset::new(0x20_0000),
                     private: jitcast_runtime::SegmentOffset::new(0x30_0000),

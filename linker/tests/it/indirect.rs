@@ -2,64 +2,71 @@
 
 use iced_x86::Register;
 use jitcast_linker::{Options, Prepared, SymbolKind};
+use jitcast_runtime::{PatchKind, PatchTarget, SegmentOffset};
 
 use crate::common::{Effect, World, assemble, compile, inputs};
 
 #[test]
-fn indirect_functions_are_reached_through_cells() {
+fn an_indirect_function_is_a_thunk_through_a_cell_that_its_resolver_fills() {
     let options = Options {
         runs_resolvers: true,
         ..Options::default()
     };
-    let object = assemble(
-        ".text\n.globl f, direct, through, taken, near\n.type f, @gnu_indirect_function\nf: lea other(%rip), %rax\nret\n\
-         other: ret\ndirect: call f@PLT\nthrough: call *f@GOTPCREL(%rip)\ntaken: mov f@GOTPCREL(%rip), %rax\n\
-         near: lea f(%rip), %rdx\n.data\n.globl word\nword: .quad f\n",
-    );
-    let files = [("x.o", &object[..])];
-    let files = inputs(&files);
-    let prepared = Prepared::read("unit", &files, &options).unwrap();
-    let found = prepared
-        .definitions()
-        .iter()
-        .find(|found| found.name == "f")
-        .unwrap();
-    assert_eq!(found.kind, SymbolKind::IndirectFunction);
-    let world = World::new(&prepared);
-    assert_eq!(world.effect("direct"), Effect::Goes(world.stubs["f"]));
-    assert_eq!(
-        world.effect("through"),
-        Effect::GoesThrough(world.call_cells["f"])
-    );
-    let cell = |site: &str| world.decode(world.at(site)).ip_rel_memory_address();
-    assert_eq!(cell("taken"), world.address_cells["f"]);
-    assert_eq!(cell("near"), world.address_cells["f"]);
-    assert_eq!(
-        world.read_u64(world.at("word")),
-        world.stub_of("f").unwrap()
-    );
-    assert!(Prepared::read("unit", &files, &Options::default()).is_err());
-    for hidden in [".local f\n", ".globl f\n.hidden f\n"] {
+    for binding in [".globl f\n", ".local f\n", ".globl f\n.hidden f\n"] {
         let object = assemble(&format!(
-            ".text\n{hidden}.type f, @gnu_indirect_function\nf: ret\n"
+            ".text\n.globl direct, through, taken, near\n{binding}.type f, @gnu_indirect_function\n\
+             f: lea other(%rip), %rax\nret\nother: ret\ndirect: call f@PLT\n\
+             through: call *f@GOTPCREL(%rip)\ntaken: mov f@GOTPCREL(%rip), %rax\n\
+             near: lea f(%rip), %rdx\n.data\n.globl word\nword: .quad f\n"
         ));
         let files = [("x.o", &object[..])];
-        let error = Prepared::read("unit", &inputs(&files), &options).unwrap_err();
+        let files = inputs(&files);
+        let prepared = Prepared::read("unit", &files, &options).unwrap();
+        let world = World::new(&prepared);
+        let exported = prepared
+            .definitions()
+            .iter()
+            .find(|found| found.name == "f");
+        assert_eq!(exported.is_some(), binding == ".globl f\n");
+        let Effect::Goes(thunk) = world.effect("direct") else {
+            panic!("a call goes somewhere")
+        };
+        assert_eq!(world.bytes(thunk, 4), [0xf3, 0x0f, 0x1e, 0xfa], "endbr64");
+        let Effect::GoesThrough(cell) = world.effect_at(thunk + 4) else {
+            panic!("a thunk jumps through a cell")
+        };
+        let patch = world
+            .linked
+            .patches
+            .iter()
+            .find(|patch| world.map.base + u64::from(patch.site.get()) == cell);
+        let patch = patch.expect("the cell is patched");
+        assert_eq!(patch.kind(), Some(PatchKind::Resolver));
+        let resolver = PatchTarget::Window(SegmentOffset::new(world.map.text));
+        assert_eq!(
+            patch.target(),
+            Some(resolver),
+            "f is the first thing in .text"
+        );
+        // Its address is that of its stub, if others see it.
+        let address = match exported {
+            Some(found) => {
+                assert_eq!(found.kind, SymbolKind::Function);
+                assert_eq!(world.at("f"), thunk);
+                world.stub_of("f").unwrap()
+            }
+            None => thunk,
+        };
+        assert_eq!(world.effect("through"), Effect::Goes(thunk));
+        assert_eq!(world.effect("taken"), Effect::Sets(Register::RAX, address));
+        assert_eq!(world.effect("near"), Effect::Sets(Register::RDX, address));
+        assert_eq!(world.read_u64(world.at("word")), address);
+        let error = Prepared::read("unit", &files, &Options::default()).unwrap_err();
         assert!(
             error.to_string().contains("`f` is an indirect function"),
             "{error}"
         );
     }
-    let user = assemble(".hidden f\n.text\ncall f\n");
-    let object = assemble(".text\n.globl f\n.type f, @gnu_indirect_function\nf: ret\n");
-    let files = [("user.o", &user[..]), ("x.o", &object)];
-    let error = Prepared::read("unit", &inputs(&files), &options).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("`f` is hidden, so there is no cell"),
-        "{error}"
-    );
 }
 
 #[test]

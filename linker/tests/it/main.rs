@@ -15,4 +15,5 @@ mod ranges;
 mod refusals;
 mod resolution;
 mod startup;
+mod thread_local;
 mod unwind;

@@ -4,7 +4,7 @@
 //! What is expected is worked out here from the symbols' addresses alone, not from the linker's table.
 
 use iced_x86::Register;
-use jitcast_linker::relocation::TABLE;
+use jitcast_linker::relocation::{Relocation as Row, TABLE};
 use jitcast_linker::{Prepared, Problem};
 use object::write::{Object, Relocation, SectionId, Symbol, SymbolFlags, SymbolId, SymbolSection};
 use object::{
@@ -855,7 +855,13 @@ fn every_kind_is_generated() {
         let (_, _, kind, _) = encode(site().new_tree(&mut runner).unwrap().current().form);
         *sites.entry(kind).or_insert(0) += 1;
     }
-    for row in TABLE.iter().filter(|row| row.field.width_bytes > 0) {
+    // Thread-local storage has tests of its own.
+    let others = |row: &&Row| !row.name.contains("TLS") && !row.name.contains("TP");
+    for row in TABLE
+        .iter()
+        .filter(|row| row.field.width_bytes > 0)
+        .filter(others)
+    {
         let count = sites.get(&row.number).copied().unwrap_or(0);
         assert!(count >= 10, "{}: {count} sites of 2000", row.name);
     }

@@ -10,10 +10,16 @@ fn with_field(row: &Relocation, addend: i128) -> Vec<u8> {
     let symbol = match row.number {
         elf::R_X86_64_8 | elf::R_X86_64_16 | elf::R_X86_64_32 | elf::R_X86_64_32S => "number",
         elf::R_X86_64_PLT32 | elf::R_X86_64_PLTOFF64 => "host",
+        elf::R_X86_64_GOTTPOFF => "foreign",
+        elf::R_X86_64_TLSGD
+        | elf::R_X86_64_TLSLD
+        | elf::R_X86_64_DTPOFF32
+        | elf::R_X86_64_DTPOFF64 => "own",
         _ => "static",
     };
     assemble(&format!(
-        ".section .rodata\n.globl field\n.type static, @object\n.size static, 8\n\
+        ".type foreign, @tls_object\n.section .tbss,\"awT\",@nobits\n.type own, @tls_object\nown: .quad 0\n\
+         .section .rodata\n.globl field\n.type static, @object\n.size static, 8\n\
          field: static:\n.reloc ., {}, {symbol}{addend:+}\n.quad -0x5555555555555556\n",
         row.name
     ))

@@ -1,0 +1,5 @@
+#include <stdio.h>
+
+const char *session(void);
+
+int main(void) { return puts(session()) < 0; }

@@ -1,0 +1,149 @@
+//! Binding a unit: its private data filled and patched for this process.
+
+use jitcast_runtime::geometry::Region;
+use jitcast_runtime::records::{StoredRegion, UnitRecord};
+use jitcast_runtime::{
+    Corrupt, ImportId, Patch, PatchKind, PatchTarget, SegmentOffset, WorkerAddr,
+};
+
+use crate::error::UpdateError;
+use crate::startup::Fresh;
+use crate::thread_local::{Variable, missing_module};
+use crate::worker::{Inner, State};
+
+/// The distance from the thread pointer of what is missing: no address has it, so that an access crashes.
+const NOWHERE: u64 = 1 << 62;
+
+impl Inner {
+    /// Fills a new unit's private data and patches it, but for what its own code has to be run for.
+    pub(crate) fn bind_unit(
+        &self,
+        state: &mut State,
+        at: SegmentOffset,
+    ) -> Result<Fresh, UpdateError> {
+        let view = self.window().control();
+        let unit: UnitRecord = view.read(at)?;
+        let region = |stored: StoredRegion| {
+            stored.region().ok_or(Corrupt {
+                what: "range of a unit",
+                at,
+            })
+        };
+        let (private, template, patches) = (
+            region(unit.private)?,
+            region(unit.template)?,
+            region(unit.patches)?,
+        );
+        if private.len_bytes > 0 {
+            let template = if template.len_bytes == 0 {
+                Vec::new()
+            } else {
+                view.bytes(template.offset(), template.len_bytes as usize)?
+            };
+            // SAFETY: the unit is newer than what is applied, so no slot leads to it yet, and its memory was
+            // reused only after no thread could be inside what was there.
+            unsafe { self.window().fill_private(private, &template) }?;
+        }
+        let size = size_of::<Patch>() as u32;
+        if patches.len_bytes % size != 0 {
+            return Err(Corrupt {
+                what: "table of patches",
+                at: patches.offset(),
+            }
+            .into());
+        }
+        let mut fresh = Fresh::read(view, at, &unit)?;
+        for index in 0..patches.len_bytes / size {
+            let at = SegmentOffset::new(patches.start + index * size);
+            self.patch(state, &mut fresh, private, at)?;
+        }
+        Ok(fresh)
+    }
+
+    fn patch(
+        &self,
+        state: &mut State,
+        fresh: &mut Fresh,
+        private: Region,
+        at: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        let corrupt = || Corrupt {
+            what: "kind of a patch",
+            at,
+        };
+        let patch: Patch = self.window().control().read(at)?;
+        let target = patch.target().ok_or_else(corrupt)?;
+        let value = match (patch.kind().ok_or_else(corrupt)?, target) {
+            (PatchKind::Address, _) => self
+                .address(state, target)
+                .wrapping_add_signed(patch.addend),
+            (PatchKind::Resolver, PatchTarget::Window(resolver)) => {
+                fresh.resolvers.push((patch.site, resolver));
+                return Ok(());
+            }
+            (PatchKind::Copy, PatchTarget::Host(import)) => {
+                let len_bytes = u32::try_from(patch.addend).map_err(|_| corrupt())?;
+                if !private.contains(patch.site, len_bytes.into()) {
+                    return Err(Corrupt {
+                        what: "copy of a host datum",
+                        at,
+                    }
+                    .into());
+                }
+                if let Some(from) = state.imports.get(&import).and_then(|import| import.address) {
+                    // SAFETY: the host's datum, as long as the publisher says; the copy lies in the unit's own
+                    // data, where nobody looks yet.
+                    unsafe { self.window().copy_private(patch.site, from, len_bytes) }?;
+                }
+                return Ok(());
+            }
+            (kind, PatchTarget::Host(import)) => {
+                let value = self.thread_local(state, kind, import).ok_or_else(corrupt)?;
+                WorkerAddr::new(value).wrapping_add_signed(patch.addend)
+            }
+            _ => return Err(corrupt().into()),
+        };
+        // SAFETY: as for the data: the site lies there, where nobody looks yet.
+        unsafe { self.window().patch_private(patch.site, value) }?;
+        Ok(())
+    }
+
+    /// What stands for a thread-local symbol of the host.
+    fn thread_local(&self, state: &mut State, kind: PatchKind, import: ImportId) -> Option<u64> {
+        let known = state.imports.get_mut(&import);
+        let mut variable = None;
+        if let Some(import) = known
+            && let Some(address) = import.address
+        {
+            variable = Variable::at(address.get());
+            let lacks = match variable {
+                None => Some("is not thread-local"),
+                Some(Variable {
+                    from_thread: None, ..
+                }) if kind == PatchKind::ThreadOffset => Some(
+                    "has its storage at no fixed distance from the thread pointer: load its library at start",
+                ),
+                Some(_) => None,
+            };
+            if let Some(why) = lacks {
+                import.lacks(why);
+                variable = None;
+            }
+        }
+        Some(match (kind, variable) {
+            (PatchKind::TlsModule, Some(variable)) => variable.module,
+            (PatchKind::TlsModule, None) => missing_module(import),
+            (PatchKind::TlsOffset, Some(variable)) => variable.offset,
+            (PatchKind::TlsOffset, None) => 0,
+            (
+                PatchKind::ThreadOffset,
+                Some(Variable {
+                    from_thread: Some(distance),
+                    ..
+                }),
+            ) => distance.cast_unsigned(),
+            (PatchKind::ThreadOffset, _) => NOWHERE,
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! Threads that published code starts: they run published code from their first instruction to their last, so
+//! they are inside for their whole life, at the generation of the thread that started them.
+//!
+//! Invariant: the new thread's pin is there before its creator's guard can leave
+//! ([`jitcast_runtime::pin::hand_over`]).
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use jitcast_runtime::WorkerAddr;
+
+use crate::guard;
+use crate::trap;
+use crate::worker::Inner;
+
+type StartRoutine = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type C11Routine = extern "C-unwind" fn(*mut c_void) -> c_int;
+
+unsafe extern "C" {
+    #[link_name = "pthread_create"]
+    fn host_pthread_create(
+        thread: *mut c_void,
+        attributes: *const c_void,
+        start: StartRoutine,
+        argument: *mut c_void,
+    ) -> c_int;
+    #[link_name = "thrd_create"]
+    fn host_thrd_create(thread: *mut c_void, start: C11Routine, argument: *mut c_void) -> c_int;
+}
+
+/// `thrd_error` of glibc's <threads.h>.
+const THRD_ERROR: c_int = 2;
+
+/// What a new thread is told.
+struct Start {
+    worker: Arc<Inner>,
+    /// Its record in the mailbox, pinned.
+    record: u32,
+    function: u64,
+    argument: *mut c_void,
+}
+
+/// What becomes of a thread that is to start at some function.
+enum Plan {
+    /// It is no business of ours: the function is the host's.
+    Host,
+    Inside(Box<Start>),
+    /// All thread records of the worker are taken.
+    Full,
+}
+
+fn plan(function: u64, argument: *mut c_void) -> Plan {
+    let Some(worker) = trap::worker_at(WorkerAddr::new(function)) else {
+        return Plan::Host;
+    };
+    let inside = worker
+        .starting()
+        .here()
+        .or_else(|| guard::generation_inside(&worker));
+    let Some(generation) = inside.filter(|_| worker.is_attached_here()) else {
+        return Plan::Host;
+    };
+    match worker.mailbox().claim_for_another(generation) {
+        Some(record) => Plan::Inside(Box::new(Start {
+            worker,
+            record,
+            function,
+            argument,
+        })),
+        None => Plan::Full,
+    }
+}
+
+impl Start {
+    /// Makes the calling thread the one that was planned.
+    fn adopt(start: *mut c_void) -> (u64, *mut c_void) {
+        // SAFETY: what `into_raw` gave, taken back once: by the thread that was created.
+        let start = unsafe { Box::from_raw(start.cast::<Self>()) };
+        let Self {
+            worker,
+            record,
+            function,
+            argument,
+        } = *start;
+        guard::adopt(worker, record);
+        (function, argument)
+    }
+
+    /// Gives back what a thread would have had that was not created.
+    fn abandon(start: *mut c_void) {
+        // SAFETY: as in `adopt`: nobody else has it, since there is no thread.
+        let start = unsafe { Box::from_raw(start.cast::<Self>()) };
+        start.worker.mailbox().release(start.record);
+    }
+}
+
+/// What published code calls as `pthread_create`.
+///
+/// # Safety
+/// As pthread_create(3).
+pub(crate) unsafe extern "C" fn pthread_create(
+    thread: *mut c_void,
+    attributes: *const c_void,
+    start: StartRoutine,
+    argument: *mut c_void,
+) -> c_int {
+    let planned = match plan(start as usize as u64, argument) {
+        // SAFETY: the caller's promise.
+        Plan::Host => return unsafe { host_pthread_create(thread, attributes, start, argument) },
+        Plan::Full => return libc::EAGAIN,
+        Plan::Inside(planned) => Box::into_raw(planned).cast(),
+    };
+    // SAFETY: the caller's promise for `thread` and `attributes`; `begin` takes what is planned.
+    let failed = unsafe { host_pthread_create(thread, attributes, begin, planned) };
+    if failed != 0 {
+        Start::abandon(planned);
+    }
+    failed
+}
+
+extern "C-unwind" fn begin(start: *mut c_void) -> *mut c_void {
+    let (function, argument) = Start::adopt(start);
+    let function = core::ptr::with_exposed_provenance::<()>(function as usize);
+    // SAFETY: what the creator passed as the function to start at.
+    let function: StartRoutine = unsafe { core::mem::transmute(function) };
+    function(argument)
+}
+
+/// What published code calls as `thrd_create`.
+///
+/// # Safety
+/// As thrd_create(3).
+pub(crate) unsafe extern "C" fn thrd_create(
+    thread: *mut c_void,
+    start: C11Routine,
+    argument: *mut c_void,
+) -> c_int {
+    let planned = match plan(start as usize as u64, argument) {
+        // SAFETY: the caller's promise.
+        Plan::Host => return unsafe { host_thrd_create(thread, start, argument) },
+        Plan::Full => return THRD_ERROR,
+        Plan::Inside(planned) => Box::into_raw(planned).cast(),
+    };
+    // SAFETY: the caller's promise for `thread`; `begin_c11` takes what is planned.
+    let failed = unsafe { host_thrd_create(thread, begin_c11, planned) };
+    if failed != 0 {
+        Start::abandon(planned);
+    }
+    failed
+}
+
+extern "C-unwind" fn begin_c11(start: *mut c_void) -> c_int {
+    let (function, argument) = Start::adopt(start);
+    let function = core::ptr::with_exposed_provenance::<()>(function as usize);
+    // SAFETY: what the creator passed as the function to start at.
+    let function: C11Routine = unsafe { core::mem::transmute(function) };
+    function(argument)
+}

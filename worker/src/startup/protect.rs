@@ -1,0 +1,372 @@
+//! Calls that come back whatever happens inside: an exception, a crash, a call of what is missing. For
+//! constructors, destructors and resolvers, which a worker runs by itself and whose failure is the unit's alone.
+//!
+//! An exception is caught by a personality routine of our own, since neither Rust nor C++ catches everybody's. A
+//! crash arrives as a signal, whose handler is there only while such a call runs; it changes the saved registers so
+//! that the thread goes on where the call was made. What was left in between (locks, half-written data) stays as it
+//! is: the unit counts as failed.
+//!
+//! Source: System V ABI, AMD64 supplement 1.0, section 3.7 and the Itanium C++ ABI, exception handling, level I;
+//! sigaction(2).
+
+use std::arch::global_asm;
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::{Mutex, PoisonError};
+
+/// How a protected call ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It returned this.
+    Returned(u64),
+    /// It threw.
+    Threw,
+    /// A signal, by its number.
+    Crashed(c_int),
+    /// It came to a trap, which says this.
+    Trapped(String),
+}
+
+/// A protected call, while it runs.
+#[repr(C)]
+struct Frame {
+    /// The stack pointer at the call.
+    stack: u64,
+    /// What it returned, or the exception.
+    value: u64,
+    signal: c_int,
+    trapped: Option<String>,
+    /// The call around this one.
+    outer: *mut Self,
+}
+
+thread_local! {
+    static FRAME: Cell<*mut Frame> = const { Cell::new(core::ptr::null_mut()) };
+}
+
+// frame: %rdi, function: %rsi, its arguments: %rdx, %rcx, %r8. Returns 0, or 1 after an exception, or 2.
+global_asm!(
+    "    .text",
+    "    .p2align 4",
+    "    .type jitcast_protected_call, @function",
+    "jitcast_protected_call:",
+    "    .cfi_startproc",
+    "    .cfi_personality 0x9b, .Ljitcast_personality",
+    "    endbr64",
+    "    push %rbp",
+    "    .cfi_def_cfa_offset 16",
+    "    .cfi_offset %rbp, -16",
+    "    mov %rsp, %rbp",
+    "    .cfi_def_cfa_register %rbp",
+    "    push %rbx",
+    "    push %r12",
+    "    push %r13",
+    "    push %r14",
+    "    push %r15",
+    "    .cfi_offset %rbx, -24",
+    "    .cfi_offset %r12, -32",
+    "    .cfi_offset %r13, -40",
+    "    .cfi_offset %r14, -48",
+    "    .cfi_offset %r15, -56",
+    "    push %rdi",
+    "    mov %rsp, (%rdi)",
+    "    mov %rsi, %rax",
+    "    mov %rdx, %rdi",
+    "    mov %rcx, %rsi",
+    "    mov %r8, %rdx",
+    "    call *%rax",
+    "    mov (%rsp), %rcx",
+    "    mov %rax, 8(%rcx)",
+    "    xor %eax, %eax",
+    "    jmp 1f",
+    "jitcast_protected_threw:",
+    "    endbr64",
+    "    mov (%rsp), %rcx",
+    "    mov %rax, 8(%rcx)",
+    "    mov $1, %eax",
+    "    jmp 1f",
+    "jitcast_protected_crashed:",
+    "    endbr64",
+    "    cld",
+    "    mov $2, %eax",
+    "1:",
+    "    pop %rdi",
+    "    pop %r15",
+    "    pop %r14",
+    "    pop %r13",
+    "    pop %r12",
+    "    pop %rbx",
+    "    pop %rbp",
+    "    .cfi_def_cfa %rsp, 8",
+    "    ret",
+    "    .cfi_endproc",
+    "    .size jitcast_protected_call, . - jitcast_protected_call",
+    "    .type jitcast_protected_escape, @function",
+    "jitcast_protected_escape:",
+    "    endbr64",
+    "    mov (%rdi), %rsp",
+    "    jmp jitcast_protected_crashed",
+    "    .size jitcast_protected_escape, . - jitcast_protected_escape",
+    "    .section .data.rel.ro, \"aw\", @progbits",
+    "    .p2align 3",
+    ".Ljitcast_personality:",
+    "    .quad {personality}",
+    "    .text",
+    personality = sym personality,
+    options(att_syntax),
+);
+
+unsafe extern "C" {
+    safe static jitcast_protected_threw: u8;
+    safe static jitcast_protected_crashed: u8;
+    fn jitcast_protected_call(
+        frame: *mut c_void,
+        function: u64,
+        first: u64,
+        second: u64,
+        third: u64,
+    ) -> c_int;
+    fn jitcast_protected_escape(frame: *mut c_void) -> !;
+    fn _Unwind_SetGR(context: *mut c_void, register: c_int, value: usize);
+    fn _Unwind_SetIP(context: *mut c_void, address: usize);
+    fn _Unwind_DeleteException(exception: *mut c_void);
+}
+
+/// Everything is caught here, but for the forced unwinding of a thread that is cancelled.
+unsafe extern "C" fn personality(
+    _version: c_int,
+    actions: c_int,
+    _class: u64,
+    exception: *mut c_void,
+    context: *mut c_void,
+) -> c_int {
+    const SEARCH_PHASE: c_int = 1;
+    const HANDLER_FRAME: c_int = 4;
+    const HANDLER_FOUND: c_int = 6;
+    const INSTALL_CONTEXT: c_int = 7;
+    const CONTINUE_UNWIND: c_int = 8;
+    if actions & SEARCH_PHASE != 0 {
+        return HANDLER_FOUND;
+    }
+    if actions & HANDLER_FRAME == 0 {
+        return CONTINUE_UNWIND;
+    }
+    // SAFETY: `context` is the unwinder's; register 0 is %rax, which may be given to a landing pad.
+    unsafe { _Unwind_SetGR(context, 0, exception.addr()) };
+    // SAFETY: as above; the landing pad belongs to the frame that is being installed.
+    unsafe { _Unwind_SetIP(context, (&raw const jitcast_protected_threw).addr()) };
+    INSTALL_CONTEXT
+}
+
+/// Calls `function` with three arguments.
+///
+/// # Safety
+/// `function` is the address of a function of the C calling convention that takes no more than these.
+pub(crate) unsafe fn call(function: u64, arguments: [u64; 3]) -> Ended {
+    let _handlers = Handlers::install();
+    let outer = FRAME.get();
+    let mut frame = Frame {
+        stack: 0,
+        value: 0,
+        signal: 0,
+        trapped: None,
+        outer,
+    };
+    let [first, second, third] = arguments;
+    FRAME.set(&raw mut frame);
+    // SAFETY: the caller's promise; the frame lives until the call is over.
+    let how =
+        unsafe { jitcast_protected_call((&raw mut frame).cast(), function, first, second, third) };
+    FRAME.set(outer);
+    match how {
+        0 => Ended::Returned(frame.value),
+        1 => {
+            let exception = core::ptr::with_exposed_provenance_mut::<c_void>(frame.value as usize);
+            // SAFETY: an exception begins with the class of who threw it.
+            let class = unsafe { exception.cast::<u64>().read() };
+            // Deleting Rust's ends the process; it is left to be.
+            if !RUST_EXCEPTIONS.contains(&class) {
+                // SAFETY: the exception that was caught, deleted once.
+                unsafe { _Unwind_DeleteException(exception) };
+            }
+            Ended::Threw
+        }
+        _ => match frame.trapped {
+            Some(message) => Ended::Trapped(message),
+            None => Ended::Crashed(frame.signal),
+        },
+    }
+}
+
+/// Leaves the protected call that this thread is in, if it is in one: for traps.
+pub(crate) fn escape(message: &str) {
+    let frame = FRAME.get();
+    // SAFETY: not null, so the frame of a call that has not returned, on this thread's stack.
+    let Some(inside) = (unsafe { frame.as_mut() }) else {
+        return;
+    };
+    FRAME.set(inside.outer);
+    inside.trapped = Some(message.to_owned());
+    // SAFETY: the frame's stack is further up than this one's, and what lies between is abandoned. It belongs to
+    // published code, and to the trap that called this, which owns nothing.
+    unsafe { jitcast_protected_escape(frame.cast()) }
+}
+
+/// The class of a Rust panic: its vendor and language, in the one or the other order (compilers differ).
+const RUST_EXCEPTIONS: [u64; 2] = [
+    u64::from_ne_bytes(*b"MOZ\0RUST"),
+    u64::from_be_bytes(*b"MOZ\0RUST"),
+];
+
+const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+
+/// The actions that were there before, while protected calls run in any thread.
+static PREVIOUS: Mutex<(usize, [Option<libc::sigaction>; 4])> = Mutex::new((0, [None; 4]));
+
+/// The signal handlers are there while this lives.
+struct Handlers;
+
+impl Handlers {
+    fn install() -> Self {
+        let mut previous = PREVIOUS.lock().unwrap_or_else(PoisonError::into_inner);
+        previous.0 += 1;
+        if previous.0 == 1 {
+            // SAFETY: all zeros are a valid `sigaction`: no flags, an empty mask.
+            let mut ours: libc::sigaction = unsafe { core::mem::zeroed() };
+            let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = crashed;
+            ours.sa_sigaction = handler as usize;
+            ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+            for (signal, old) in SIGNALS.into_iter().zip(&mut previous.1) {
+                *old = exchange(signal, &ours);
+            }
+        }
+        Self
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        let mut previous = PREVIOUS.lock().unwrap_or_else(PoisonError::into_inner);
+        previous.0 -= 1;
+        if previous.0 == 0 {
+            for (signal, old) in SIGNALS.into_iter().zip(&mut previous.1) {
+                if let Some(old) = old.take() {
+                    exchange(signal, &old);
+                }
+            }
+        }
+    }
+}
+
+fn exchange(signal: c_int, action: &libc::sigaction) -> Option<libc::sigaction> {
+    // SAFETY: all zeros are a valid `sigaction`.
+    let mut old: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: both point to actions that live through the call.
+    let done = unsafe { libc::sigaction(signal, action, &raw mut old) };
+    (done == 0).then_some(old)
+}
+
+/// Sends this thread back to its protected call. Another thread's crash is left to who handled it before: their
+/// action is put back, and the instruction that crashed is executed again.
+extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let frame = FRAME.get();
+    // SAFETY: the kernel's, as SA_SIGINFO says.
+    let by_processor = unsafe { (*info).si_code } > 0;
+    // SAFETY: not null, so the frame of a call that has not returned, on this thread's stack.
+    match unsafe { frame.as_mut() }.filter(|_| by_processor) {
+        Some(inside) => {
+            FRAME.set(inside.outer);
+            inside.signal = signal;
+            let context: *mut libc::ucontext_t = context.cast();
+            // SAFETY: the registers that the kernel saved and will restore, this handler's own to change.
+            let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+            registers[libc::REG_RSP as usize] = inside.stack.cast_signed();
+            registers[libc::REG_RIP as usize] =
+                (&raw const jitcast_protected_crashed).addr() as i64;
+        }
+        None => {
+            // Only reads: whoever installs or removes the handlers holds the lock, and would have to crash to
+            // be interrupted here.
+            let previous = PREVIOUS.try_lock();
+            let old = SIGNALS.iter().position(|known| *known == signal);
+            let old = old.and_then(|index| previous.ok().and_then(|previous| previous.1[index]));
+            // SAFETY: all zeros are the default action.
+            let default = unsafe { core::mem::zeroed() };
+            exchange(signal, &old.unwrap_or(default));
+            if !by_processor {
+                // SAFETY: raise(3) of a signal that just arrived.
+                unsafe { libc::raise(signal) };
+            }
+        }
+    }
+}
+
+/// The environment, as constructors get it.
+pub(crate) fn environment() -> *const *const c_char {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    // SAFETY: the C library's, never null in a running process; only copied.
+    unsafe { environ }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    extern "C" fn sum(a: u64, b: u64, c: u64) -> u64 {
+        a + b + c
+    }
+
+    extern "C-unwind" fn panics() {
+        std::panic::resume_unwind(Box::new("thrown"));
+    }
+
+    extern "C" fn crashes() {
+        let nowhere = core::hint::black_box(core::ptr::without_provenance_mut::<u64>(16));
+        // SAFETY: none: it crashes, which is what this test is about.
+        unsafe { nowhere.write_volatile(1) };
+    }
+
+    extern "C" fn traps() {
+        escape("a trap");
+        unreachable!("a trap is no way on");
+    }
+
+    fn run(function: usize) -> Ended {
+        // SAFETY: the functions above.
+        unsafe { call(function as u64, [1, 2, 3]) }
+    }
+
+    #[test]
+    fn every_end_comes_back() {
+        for _ in 0..3 {
+            assert_eq!(run(sum as *const () as usize), Ended::Returned(6));
+            assert_eq!(run(panics as *const () as usize), Ended::Threw);
+            assert_eq!(
+                run(crashes as *const () as usize),
+                Ended::Crashed(libc::SIGSEGV)
+            );
+            assert_eq!(
+                run(traps as *const () as usize),
+                Ended::Trapped("a trap".into())
+            );
+        }
+    }
+
+    #[test]
+    fn calls_nest() {
+        extern "C" fn nested() -> u64 {
+            assert_eq!(
+                run(crashes as *const () as usize),
+                Ended::Crashed(libc::SIGSEGV)
+            );
+            crashes();
+            0
+        }
+        assert_eq!(
+            run(nested as *const () as usize),
+            Ended::Crashed(libc::SIGSEGV)
+        );
+    }
+}
