@@ -35,7 +35,8 @@ pub(crate) fn worker() -> &'static Worker {
 
 /// Published code's destructors.
 extern "C" fn note(value: i64) {
-    NOTES.with_borrow_mut(|notes| notes.push(value));
+    // At the end of the process nobody asks any more.
+    let _ = NOTES.try_with(|notes| notes.borrow_mut().push(value));
 }
 
 /// Looks at the stack from below published code, as the C library and the unwinder see it.
@@ -152,6 +153,8 @@ pub(crate) fn play(target: &str) {
 
 /// All ways that exceptions go.
 fn everything() {
+    // A constructor's, while the worker attached.
+    assert_eq!((call("start", 0), notes()), (51, vec![50]));
     // Within published code, through CLIF; destructors run on the way.
     assert_eq!(
         (call("catches", 1), notes()),
@@ -196,6 +199,8 @@ fn everything() {
     role::next_line().unwrap();
     let before = worker().stats().applied;
     assert!(worker().poll().unwrap() > before, "no guard is left behind");
+    // The old version's destructor ran too.
+    assert_eq!((call("start", 0), notes()), (51, vec![50, 60]));
     assert_eq!(
         (call("catches", 1), notes()),
         (1001, vec![101, 201, 301, 401])
@@ -205,6 +210,8 @@ fn everything() {
     assert_ne!(code(), old);
     let kept = worker().symbolize(old).map(|found| found.to_string());
     assert_eq!(kept.as_deref(), Some("throws+0x0 (thrower)"));
+    role::report("ends");
+    role::next_line().unwrap();
 }
 
 /// A host symbol that panics.
@@ -369,8 +376,26 @@ impl Stage {
         assert_eq!(role::next_report(&mut process), "again");
         publish(&self.host, &sources::units(flags));
         process.send("go on");
+        assert_eq!(role::next_report(&mut process), "ends");
+        // What the worker has applied may be reused: it is not inside.
+        self.want_memory();
+        process.send("end");
         assert_eq!(role::next_report(&mut process), "done");
-        process.finish().succeeded();
+        let finished = process.finish().succeeded();
+        let ended = finished.stderr.matches("caught at the end").count();
+        assert_eq!(ended, 2, "both versions' destructors: {finished:#?}");
+    }
+
+    /// Takes memory that was given back.
+    fn want_memory(&self) {
+        for round in 0..2 {
+            for number in 0..40 {
+                let name = format!("garbage{number}");
+                let object = Maker::new().read_only(&name, &[0xff; 40]);
+                let object = object.function(&format!("{name}_{round}"), &[0xc3; 40]);
+                publish(&self.host, &[object_unit(&name, object.finish())]);
+            }
+        }
     }
 
     /// Units are replaced while others throw.
@@ -404,11 +429,7 @@ impl Stage {
         let mut process = self.start("idle", unwinding);
         assert_eq!(role::next_report(&mut process), "idle");
         publish(&self.host, &adders(2));
-        for number in 0..40 {
-            let name = format!("garbage{number}");
-            let object = Maker::new().read_only(&name, &[0xff; 40]);
-            publish(&self.host, &[object_unit(&name, object.finish())]);
-        }
+        self.want_memory();
         process.send("go on");
         assert_eq!(role::next_report(&mut process), "done");
         process.finish().succeeded();
