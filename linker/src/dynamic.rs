@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 
+use crate::additions::{RESOLVED_FIELD, RESOLVED_LEN};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::layout::{DYNAMIC_CELLS, MODULE, Spot, THUNKS};
 use crate::relocation::{
     ABSOLUTE, BLOCK_OFFSET, CELL, MODULE as MODULE_OF, OFFSET, RESOLVED, Relocation, THREAD_OFFSET,
 };
-use crate::unit::{RESOLVED_FIELD, RESOLVED_LEN};
 
 /// What a cell holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,7 +14,7 @@
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
 //! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
-//! | what is not reached, if it is to go | `reach` |
+//! | what is not reached, if it is to go; what is added | `reach`, `additions` |
 //! | how to unwind through it, what its functions are called | `unwind`, `names` |
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
@@ -25,6 +25,7 @@
 //! their length. What is not supported is refused by name.
 #![forbid(unsafe_code)]
 
+mod additions;
 mod apply;
 mod archive;
 mod atoms;

@@ -20,6 +20,7 @@
 //!
 //! Invariant: no byte is rewritten before an instruction boundary that the decoder found.
 
+use crate::additions::RESOLVED_LEN;
 use crate::atoms::Atoms;
 use crate::error::{LinkError, Misuse, Problem};
 use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
@@ -27,7 +28,7 @@ use crate::instruction::{Load, Sweep, is_offset};
 use crate::layout::{Content, Spot, THUNKS};
 use crate::plan::Plan;
 use crate::relocation::{ABSOLUTE, CELL, OutOfRange, RELATIVE};
-use crate::unit::{RESOLVED_LEN, Unit};
+use crate::unit::Unit;
 
 /// Settles the detours: adds the thunks' bytes, and fixups for what changes. Returns where each thunk is.
 pub(crate) fn build(

@@ -25,3 +25,28 @@ pub enum Word {
     /// The unit's number.
     Number = 4,
 }
+
+/// Host functions by which a unit has code of its own called when a thread ends or a signal comes, and that nobody
+/// can take back: what it registered may be called after the unit was retired, or its worker is gone.
+const REGISTER_FOR_GOOD: [&str; 7] = [
+    "on_exit",
+    "__cxa_thread_atexit",
+    "__cxa_thread_atexit_impl",
+    "pthread_key_create",
+    "tss_create",
+    "sigaction",
+    "signal",
+];
+
+/// Those whose registrations end with the unit (`__cxa_finalize`).
+const REGISTER: [&str; 3] = ["__cxa_atexit", "__cxa_at_quick_exit", "__register_atfork"];
+
+/// Whether what is registered by the host function `name` can be called when unit and worker are gone.
+pub fn registers_for_good(name: &str) -> bool {
+    REGISTER_FOR_GOOD.contains(&name)
+}
+
+/// Whether a unit that refers to the host function `name` may be called after it was retired.
+pub fn registers(name: &str) -> bool {
+    REGISTER.contains(&name) || registers_for_good(name)
+}

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
-use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{index, module};
 use rustix::thread::futex;
 
 use crate::attach::{self, Endpoint};
@@ -343,7 +343,9 @@ impl Drop for Inner {
             core::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.end_units(&mut state);
         let mut bound = state.imports.values();
-        if bound.any(|import| import.address.is_some() && leaves_handlers(&import.name)) {
+        if bound.any(|import| import.address.is_some() && module::registers_for_good(&import.name))
+        {
+            // It may be called again; the window stays.
             self.listing.keep();
             core::mem::forget(state.registered.take());
         }
@@ -354,21 +356,6 @@ impl Drop for Inner {
                 .store(1, Ordering::Release);
         }
     }
-}
-
-/// Whether published code that calls the host symbol `name` may be called when a thread or the process ends or a signal
-/// comes, long after the worker is gone, and nobody can take that back. Its window then stays mapped.
-fn leaves_handlers(name: &str) -> bool {
-    const NAMES: [&str; 7] = [
-        "on_exit",
-        "__cxa_thread_atexit",
-        "__cxa_thread_atexit_impl",
-        "pthread_key_create",
-        "tss_create",
-        "sigaction",
-        "signal",
-    ];
-    NAMES.contains(&name)
 }
 
 /// The half of the head that changes with every publication: what a futex compares.

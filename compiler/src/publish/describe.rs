@@ -10,7 +10,7 @@ use jitcast_runtime::records::{
     CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion,
     SymbolRecord, UNIT_KEPT, UnitRecord,
 };
-use jitcast_runtime::{PatchTarget, SegmentOffset, needs};
+use jitcast_runtime::{PatchTarget, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
 use super::place::retire_cells;
@@ -266,19 +266,7 @@ fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
 /// Whether something of a unit may be called after it was replaced: destructors, which each worker runs in its
 /// own time, and handlers that run when a thread or the process ends, or when a signal comes.
 fn leaves_something(prepared: &Prepared<'_>, linked: &Linked) -> bool {
-    const REGISTER: [&str; 10] = [
-        "__cxa_atexit",
-        "__cxa_at_quick_exit",
-        "__cxa_thread_atexit",
-        "__cxa_thread_atexit_impl",
-        "pthread_key_create",
-        "tss_create",
-        "sigaction",
-        "signal",
-        "__register_atfork",
-        "on_exit",
-    ];
-    let registers = |reference: &Reference<'_>| REGISTER.contains(&reference.name);
+    let registers = |reference: &Reference<'_>| module::registers(reference.name);
     !linked.fini.is_empty() || prepared.references().iter().any(registers)
 }
 

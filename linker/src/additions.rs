@@ -1,0 +1,129 @@
+//! What the linker itself adds to a unit: copies of the host's data, the unit's module, thunks of indirect functions.
+
+use std::collections::HashMap;
+
+use jitcast_runtime::module;
+use object::LittleEndian as LE;
+use object::elf;
+use object::read::elf::Sym as _;
+
+use crate::error::{LinkError, Problem};
+use crate::input::Options;
+use crate::layout::{Chunk, Content, MODULE, Spot, THUNKS};
+use crate::resolve::{Global, Strength};
+use crate::unit::{DSO_HANDLE, Unit, push};
+
+/// The length of the thunk of an indirect function: `endbr64; jmp *cell(%rip)`, padded.
+pub(crate) const RESOLVED_LEN: u32 = 16;
+/// Where its displacement is.
+pub(crate) const RESOLVED_FIELD: u32 = 6;
+
+impl Unit<'_> {
+    /// Makes a chunk of each datum of the host that the unit wants a copy of.
+    pub(crate) fn copy_host_data(&mut self, options: &Options) -> Result<(), LinkError> {
+        if options.copies.is_empty() {
+            return Ok(());
+        }
+        let lengths: HashMap<&str, u64> = options
+            .copies
+            .iter()
+            .map(|(name, len_bytes)| (name.as_str(), *len_bytes))
+            .collect();
+        for (number, global) in (0..).zip(&self.globals.list) {
+            let Some(&len_bytes) = lengths.get(global.name) else {
+                continue;
+            };
+            if global.strength != Strength::Undefined {
+                continue;
+            }
+            if len_bytes > Options::COPY_LEN_BYTES {
+                let problem = Problem::Limit {
+                    what: "the length of a copy of a host datum",
+                    value: len_bytes,
+                    limit: Options::COPY_LEN_BYTES,
+                };
+                return Err(LinkError::new(global.name, problem));
+            }
+            // As strictly as any scalar or vector of its length may need it.
+            let align_bytes = len_bytes.next_power_of_two().clamp(1, 32);
+            let content = Content::Made(vec![0; len_bytes as usize]);
+            let chunk = Chunk::private(content, align_bytes);
+            self.copies.push((number, self.chunks.len() as u32));
+            push(&mut self.chunks, chunk)
+                .map_err(|problem| LinkError::new(global.name, problem))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the unit a module, if something asks for one.
+    pub(crate) fn make_module(&mut self) {
+        let has_block = self.chunks.iter().any(|chunk| chunk.thread_local);
+        let is_handle = |global: &Global<'_>| {
+            global.name == DSO_HANDLE && global.strength == Strength::Undefined
+        };
+        if has_block || self.globals.list.iter().any(is_handle) {
+            let module = &mut self.chunks[MODULE as usize];
+            module.align_bytes = module::ALIGN_BYTES.into();
+            module.content = Content::Made(vec![0; module::BYTES as usize]);
+        }
+    }
+
+    /// Whether the unit has a module.
+    pub(crate) fn has_module(&self) -> bool {
+        self.chunks[MODULE as usize].len_bytes() > 0
+    }
+
+    /// The first piece of thread-local storage, if there is any.
+    pub(crate) fn block_start(&self) -> Option<Spot> {
+        let image = |chunk: &&Chunk<'_>| chunk.thread_local && chunk.bytes().is_some();
+        let any = |chunk: &&Chunk<'_>| chunk.thread_local;
+        let number = (self.chunks.iter().position(|chunk| image(&chunk)))
+            .or_else(|| self.chunks.iter().position(|chunk| any(&chunk)))?;
+        Some(Spot {
+            chunk: number as u32,
+            offset: 0,
+        })
+    }
+
+    /// Gives each indirect function the thunk that it is to everybody who refers to it.
+    pub(crate) fn find_resolvers(&mut self) -> Result<(), LinkError> {
+        let mut found = Vec::new();
+        for (number, object) in self.objects.iter().enumerate() {
+            for (index, symbol) in (0..).zip(object.symbols.symbols()) {
+                if symbol.st_type() == elf::STT_GNU_IFUNC
+                    && let Some(section) = object.symbol_section(index, symbol)?
+                    && self.chunk_of(number, section).is_some()
+                {
+                    let label = || object.symbol_label(index);
+                    let spot = self.spot(number, section, symbol.st_value(LE), label);
+                    found.push(spot.map_err(|problem| object.error(problem))?);
+                }
+            }
+        }
+        let mut thunks = Vec::new();
+        for spot in found {
+            let next = self.resolvers.len() as u32;
+            if *self.resolver_of.entry(spot).or_insert(next) == next {
+                self.resolvers.push(spot);
+                let mut thunk = [0xcc; RESOLVED_LEN as usize];
+                thunk[..10].copy_from_slice(&[0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, 0, 0, 0, 0]);
+                thunks.extend_from_slice(&thunk);
+            }
+        }
+        if !thunks.is_empty() {
+            let home = &mut self.chunks[THUNKS as usize];
+            home.align_bytes = RESOLVED_LEN.into();
+            home.content = Content::Made(thunks);
+        }
+        Ok(())
+    }
+
+    /// What an indirect function, whose resolver lies at `spot`, is to those who refer to it.
+    pub(crate) fn resolved(&self, spot: Spot) -> Spot {
+        let index = self.resolver_of.get(&spot).copied();
+        index.map_or(spot, |index| Spot {
+            chunk: THUNKS,
+            offset: index * RESOLVED_LEN,
+        })
+    }
+}
