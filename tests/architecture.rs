@@ -11,7 +11,7 @@ fn root() -> &'static Path {
 /// Every Rust file of the project, by its path from the root.
 fn sources() -> Vec<(String, String)> {
     let mut pending: Vec<PathBuf> = [
-        "src", "runtime", "linker", "worker", "compiler", "tests", "benches", "examples",
+        "src", "runtime", "linker", "worker", "compiler", "fuzz", "tests", "benches", "examples",
     ]
     .map(|name| root().join(name))
     .into();
@@ -51,11 +51,13 @@ fn dependencies(folder: &str) -> BTreeSet<String> {
 
 #[test]
 fn crates_depend_on_one_another_in_one_direction() {
-    let allowed: [(&str, &[&str]); 4] = [
+    let allowed: [(&str, &[&str]); 6] = [
         ("runtime", &[]),
         ("linker", &["runtime"]),
         ("worker", &["runtime"]),
         ("compiler", &["linker", "runtime"]),
+        ("fuzz", &["linker", "oracle", "runtime"]),
+        ("fuzz/oracle", &[]),
     ];
     for (folder, allowed) in allowed {
         let allowed: BTreeSet<String> = allowed.iter().map(ToString::to_string).collect();
@@ -134,11 +136,26 @@ fn unsafe_code_is_where_it_is_expected() {
 
 #[test]
 fn crates_without_unsafe_code_forbid_it() {
-    let linker = fs::read_to_string(root().join("linker/src/lib.rs")).unwrap();
-    assert!(
-        linker.contains("#![forbid(unsafe_code)]"),
-        "linker/src/lib.rs: the linker needs no unsafe code"
-    );
+    for folder in ["linker", "fuzz", "fuzz/oracle"] {
+        let text = fs::read_to_string(root().join(folder).join("src/lib.rs")).unwrap();
+        assert!(
+            text.contains("#![forbid(unsafe_code)]"),
+            "{folder}/src/lib.rs: this crate needs no unsafe code"
+        );
+    }
+}
+
+#[test]
+fn the_oracle_shares_nothing_with_the_linker() {
+    let manifest = fs::read_to_string(root().join("fuzz/oracle/Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();
+    for forbidden in ["object", "jitcast-linker", "jitcast-runtime"] {
+        let found = dependencies.lines().any(|line| line.starts_with(forbidden));
+        assert!(
+            !found,
+            "fuzz/oracle/Cargo.toml: a judge that stands on `{forbidden}` shares its mistakes"
+        );
+    }
 }
 
 #[test]

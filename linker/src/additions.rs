@@ -73,16 +73,12 @@ impl Unit<'_> {
         self.chunks[MODULE as usize].len_bytes() > 0
     }
 
-    /// The first piece of thread-local storage, if there is any.
+    /// The piece of thread-local storage that will come first, if there is any: not always the first of the files.
     pub(crate) fn block_start(&self) -> Option<Spot> {
-        let image = |chunk: &&Chunk<'_>| chunk.thread_local && chunk.bytes().is_some();
-        let any = |chunk: &&Chunk<'_>| chunk.thread_local;
-        let number = (self.chunks.iter().position(|chunk| image(&chunk)))
-            .or_else(|| self.chunks.iter().position(|chunk| any(&chunk)))?;
-        Some(Spot {
-            chunk: number as u32,
-            offset: 0,
-        })
+        let pieces = (0..).zip(&self.chunks);
+        let pieces = pieces.filter(|(_, chunk)| chunk.thread_local);
+        let first = pieces.min_by_key(|(_, chunk)| (chunk.bytes().is_none(), chunk.sort_key()));
+        first.map(|(chunk, _)| Spot { chunk, offset: 0 })
     }
 
     /// Gives each indirect function the thunk that it is to everybody who refers to it.

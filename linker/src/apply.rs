@@ -6,6 +6,7 @@ use crate::error::{LinkError, Problem};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
 use crate::layout::{Content, MODULE, Spot};
+use crate::mutant::{Mutant, makes};
 use crate::prepared::Prepared;
 use crate::relocation::{OFFSET, Operands, Refusal, Resolved};
 use crate::unit::Meaning;
@@ -193,15 +194,15 @@ impl<'a> Prepared<'a> {
             // Modulo 2^64, a number may as well be one below zero.
             Operand::Number(value) => i128::from(value.cast_signed()),
             Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
+                let bare = makes(Mutant::PatchBare);
+                let addend = if bare { 0 } else { fixup.addend };
                 let kind = match (PatchKind::of(fixup.row.number), target) {
                     // The module of another unit is known by where it is.
                     (Some(PatchKind::TlsModule), PatchTarget::Window(_)) => PatchKind::Address,
                     (Some(kind), _) => kind,
                     (None, _) => return Err(Problem::UnknownRelocation(fixup.row.number)),
                 };
-                linked
-                    .patches
-                    .push(Patch::of(kind, site, target, fixup.addend));
+                linked.patches.push(Patch::of(kind, site, target, addend));
                 return linked.store(self, fixup, area, 0);
             }
             Operand::Patch(PatchTarget::Window(offset)) => i128::from(offset.get()),
@@ -221,7 +222,7 @@ impl<'a> Prepared<'a> {
             A: i128::from(fixup.addend),
             P: place,
         };
-        linked.store(self, fixup, area, (fixup.row.value)(operands))
+        linked.store(self, fixup, area, fixup.row.compute(operands))
     }
 
     /// Where the unit's block of thread-local storage would start, if it lay where its image does.
@@ -245,6 +246,13 @@ impl<'a> Prepared<'a> {
             Target::Spot(spot) => self.place(spot, at)?.1,
             Target::Stub(reference) => binding(reference)?.stub.ok_or_else(lacks)?,
             Target::CallCell(reference) => binding(reference)?.call_cell.ok_or_else(lacks)?,
+            Target::AddressCell(reference) if makes(Mutant::CellsSwapped) => {
+                let binding = binding(reference)?;
+                binding
+                    .call_cell
+                    .or(binding.address_cell)
+                    .ok_or_else(lacks)?
+            }
             Target::AddressCell(reference) => binding(reference)?.address_cell.ok_or_else(lacks)?,
         };
         Ok(Operand::Patch(PatchTarget::Window(offset)))
@@ -369,8 +377,10 @@ fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
     let before = |count: usize| field.checked_sub(count);
     match rewrite {
         Rewrite::Nothing => {}
+        Rewrite::Lea if makes(Mutant::LeaWrong) => *bytes.get_mut(before(2)?)? = 0x8c,
         Rewrite::Lea => *bytes.get_mut(before(2)?)? = 0x8d,
         Rewrite::Load => *bytes.get_mut(before(2)?)? = 0x8b,
+        Rewrite::Call if makes(Mutant::CallShort) => *bytes.get_mut(before(2)?)? = 0xe8,
         Rewrite::Call => bytes
             .get_mut(before(2)?..field)?
             .copy_from_slice(&[0x67, 0xe8]),
@@ -386,7 +396,8 @@ fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
         }
         Rewrite::Jump(len_bytes) => {
             let start = before(1)?;
-            let instruction = bytes.get_mut(start..start + usize::from(len_bytes))?;
+            let more = usize::from(makes(Mutant::JumpLong) && len_bytes == 6);
+            let instruction = bytes.get_mut(start..start + usize::from(len_bytes) + more)?;
             instruction.fill(0x90);
             *instruction.first_mut()? = 0xe9;
         }
@@ -403,6 +414,9 @@ fn without_immediate(bytes: &mut [u8], field: usize, opcode: u8) -> Option<()> {
     let (rex, register) = (*instruction.first()?, *instruction.get(1)? & 7);
     let new = [0x48 | (rex & 1) << 2, opcode, 0x05 | register << 3];
     instruction.get_mut(..3)?.copy_from_slice(&new);
+    if makes(Mutant::NopForgotten) {
+        return Some(());
+    }
     // nopl (%rax), as Intel recommends for three bytes (SDM volume 2, `NOP`).
     instruction
         .get_mut(7..10)?

@@ -5,6 +5,7 @@
 
 use crate::error::Problem;
 use crate::input::{Area, Extent, Extents};
+use crate::mutant::{Mutant, makes};
 
 /// A place in a unit before it has an address: a chunk, and an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,7 +128,8 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
+    /// What chunks are laid out by, those that are equal in the order of the files.
+    pub(crate) fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
         let rank = match (&self.content, self.area) {
             _ if self.thread_local => RANK_THREAD_LOCAL,
             (Content::Zero(_), Area::Private) => RANK_ZERO,
@@ -218,7 +220,9 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
             value,
             limit: max_len_bytes,
         };
-        let start = extent.len_bytes.next_multiple_of(chunk.align_bytes);
+        let packed = makes(Mutant::Unaligned) && chunk.area == Area::Text;
+        let align_bytes = if packed { 1 } else { chunk.align_bytes };
+        let start = extent.len_bytes.next_multiple_of(align_bytes);
         let end = start.saturating_add(chunk.len_bytes());
         if end > max_len_bytes {
             return Err(over(end));

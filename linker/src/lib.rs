@@ -40,6 +40,10 @@ mod input;
 mod instruction;
 mod layout;
 mod local_calls;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 mod names;
 mod needs;
 mod object_file;

@@ -12,6 +12,7 @@ use crate::error::{LinkError, Misuse, Problem};
 use crate::fixup::{Detour, Field, Fixup, Target};
 use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
+use crate::mutant::{Mutant, makes};
 use crate::object_file::Relocations;
 use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation};
 use crate::request::{Request, read};
@@ -285,7 +286,7 @@ impl<'a> Plan<'a> {
                 exported: Some(global),
                 has_stub: true,
                 ..
-            }) if addend == 0 => self.stub(unit, global),
+            }) if addend == 0 || makes(Mutant::StubInside) => self.stub(unit, global),
             Meaning::Own(own) => Ok(Target::Spot(own.spot)),
             Meaning::Absolute(value) => Ok(Target::Number(value)),
             Meaning::Window => Ok(Target::Window),
@@ -337,7 +338,7 @@ impl<'a> Plan<'a> {
         fixup.target = match meaning {
             Meaning::Absolute(value) => self.constant(value),
             Meaning::Window => return Err(request.misuse(unit, Misuse::TableEntry)),
-            Meaning::External(global) if callee => {
+            Meaning::External(global) if callee && !makes(Mutant::CallByAddress) => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.call_cell = true;
                 Target::CallCell(number)

@@ -8,6 +8,7 @@ use core::fmt;
 use jitcast_runtime::PatchKind;
 use object::elf;
 
+use crate::mutant::{Mutant, makes};
 pub use crate::refusal::{Refusal, refusal};
 
 /// The operands of a formula, named as in the psABI (x86-64 1.0, section 4.4.1).
@@ -138,14 +139,27 @@ pub struct OutOfRange {
 }
 
 impl Field {
+    /// First and last value that fit.
+    fn limits(&self) -> Option<(i128, i128)> {
+        let (min, max) = self.range?;
+        if makes(Mutant::RangeShort) {
+            return Some((min, max - 1));
+        }
+        if makes(Mutant::SignFlipped) && min < 0 && self.width_bytes == 4 {
+            return Some((0, max * 2 + 1));
+        }
+        Some((min, max))
+    }
+
     /// Stores `value` at the start of `bytes`, little-endian. `Ok(false)` if `bytes` is too short.
     pub fn store(&self, bytes: &mut [u8], value: i128) -> Result<bool, OutOfRange> {
-        if let Some((min, max)) = self.range
+        if let Some((min, max)) = self.limits()
             && !(min..=max).contains(&value)
         {
             return Err(OutOfRange { value, min, max });
         }
-        let width = usize::from(self.width_bytes);
+        let halved = makes(Mutant::WidthHalved) && self.width_bytes == 2;
+        let width = usize::from(self.width_bytes) >> u8::from(halved);
         let (Some(field), encoded) = (bytes.get_mut(..width), value.to_le_bytes()) else {
             return Ok(false);
         };
@@ -451,6 +465,18 @@ pub static TABLE: [Relocation; 29] = [
 pub(crate) static BLOCK_OFFSET: &Relocation = &TABLE[28];
 
 impl Relocation {
+    /// The value.
+    pub(crate) fn compute(&self, operands: Operands) -> i128 {
+        let value = (self.value)(operands);
+        match self.number {
+            elf::R_X86_64_PC32 if makes(Mutant::PlaceForgotten) => value + operands.P,
+            elf::R_X86_64_PC64 if makes(Mutant::AddendDropped) => value - operands.A,
+            elf::R_X86_64_SIZE64 if makes(Mutant::SizeOff) => value + 1,
+            elf::R_X86_64_GOTOFF64 if makes(Mutant::TableMoved) => value - 8,
+            _ => value,
+        }
+    }
+
     /// Whether the value is a distance from the field.
     pub fn is_relative(&self) -> bool {
         self.formula.ends_with("- P")

@@ -14,6 +14,7 @@ use object::read::elf::Sym as _;
 
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
+use crate::mutant::{Mutant, makes};
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -117,6 +118,7 @@ impl<'a> Globals<'a> {
                 .groups
                 .insert(object.groups[group].signature, ())
                 .is_some()
+                && !makes(Mutant::GroupsKept)
             {
                 object.discard(group);
             }
@@ -348,7 +350,8 @@ impl<'a> Global<'a> {
             self.size = self.size.max(symbol.st_size(LE));
             return Ok(());
         }
-        if strength > self.strength {
+        let late = makes(Mutant::WeakWins) && self.strength == Strength::Weak;
+        if strength > self.strength && !late {
             self.strength = strength;
             self.value = value;
             self.size = symbol.st_size(LE);

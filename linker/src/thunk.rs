@@ -26,6 +26,7 @@ use crate::error::{LinkError, Misuse, Problem};
 use crate::fixup::{Detour, Field, Fixup, Rewrite, Target};
 use crate::instruction::{Load, Sweep, is_offset};
 use crate::layout::{Content, Spot, THUNKS};
+use crate::mutant::{Mutant, makes};
 use crate::plan::Plan;
 use crate::relocation::{ABSOLUTE, CELL, OutOfRange, RELATIVE};
 use crate::unit::Unit;
@@ -226,7 +227,8 @@ fn send_through_thunk(
         ..*fixup
     };
     let way_back = thunk(thunks.len() as u32 - 4);
-    let back = here(start + u32::from(load.len_bytes));
+    let early = u32::from(makes(Mutant::ThunkEarly));
+    let back = here(start + u32::from(load.len_bytes) - early);
     fixups.extend([
         Fixup {
             site: thunk(first + 3),

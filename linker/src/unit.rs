@@ -11,6 +11,7 @@ use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::reach;
 use crate::relocation::{self, Resolved};
@@ -397,7 +398,8 @@ impl<'a> Unit<'a> {
         let indirect = global.kind == elf::STT_GNU_IFUNC;
         let spot = if indirect { self.resolved(spot) } else { spot };
         let exported = global.exported.then_some(number);
-        let has_stub = global.exported && is_code(&self.chunks[spot.chunk as usize], global.kind);
+        let code = is_code(&self.chunks[spot.chunk as usize], global.kind);
+        let has_stub = global.exported && (code || makes(Mutant::StubForData));
         Ok(Meaning::Own(Own {
             spot,
             exported,

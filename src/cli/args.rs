@@ -1,6 +1,7 @@
 //! What can be written on the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jitcast::compiler::front;
@@ -43,6 +44,14 @@ pub(super) enum Command {
     /// Show what is published and who runs it.
     #[command(after_help = "Example:\n  jitcast status --socket /run/jitcast.sock --json")]
     Status(StatusArgs),
+    /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
+    #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
+    Fuzz(FuzzArgs),
+    /// Judge a file that any linker made from objects: does every relocated field hold what it must?
+    #[command(
+        after_help = "Example:\n  ld -o linked.elf a.o b.o\n  jitcast oracle --object a.o --object b.o --image linked.elf"
+    )]
+    Oracle(OracleArgs),
 }
 
 /// The files of a unit and how they are compiled.
@@ -314,4 +323,49 @@ pub(super) struct StatusArgs {
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct FuzzArgs {
+    /// What the objects are made from: the same seed gives the same objects [default: the time].
+    #[arg(long)]
+    pub(super) seed: Option<u64>,
+    /// How long, in seconds, or as `90s`, `5m`, `2h`.
+    #[arg(long, value_name = "TIME", default_value = "10", value_parser = duration)]
+    pub(super) time: Duration,
+    /// Where failing objects are kept, each in a folder of its own.
+    #[arg(long, value_name = "DIR")]
+    pub(super) save: Option<PathBuf>,
+    /// Only this one, whatever the time: as a failure names it.
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) case: Option<u64>,
+}
+
+/// Reads a duration: seconds, or a number with its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600)];
+    let with_unit = units
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
+    let (number, seconds) = with_unit.unwrap_or((text, 1));
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected seconds, or a number with `s`, `m` or `h`".to_owned())?;
+    let total = number.checked_mul(seconds);
+    total
+        .map(Duration::from_secs)
+        .ok_or_else(|| "too long".to_owned())
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct OracleArgs {
+    /// An object that was linked, as it was named to the linker; may be repeated, in the linker's order.
+    #[arg(long = "object", value_name = "FILE", required = true)]
+    pub(super) objects: Vec<PathBuf>,
+    /// What was made of them: an executable or a shared library, not stripped.
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: PathBuf,
+    /// The linker's map (`-Map`): where the sections are, for those that symbols and contents do not tell.
+    #[arg(long, value_name = "FILE")]
+    pub(super) map: Option<PathBuf>,
 }

@@ -2,7 +2,9 @@
 
 mod args;
 mod children;
+mod fuzz;
 mod link;
+mod oracle;
 mod publish;
 mod report;
 mod run;
@@ -44,6 +46,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Oracle(args) => oracle::oracle(&args),
     };
     match done {
         Ok(code) => code,

@@ -21,14 +21,24 @@ pub(crate) fn cc() -> bool {
     tool("cc") && tool("ar")
 }
 
+/// Whether there is a linker called `name`; says so if not.
+pub(crate) fn linker(name: &str) -> bool {
+    tool(name)
+}
+
+/// Whether there is clang; says so if not.
+pub(crate) fn clang() -> bool {
+    tool("clang") && tool("clang++")
+}
+
+/// Whether there is readelf; says so if not.
+pub(crate) fn readelf() -> bool {
+    tool("readelf")
+}
+
 /// Whether there is a C++ compiler; says so if not.
 pub(crate) fn gxx() -> bool {
     tool("g++")
-}
-
-/// Whether there is Clang; says so if not.
-pub(crate) fn clang() -> bool {
-    tool("clang++")
 }
 
 /// Whether there are compilers of C and C++; says so if not.

@@ -190,3 +190,30 @@ fn the_handle_of_exit_functions_is_the_units_own() {
     assert_eq!(operand(&world, "f", 0), module);
     assert!(prepared.references().is_empty());
 }
+
+/// The story: pieces are laid out by alignment, but the module named the piece that came first in the files as the start of
+/// the image. With `__thread char c = 1` in one object and `__thread long x = 7` in the next, each thread's block began with
+/// the wrong bytes.
+#[test]
+fn the_image_starts_with_the_piece_that_is_laid_out_first() {
+    let narrow = assemble(
+        ".section .tdata,\"awT\",@progbits\n.globl narrow\n.type narrow, @object\nnarrow: .byte 1\n\
+         .section .tbss,\"awT\",@nobits\n.zero 1\n",
+    );
+    let wide = assemble(
+        ".section .tdata,\"awT\",@progbits\n.align 8\n.globl wide\n.type wide, @object\nwide: .quad 7\n\
+         .section .tbss,\"awT\",@nobits\n.align 32\n.zero 8\n",
+    );
+    let files = [("narrow.o", &narrow[..]), ("wide.o", &wide)];
+    let prepared = prepare(&files).unwrap();
+    let world = World::new(&prepared);
+    let [image, image_len, ..] = module_of(&world);
+    assert_eq!(image_len, 9);
+    assert_eq!(world.read_u64(image), 7, "the strictest comes first");
+    assert_eq!(world.bytes(image + 8, 1), [1]);
+    assert_eq!(
+        (world.at("wide"), world.at("narrow")),
+        (0, 8),
+        "offsets in the block"
+    );
+}
