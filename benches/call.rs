@@ -7,10 +7,12 @@
 mod common;
 
 use std::hint::black_box;
+use std::process::Command;
 
 use common::{Serving, adds, clif};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jitcast::runtime::WorkerAddr;
+use jitcast::worker::HostTable;
 
 type Adds = extern "C" fn(i64) -> i64;
 
@@ -37,11 +39,11 @@ block2:
     )
 }
 
-/// The function at `address`, which must be `adds` of a live worker under a guard.
+/// The function at `address`, which is there as long as it is called.
 fn function_at(address: WorkerAddr) -> Adds {
     let pointer = core::ptr::with_exposed_provenance::<()>(address.get() as usize);
-    // SAFETY: the benches pass addresses of `adds`, a published function of this type, and hold a guard while
-    // they call it.
+    // SAFETY: the benches pass addresses of functions of this type, published or of a library that stays, and hold a
+    // guard while they call them.
     unsafe { core::mem::transmute::<*const (), Adds>(pointer) }
 }
 
@@ -121,10 +123,50 @@ fn calls_from_published_code(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Thread-local storage, asked for anew each time: published, and in a shared library that the process loads.
+fn thread_local_storage(criterion: &mut Criterion) {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    let source =
+        "static __thread long count; __attribute__((noinline)) static void bump(void) { count++; }
+        long bumps(long x) { for (long i = 0; i < x; i++) bump(); return count; }";
+    std::fs::write(path("bumps.c"), source).unwrap();
+    let cc = |flags: &[&str], out: &str| {
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-fPIC", "-fno-plt"]).args(flags);
+        cc.args(["-o", &path(out), &path("bumps.c")])
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if !cc(&["-c"], "bumps.o") || !cc(&["-shared"], "libbumps.so") {
+        eprintln!("SKIPPED: thread_local: no C compiler");
+        return;
+    }
+    let serving = Serving::start();
+    serving.publish(&common::object_unit(
+        "bumps",
+        std::fs::read(path("bumps.o")).unwrap(),
+    ));
+    let worker = serving.attach();
+    let guard = worker.enter().unwrap();
+    let mut table = HostTable::default();
+    table.load(&path("libbumps.so")).unwrap();
+    let published = worker.symbol(&guard, "bumps").unwrap().code;
+    let loaded = table.resolve("bumps").unwrap();
+    let mut group = criterion.benchmark_group("thread_local");
+    group.throughput(Throughput::Elements(ROUNDS.unsigned_abs()));
+    for (name, address) in [("published", published), ("shared_library", loaded)] {
+        let bumps = function_at(address);
+        group.bench_function(name, |bencher| bencher.iter(|| bumps(black_box(ROUNDS))));
+    }
+    group.finish();
+}
+
 criterion_group!(
     benches,
     polls,
     calls_from_the_host,
-    calls_from_published_code
+    calls_from_published_code,
+    thread_local_storage
 );
 criterion_main!(benches);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use jitcast::worker::{Endpoint, Worker, WorkerOptions};
 
+jitcast::worker::embed!(); // exceptions and backtraces pass published code
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let endpoint = Endpoint::Path(Path::new("/tmp/score.sock"));
     let worker = Worker::attach(endpoint, WorkerOptions::default())?;

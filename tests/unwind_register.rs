@@ -57,3 +57,8 @@ fn a_profiler_gets_to_the_host_from_every_instruction() {
         Stage::new(&FLAGS).finishes("stepped", "auto");
     }
 }
+
+#[test]
+fn panics_of_the_host_pass_published_code() {
+    scenes::panics_pass();
+}

@@ -35,7 +35,8 @@ pub(crate) fn worker() -> &'static Worker {
 
 /// Published code's destructors.
 extern "C" fn note(value: i64) {
-    NOTES.with_borrow_mut(|notes| notes.push(value));
+    // At the end of the process nobody asks any more.
+    let _ = NOTES.try_with(|notes| notes.borrow_mut().push(value));
 }
 
 /// Looks at the stack from below published code, as the C library and the unwinder see it.
@@ -152,6 +153,8 @@ pub(crate) fn play(target: &str) {
 
 /// All ways that exceptions go.
 fn everything() {
+    // A constructor's, while the worker attached.
+    assert_eq!((call("start", 0), notes()), (51, vec![50]));
     // Within published code, through CLIF; destructors run on the way.
     assert_eq!(
         (call("catches", 1), notes()),
@@ -186,16 +189,55 @@ fn everything() {
         (2007, vec![102, 202, 302])
     );
     backtraces();
+    let code = || {
+        let guard = worker().enter().unwrap();
+        worker().symbol(&guard, "throws").unwrap().code
+    };
+    let old = code();
     // A new version of everything.
     role::report("again");
     role::next_line().unwrap();
     let before = worker().stats().applied;
     assert!(worker().poll().unwrap() > before, "no guard is left behind");
+    // The old version's destructor ran too.
+    assert_eq!((call("start", 0), notes()), (51, vec![50, 60]));
     assert_eq!(
         (call("catches", 1), notes()),
         (1001, vec![101, 201, 301, 401])
     );
     backtraces();
+    // What is kept has its names, since it may still run.
+    assert_ne!(code(), old);
+    let kept = worker().symbolize(old).map(|found| found.to_string());
+    assert_eq!(kept.as_deref(), Some("throws+0x0 (thrower)"));
+    role::report("ends");
+    role::next_line().unwrap();
+}
+
+/// A host symbol that panics.
+extern "C-unwind" fn panics(x: i64) -> i64 {
+    std::panic::resume_unwind(Box::new(x))
+}
+
+/// A panic of the host's passes published code of CLIF, on to the host.
+pub(crate) fn panics_pass() {
+    let host = Host::sealed();
+    let units = ["first", "second"].map(|name| {
+        let callee = if name == "first" { "second" } else { "panics" };
+        clif_unit(name, &units::calls(name, callee, 1))
+    });
+    publish(&host, &units);
+    let mut table = HostTable::default();
+    // SAFETY: a function of the type that the units declare.
+    unsafe { table.define("panics", panics as *const c_void) };
+    let worker = units::attach_with(&host, table);
+    for x in 0..3 {
+        let guard = worker.enter().unwrap();
+        let first = worker.function::<Code>(&guard, "first").unwrap();
+        let caught =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| first.call(&guard, x)));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&x));
+    }
 }
 
 fn backtraces() {
@@ -334,11 +376,32 @@ impl Stage {
         assert_eq!(role::next_report(&mut process), "again");
         publish(&self.host, &sources::units(flags));
         process.send("go on");
+        assert_eq!(role::next_report(&mut process), "ends");
+        // What the worker has applied may be reused: it is not inside.
+        self.want_memory();
+        process.send("end");
         assert_eq!(role::next_report(&mut process), "done");
-        process.finish().succeeded();
+        let finished = process.finish().succeeded();
+        let ended = finished.stderr.matches("caught at the end").count();
+        assert_eq!(ended, 2, "both versions' destructors: {finished:#?}");
+    }
+
+    /// Takes memory that was given back.
+    fn want_memory(&self) {
+        for round in 0..2 {
+            for number in 0..40 {
+                let name = format!("garbage{number}");
+                let object = Maker::new().read_only(&name, &[0xff; 40]);
+                let object = object.function(&format!("{name}_{round}"), &[0xc3; 40]);
+                publish(&self.host, &[object_unit(&name, object.finish())]);
+            }
+        }
     }
 
     /// Units are replaced while others throw.
+    ///
+    /// The story: a worker that registers took an index of texts for unchanged that lay where the last one had lain, and
+    /// an exception found no way through what had been published meanwhile.
     pub(crate) fn replace(&self, unwinding: &str) {
         let mut process = self.start("replaced", unwinding);
         assert_eq!(role::next_report(&mut process), "throws");
@@ -366,11 +429,7 @@ impl Stage {
         let mut process = self.start("idle", unwinding);
         assert_eq!(role::next_report(&mut process), "idle");
         publish(&self.host, &adders(2));
-        for number in 0..40 {
-            let name = format!("garbage{number}");
-            let object = Maker::new().read_only(&name, &[0xff; 40]);
-            publish(&self.host, &[object_unit(&name, object.finish())]);
-        }
+        self.want_memory();
         process.send("go on");
         assert_eq!(role::next_report(&mut process), "done");
         process.finish().succeeded();

@@ -56,6 +56,17 @@ pub(crate) const LIBRARY: &str = "
     EXPORT long host(long (*f)(long)) { try { return f(9); } catch (const std::exception &) { return 77; } }
 ";
 
+/// A constructor that throws and catches while its unit is bound, one of the C++ library's own, and a destructor that
+/// throws and catches when the process ends.
+pub(crate) const STARTER: &str = "
+    #include <iostream>
+    static APART long fails(long x) { Noisy noisy{x}; throw Mine{x}; }
+    static long started = [] { try { return fails(50); } catch (Mine &mine) { return mine.value + 1; } }();
+    EXPORT long start(long) { return started; }
+    extern \"C\" long write(int, const char *, unsigned long);
+    struct Ender { ~Ender() { try { fails(60); } catch (Mine &) { write(2, \"caught at the end\\n\", 18); } } } ender;
+";
+
 /// The host's library: throws, and catches what published code throws.
 const DRIVER: &str = "
     #include <stdexcept>
@@ -104,6 +115,7 @@ pub(crate) fn units(flags: &[&str]) -> Vec<UnitSource> {
         clif_unit("middle", &calls("middle", "throws", 1)),
         object_unit("catcher", cxx(CATCHER, flags)),
         object_unit("library", cxx(LIBRARY, flags)),
+        object_unit("starter", cxx(STARTER, flags)),
     ]
 }
 

@@ -22,7 +22,7 @@ use crate::error::UpdateError;
 use crate::startup::Fresh;
 use crate::trap;
 use crate::unwind::register::Registered;
-use crate::unwind::{Unwinding, hook};
+use crate::unwind::{Unwinding, hook, text_at};
 use crate::worker::{Import, Inner, State};
 
 /// How often a thread looks whether the others have left before it goes on with what is applied.
@@ -217,6 +217,11 @@ impl Inner {
         })?;
         if let Some(registered) = &mut state.registered {
             registered.update(self.window(), &root)?;
+        }
+        for unit in fresh.iter().filter(|unit| unit.ends()) {
+            if let Some((_, text)) = text_at(view, root_at, unit.text())? {
+                self.listing().leave(text);
+            }
         }
         if root.reused_text > applied {
             self.serialise(root.reused_text);

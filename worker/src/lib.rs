@@ -1,5 +1,7 @@
 //! The worker side of jitcast: attach, poll, bind, call.
 //!
+//! Exceptions and backtraces pass published code; [`embed!`] says how an executable helps them.
+//!
 //! Small: no linker, no compiler, no threads, no signal handlers. Nothing here allocates or locks while
 //! nothing is new.
 

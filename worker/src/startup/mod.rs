@@ -57,6 +57,16 @@ impl Fresh {
         })
     }
 
+    /// Whether something of it is run when it ends.
+    pub(crate) fn ends(&self) -> bool {
+        self.ending.module.is_some() || !self.ending.fini.is_empty()
+    }
+
+    /// Where its text begins.
+    pub(crate) fn text(&self) -> SegmentOffset {
+        SegmentOffset::new(self.text.start)
+    }
+
     /// Whether anything of it is run before its names move.
     pub(crate) fn starts(&self) -> bool {
         !self.init.is_empty() || !self.resolvers.is_empty()

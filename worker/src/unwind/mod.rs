@@ -7,7 +7,8 @@
 //!
 //! Whoever unwinds through published code holds a guard. So the directory that the answer is read from cannot
 //! change: nothing is applied while a thread is inside, and nothing that the thread's generation reaches is
-//! reused. Hence no lock, no allocation, and answers also in a signal handler.
+//! reused. Hence no lock, no allocation, and answers also in a signal handler. Destructors run without a guard, when
+//! the process ends; their units are kept, and the records of these texts are known by heart.
 //!
 //! - [`embed!`](crate::embed) makes libgcc's unwinder ask here first (`hook`).
 //! - Without it, copies of the records are registered with the unwinder (`register`).
@@ -71,10 +72,19 @@ fn frame_at(
     if stubs.contains(at, 1) {
         return Some((stub_fde(window), stubs.offset()));
     }
-    let view = window.control();
-    let (_, record) = text_at(view, root_at, at).ok()??;
-    let frame = find_frame(view, record.frames.region()?, record.unit, at).ok()??;
-    let eh_frame = record.eh_frame.region()?;
+    let (_, text) = text_at(window.control(), root_at, at).ok()??;
+    frame_in(window, &text, at)
+}
+
+/// The same, if the function is one of `text`.
+fn frame_in(
+    window: &Window,
+    text: &TextRecord,
+    at: SegmentOffset,
+) -> Option<(SegmentOffset, SegmentOffset)> {
+    let frames = text.frames.region()?;
+    let frame = find_frame(window.control(), frames, text.unit, at).ok()??;
+    let eh_frame = text.eh_frame.region()?;
     eh_frame
         .contains(frame.fde, 8)
         .then_some((frame.fde, frame.start))

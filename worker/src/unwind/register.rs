@@ -77,8 +77,7 @@ pub(crate) struct Registered {
     stubs: Vec<u64>,
     /// By the text's start: the unit's number, and its records.
     texts: BTreeMap<u32, (u32, Vec<u64>)>,
-    /// The index that this is in agreement with, and its generation.
-    index: SegmentOffset,
+    /// The generation that this is in agreement with.
     generation: u64,
 }
 
@@ -92,7 +91,6 @@ impl Registered {
             section: None,
             stubs,
             texts: BTreeMap::new(),
-            index: SegmentOffset::NONE,
             generation: 0,
         };
         registered.register();
@@ -109,14 +107,12 @@ impl Registered {
 
     /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
     pub(crate) fn update(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
-        if self.index == root.texts {
-            return Ok(());
-        }
+        // That the index lies where it lay says nothing: its memory may have been reused.
         let gone = self.remove(window, root)?;
         if self.add(window, root)? || gone {
             self.register();
         }
-        (self.index, self.generation) = (root.texts, root.generation);
+        self.generation = root.generation;
         Ok(())
     }
 

@@ -6,10 +6,11 @@
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jitcast_runtime::records::TextRecord;
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use super::frame_at;
+use super::{frame_at, frame_in};
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -19,7 +20,17 @@ struct Entry {
     window: AtomicPtr<Window>,
     /// The directory of the generation that threads inside run at.
     root: AtomicU32,
+    /// What may run when nobody is inside, and that directory is gone.
+    left: AtomicPtr<Left>,
     next: AtomicPtr<Entry>,
+}
+
+/// A text that may run without a guard: of a unit with destructors, which is kept, and so are the tables that the
+/// record refers to.
+#[derive(Debug)]
+struct Left {
+    text: TextRecord,
+    next: *mut Self,
 }
 
 static FIRST: AtomicPtr<Entry> = AtomicPtr::new(core::ptr::null_mut());
@@ -74,6 +85,13 @@ impl Listing {
         self.entry.root.store(root.get(), Ordering::Release);
     }
 
+    /// Takes note of a text that may run without a guard. For one thread at a time.
+    pub(crate) fn leave(&self, text: TextRecord) {
+        let next = self.entry.left.load(Ordering::Relaxed);
+        let left = Box::into_raw(Box::new(Left { text, next }));
+        self.entry.left.store(left, Ordering::Release);
+    }
+
     /// Leaves the window in the list, and mapped, for ever.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
@@ -91,6 +109,14 @@ impl Drop for Listing {
         // SAFETY: from `Arc::into_raw` in `new`, and given back once. Whoever unwinds through the window holds a
         // guard, hence a worker, so nobody is between finding the entry and looking at the window.
         drop(unsafe { Arc::from_raw(window) });
+        let mut left = self
+            .entry
+            .left
+            .swap(core::ptr::null_mut(), Ordering::Acquire);
+        while !left.is_null() {
+            // SAFETY: from `Box::into_raw` in `leave`, taken out of the list once, and nobody looks at it, as above.
+            left = unsafe { Box::from_raw(left) }.next;
+        }
     }
 }
 
@@ -113,6 +139,22 @@ fn find_in(entry: &Entry, pc: u64) -> Option<(WorkerAddr, WorkerAddr)> {
     let window = unsafe { entry.window.load(Ordering::Acquire).as_ref() }?;
     let at = window.offset_of(WorkerAddr::new(pc))?;
     let root = SegmentOffset::new(entry.root.load(Ordering::Acquire));
-    let (fde, start) = frame_at(window, root, at)?;
+    let found = frame_at(window, root, at).or_else(|| frame_left(entry, window, at));
+    let (fde, start) = found?;
     Some((window.addr_of(fde), window.addr_of(start)))
+}
+
+/// The record of a function that runs without a guard.
+fn frame_left(
+    entry: &Entry,
+    window: &Window,
+    at: SegmentOffset,
+) -> Option<(SegmentOffset, SegmentOffset)> {
+    let next = |pointer: *mut Left| {
+        // SAFETY: null, or made in `leave`, and there as long as the window is listed.
+        unsafe { pointer.as_ref() }
+    };
+    let first = next(entry.left.load(Ordering::Acquire));
+    let mut all = core::iter::successors(first, |left| next(left.next));
+    all.find_map(|left| frame_in(window, &left.text, at))
 }
