@@ -205,3 +205,33 @@ fn a_constructor_that_throws_disables_its_unit_alone() {
         "{error}"
     );
 }
+
+#[test]
+fn a_thread_of_the_library_is_inside_too() {
+    if !require::gxx() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "#include <thread>\n#include <future>\n#include <atomic>\n
+        static std::atomic<long> go_on{1}, rounds; static std::thread thread; static thread_local long own = 3;
+        extern \"C\" long starts(long x) { thread = std::thread([x] { while (go_on) rounds++; rounds = own + x; }); return 0; }
+        extern \"C\" long count(long x) { return rounds; }
+        extern \"C\" long ends(long x) { go_on = 0; thread.join(); return rounds; }
+        extern \"C\" long asks(long x) { return std::async(std::launch::async, [x] { return x * 2; }).get(); }";
+    publish(&host, &[unit("u", source, "g++", &["-O2", "-fPIC"])]);
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "asks", 21), 42);
+    assert_eq!(host.compiler.status().workers[0].pinned, None);
+    call(&worker, "starts", 4);
+    while call(&worker, "count", 0) == 0 {
+        std::thread::yield_now();
+    }
+    let generation = host.compiler.status().generation;
+    assert_eq!(
+        host.compiler.status().workers[0].pinned,
+        Some(generation),
+        "though nobody of the host is inside"
+    );
+    assert_eq!(call(&worker, "ends", 0), 7);
+    assert_eq!(host.compiler.status().workers[0].pinned, None);
+}

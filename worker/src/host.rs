@@ -113,6 +113,12 @@ impl HostTable {
             return self.resolve_version(stem, version);
         }
         let c_name = CString::new(name).ok()?;
+        if name == spawn::STD_THREAD {
+            // Where libstdc++ is, so that what it throws can be thrown.
+            let found = dlsym(libc::RTLD_DEFAULT, &c_name);
+            let ours = spawn::start_std_thread as *const c_void;
+            return found.map(|_| WorkerAddr::new(ours.addr() as u64));
+        }
         wrapped(name)
             .or_else(|| of_libgcc(name, &c_name))
             .or_else(|| dlsym(libc::RTLD_DEFAULT, &c_name))

@@ -156,3 +156,74 @@ extern "C-unwind" fn begin_c11(start: *mut c_void) -> c_int {
     let function: C11Routine = unsafe { core::mem::transmute(function) };
     function(argument)
 }
+
+/// The name of `std::thread::_M_start_thread(std::unique_ptr<std::thread::_State>, void (*)())`, by which the headers of
+/// libstdc++ start threads: those of `std::thread`, `std::jthread` and `std::async`.
+pub(crate) const STD_THREAD: &str =
+    "_ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE";
+
+/// What a C++ thread is to run: `std::thread::_State`, whose class has two destructors and `_M_run` as its virtual
+/// functions (libstdc++ 6 and newer; its ABI of symbol version GLIBCXX_3.4.22).
+#[repr(C)]
+pub(crate) struct StdState {
+    functions: *const [extern "C-unwind" fn(*mut StdState); 3],
+}
+
+/// What published code calls as [`STD_THREAD`]. libstdc++'s own calls the host's `pthread_create`, which would not know
+/// that the thread is inside.
+///
+/// # Safety
+/// `thread` is a `std::thread` without a thread, `state` leads to what it is to run.
+pub(crate) unsafe extern "C-unwind" fn start_std_thread(
+    thread: *mut c_void,
+    state: *mut *mut StdState,
+    depend: *const c_void,
+) {
+    type StartStdThread =
+        unsafe extern "C-unwind" fn(*mut c_void, *mut *mut StdState, *const c_void);
+    // SAFETY: the caller's promise.
+    let run = unsafe { *state };
+    // SAFETY: as above: a state is an object with virtual functions.
+    let functions = unsafe { (*run).functions }.addr() as u64;
+    // Its class is published where its table of functions lies.
+    if let Plan::Inside(planned) = plan(functions, run.cast()) {
+        let planned = Box::into_raw(planned).cast();
+        // SAFETY: a `std::thread` holds a `pthread_t`; `begin_std` takes what is planned.
+        if unsafe { host_pthread_create(thread, core::ptr::null(), begin_std, planned) } == 0 {
+            // The new thread owns it now.
+            // SAFETY: the caller's promise: a unique pointer, which is one.
+            unsafe { *state = core::ptr::null_mut() };
+            return;
+        }
+        Start::abandon(planned);
+    }
+    // Not ours, or it fails: libstdc++'s own does it, or throws what a failure throws.
+    let found = host_start_std_thread();
+    // SAFETY: the function of this name has this type.
+    let host: StartStdThread = unsafe { core::mem::transmute(found) };
+    // SAFETY: the caller's promise.
+    unsafe { host(thread, state, depend) };
+}
+
+/// libstdc++'s own, which is there: published code refers to it, so it was looked up before it was bound.
+fn host_start_std_thread() -> *mut c_void {
+    let name = std::ffi::CString::new(STD_THREAD).unwrap_or_default();
+    // SAFETY: a C string.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if found.is_null() {
+        trap::fatal("libstdc++ is not there, though published code starts its threads");
+    }
+    found
+}
+
+extern "C-unwind" fn begin_std(start: *mut c_void) -> *mut c_void {
+    let (_, state) = Start::adopt(start);
+    let state: *mut StdState = state.cast();
+    // SAFETY: the state that the creator passed, this thread's own from now on.
+    let functions = unsafe { (*state).functions };
+    // SAFETY: the virtual functions of its class, published code that this thread is inside of.
+    let [_, delete, run] = unsafe { *functions };
+    run(state);
+    delete(state);
+    core::ptr::null_mut()
+}
