@@ -98,6 +98,17 @@ fn benches(criterion: &mut Criterion) {
     group.bench_function("5000_functions_40000_relocations", |bencher| {
         bencher.iter(|| link(black_box(&[("many.o", &many)])));
     });
+    // Ten times as much, to see that it takes ten times as long.
+    let ten = common::generated_object(10 * functions);
+    group.throughput(Throughput::Elements(10 * relocations as u64));
+    group.bench_function("50000_functions_400000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&[("ten.o", &ten)])));
+    });
+    let ten = common::generated_sections(10 * functions);
+    group.bench_function("50000_sections_400000_relocations", |bencher| {
+        bencher.iter(|| link(black_box(&[("ten.o", &ten)])));
+    });
+    group.throughput(Throughput::Elements(relocations as u64));
     let sections = common::generated_sections(functions);
     group.bench_function("5000_sections_40000_relocations", |bencher| {
         bencher.iter(|| link(black_box(&[("sections.o", &sections)])));

@@ -96,6 +96,38 @@ pub struct Piece {
     pub what: String,
 }
 
+/// How many relocations a unit has, and what was done for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub relocations: usize,
+    /// Those that each worker patches.
+    pub patched: usize,
+    /// Those for which an instruction became another one.
+    pub changed: usize,
+}
+
+/// What is done for a fixup, and when.
+fn done(fixup: &Fixup) -> (Resolved, Done) {
+    let done = match fixup.rewrite {
+        Rewrite::Nothing if fixup.row.resolved == Resolved::AtAttach => {
+            return match fixup.target {
+                Target::Number(_) => (Resolved::AtLink, Done::Stored),
+                _ => (Resolved::AtAttach, Done::Patched),
+            };
+        }
+        Rewrite::Nothing => Done::Stored,
+        Rewrite::Lea => Done::LoadToLea,
+        Rewrite::Load => Done::LeaToLoad,
+        Rewrite::Call => Done::DirectCall,
+        Rewrite::MovabsToLea => Done::MovabsToLea,
+        Rewrite::MovabsToLoad => Done::MovabsToLoad,
+        Rewrite::OffsetToOperand => Done::OffsetToOperand,
+        Rewrite::Jump(_) => Done::DirectJump,
+    };
+    (fixup.row.resolved, done)
+}
+
 impl Prepared<'_> {
     /// What became of each relocation of the sections that are placed, in the order of the inputs.
     pub fn explain(&self) -> Vec<Explanation> {
@@ -149,25 +181,29 @@ impl Prepared<'_> {
             return;
         };
         explanation.target = self.target_name(there.unwrap_or(here).target);
-        explanation.resolved = here.row.resolved;
-        explanation.done = match here.rewrite {
-            _ if there.is_some() => Done::Thunk,
-            Rewrite::Nothing if here.row.resolved == Resolved::AtAttach => match here.target {
-                Target::Number(_) => {
-                    explanation.resolved = Resolved::AtLink;
-                    Done::Stored
-                }
-                _ => Done::Patched,
-            },
-            Rewrite::Nothing => Done::Stored,
-            Rewrite::Lea => Done::LoadToLea,
-            Rewrite::Load => Done::LeaToLoad,
-            Rewrite::Call => Done::DirectCall,
-            Rewrite::MovabsToLea => Done::MovabsToLea,
-            Rewrite::MovabsToLoad => Done::MovabsToLoad,
-            Rewrite::OffsetToOperand => Done::OffsetToOperand,
-            Rewrite::Jump(_) => Done::DirectJump,
+        (explanation.resolved, explanation.done) = match there {
+            Some(_) => (here.row.resolved, Done::Thunk),
+            None => done(here),
         };
+    }
+
+    /// How many relocations there are, how many of them each worker patches, and for how many an instruction
+    /// changed: [`Prepared::explain`] without the words.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let of_inputs = |fixup: &&Fixup| {
+            let chunk = self.unit.chunks.get(fixup.asked.chunk as usize);
+            fixup.site.chunk == fixup.asked.chunk && chunk.is_some_and(|home| home.origin.is_some())
+        };
+        for fixup in self.plan.fixups.iter().filter(of_inputs) {
+            counts.relocations += 1;
+            match done(fixup).1 {
+                Done::Nothing | Done::Stored => {}
+                Done::Patched => counts.patched += 1,
+                _ => counts.changed += 1,
+            }
+        }
+        counts
     }
 
     fn target_name(&self, target: Target) -> String {

@@ -61,7 +61,7 @@ mod unit;
 mod unwind;
 
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
-pub use explain::{Done, Explanation, Piece};
+pub use explain::{Counts, Done, Explanation, Piece};
 pub use input::{
     Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
     PlacedSymbol, Placement, Reference, SymbolKind,

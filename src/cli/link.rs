@@ -7,7 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use jitcast::compiler::Preview;
 use jitcast::linker::relocation::Resolved;
-use jitcast::linker::{Done, Explanation, Place};
+use jitcast::linker::{Counts, Explanation, Place};
 use jitcast::runtime::geometry::{DEFAULT_WINDOW_BYTES, Geometry};
 
 use super::Failure;
@@ -22,11 +22,10 @@ pub(super) fn link(args: &LinkArgs) -> Result<ExitCode, Failure> {
     if args.map {
         println!("{}", map(&preview));
     }
-    let explanations = preview.prepared.explain();
     if args.explain {
-        println!("{}", explain(&explanations));
+        println!("{}", explain(&preview.prepared.explain()));
     }
-    println!("{}", summary(&preview, &explanations));
+    println!("{}", summary(&preview));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,16 +111,13 @@ fn resolved(when: Resolved) -> &'static str {
     }
 }
 
-fn summary(preview: &Preview<'_>, explanations: &[Explanation]) -> String {
+fn summary(preview: &Preview<'_>) -> String {
     let extents = preview.prepared.extents();
-    let patched = explanations
-        .iter()
-        .filter(|told| told.done == Done::Patched)
-        .count();
-    let changed = explanations
-        .iter()
-        .filter(|told| !matches!(told.done, Done::Nothing | Done::Stored | Done::Patched))
-        .count();
+    let Counts {
+        relocations,
+        patched,
+        changed,
+    } = preview.prepared.counts();
     let mut host: Vec<&str> = preview
         .prepared
         .references()
@@ -131,10 +127,9 @@ fn summary(preview: &Preview<'_>, explanations: &[Explanation]) -> String {
         .collect();
     host.sort_unstable();
     format!(
-        "{} relocations: {patched} patched in each worker, {changed} instructions changed\n\
+        "{relocations} relocations: {patched} patched in each worker, {changed} instructions changed\n\
          text {} bytes, read-only data {}, private data {} of each worker, {} patches\n\
          defines {} names; asks for {}",
-        explanations.len(),
         extents.text.len_bytes,
         extents.read_only.len_bytes,
         extents.private.len_bytes,
