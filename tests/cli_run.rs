@@ -387,3 +387,17 @@ fn what_no_root_reaches_is_dropped_and_whole_archives_are_taken() {
     let whole = ["--whole-archive", "--call", "f(3)", "--call", "two(4)"];
     assert_eq!(results(&[&main, &archive], &whole), ["3", "8"]);
 }
+
+/// The story: a copy of a published datum was refused by every worker, one after another, and a copy of a weak one that
+/// the host lacks read address 0.
+#[test]
+fn only_what_the_host_has_is_copied() {
+    if !require::cc() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let source = "extern int jitcast_test_lacked __attribute__((weak)); long f(long x) { return jitcast_test_lacked + x; }";
+    let object = scratch.compile("u.o", source, &["-c", "-O2", "-fPIE"]);
+    let args = ["--copy-data", "jitcast_test_lacked:4", "--call", "f(5)"];
+    assert_eq!(results(&[&object], &args), ["5"]);
+}

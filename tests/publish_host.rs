@@ -410,3 +410,66 @@ fn a_version_that_is_asked_for_is_the_one_that_is_bound() {
     publish(&host, &[c("u", &lost)]);
     lacks(try_call(&attach(&host), "f", 9), "f", "memcpy@GLIBC_9.9");
 }
+
+#[test]
+fn what_is_published_is_not_copied_as_the_hosts() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    publish(&host, &[c("owner", "long datum = 4;")]);
+    let mut user = c_with(
+        "user",
+        "extern long datum; long f(long x) { return datum + x; }",
+        &["-O2", "-fPIE"],
+    );
+    user.link.copies.push(("datum".to_owned(), 8));
+    let error = units::refused(&host, &[user]).to_string();
+    assert!(
+        error.contains("`datum` is published, and only data of the host are copied"),
+        "{error}"
+    );
+}
+
+/// The story: a function asked for in a version went past the wrapper that pins its threads.
+#[test]
+fn versions_of_what_is_wrapped_are_wrapped_too() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source =
+        "#include <pthread.h>\nasm(\".symver pthread_create, pthread_create@GLIBC_2.2.5\");
+        static volatile long go_on = 1; static pthread_t thread;
+        static void *run(void *nothing) { while (go_on) {} return nothing; }
+        long starts(long x) { return pthread_create(&thread, 0, run, 0); }
+        long ends(long x) { go_on = 0; return pthread_join(thread, 0); }";
+    publish(&host, &[c("u", source)]);
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "starts", 0), 0);
+    assert!(host.compiler.status().workers[0].pinned.is_some());
+    assert_eq!(call(&worker, "ends", 0), 0);
+}
+
+/// The story: a weak definition gave way to a published one, and its unit's pointers led to the host, which has none,
+/// because an older unit still took the name for the host's.
+#[test]
+fn a_weak_definition_that_gives_way_means_the_published_one() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let refers = "extern long hook(long) __attribute__((weak)); long a(long x) { return hook ? hook(x) : -1; }";
+    publish(&host, &[c("a", refers)]);
+    publish(&host, &[c("b", "long hook(long x) { return x + 1; }")]);
+    let weak = "__attribute__((weak, noinline)) long hook(long x) { return x + 100; }
+        long (*volatile pointer)(long) = hook; long by_pointer(long x) { return pointer(x); }";
+    publish(&host, &[c("c", weak)]);
+    let worker = attach(&host);
+    assert_eq!(
+        call(&worker, "a", 1),
+        -1,
+        "decided when it was first referred to"
+    );
+    assert_eq!(call(&worker, "by_pointer", 1), 2);
+}

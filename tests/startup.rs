@@ -7,7 +7,7 @@ mod units;
 
 use common::host::Host;
 use common::{remote, require, role};
-use jitcast::compiler::UnitSource;
+use jitcast::compiler::{Reclaim, UnitSource};
 use jitcast::worker::{EnterError, HostTable, LookupError, Worker};
 use units::{adders, attach, attach_with, c, call, handle, publish, try_call};
 
@@ -305,4 +305,98 @@ fn the_processors_model_is_there_for_resolvers_that_ask_for_it() {
     publish(&host, &[c("u", source)]);
     let worker = attach(&host);
     assert_eq!([call(&worker, "f", 4), call(&worker, "g", 4)], [4, 12]);
+}
+
+/// The story: what a constructor had registered before the next one failed was called when the process ended, long after
+/// the window was gone.
+#[test]
+fn what_a_failed_unit_registered_ends_with_its_failure() {
+    if !require::cc() {
+        return;
+    }
+    let source = "#include <stdlib.h>\n#include <unistd.h>\n
+        static void gone(void) { write(2, \"x \", 2); }
+        __attribute__((constructor(101))) static void first(void) { atexit(gone); }
+        __attribute__((constructor)) static void fails(void) { *(volatile int *)8 = 1; }
+        long f(long x) { return x; }";
+    let call = adders("call", &[("call", 1)]);
+    for role in [ENDS, EXITS] {
+        assert_eq!(
+            written(role, &[c("u", source), call.clone()], &[]),
+            "x",
+            "{role}"
+        );
+    }
+}
+
+/// The story: a thread that a constructor started was pinned at the new generation, while cells still led it to what that
+/// generation had retired.
+#[test]
+fn a_constructors_thread_holds_what_old_names_lead_to() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    publish(&host, &[adders("old", &[("version", 1)])]);
+    let worker = attach(&host);
+    let applied = worker.poll().unwrap();
+    let source = "#include <pthread.h>\n
+        static volatile long go_on = 1; static pthread_t thread;
+        static void *run(void *nothing) { while (go_on) {} return nothing; }
+        __attribute__((constructor)) static void starts(void) { pthread_create(&thread, 0, run, 0); }
+        long ends(long x) { go_on = 0; return pthread_join(thread, 0); }";
+    publish(&host, &[adders("old", &[("version", 2)]), c("u", source)]);
+    assert_eq!(call(&worker, "version", 0), 2);
+    assert_eq!(host.compiler.status().workers[0].pinned, Some(applied));
+    assert_eq!(call(&worker, "ends", 0), 0);
+}
+
+/// The story: a unit with a constructor that fails was remembered by where its text lay, and what came there later
+/// was trapped too.
+#[test]
+fn what_lies_where_a_failed_unit_lay_is_not_taken_for_it() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let worker = attach(&host);
+    let fails = c(
+        "f",
+        "__attribute__((constructor)) static void fails(void) { *(volatile int *)8 = 1; } long f(long x) { return x; }",
+    );
+    for _ in 0..3 {
+        publish(
+            &host,
+            &[UnitSource {
+                reclaim: Reclaim::Yes,
+                ..fails.clone()
+            }],
+        );
+        assert!(matches!(
+            try_call(&worker, "f", 1),
+            Err(LookupError::UnitFailed { .. })
+        ));
+        // Many small ones, so that some lie where it lay; applied one by one, and all at once.
+        for number in 1..200 {
+            publish(&host, &[adders("f", &[("f", number)])]);
+            if number % 7 != 0 {
+                assert_eq!(call(&worker, "f", 1), 1 + i64::from(number));
+            }
+        }
+        assert_eq!(worker.failed_units(), []);
+    }
+}
+
+/// The story: a handler that a constructor installed was overwritten with the one before when the constructors were done.
+#[test]
+fn a_handler_that_a_constructor_installs_stays() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "#include <signal.h>\nstatic void handle(int signal) { (void)signal; }
+        __attribute__((constructor)) static void installs(void) { signal(SIGFPE, handle); }
+        long f(long x) { struct sigaction now; sigaction(SIGFPE, 0, &now); return now.sa_handler == handle; }";
+    publish(&host, &[c("u", source)]);
+    assert_eq!(call(&attach(&host), "f", 0), 1);
 }

@@ -254,3 +254,38 @@ fn storage_that_has_no_fixed_distance_is_missing_and_says_so() {
     assert_eq!(call(&worker, "other", 3), 3);
     assert_eq!(worker.stats().missing, 1);
 }
+
+/// The story: a thread's blocks were freed before the destructors of later keys ran, which still used them.
+#[test]
+fn storage_lasts_as_long_as_the_destructors_of_a_thread() {
+    if !require::cc() {
+        return;
+    }
+    let source = "#include <pthread.h>\n
+        static __thread long own[64] = {5}; static pthread_key_t key; static volatile long seen, by_name;
+        static void gone(void *storage) { seen = *(long *)storage; by_name = own[0]; }
+        long f(long x) { if (!key) pthread_key_create(&key, gone);
+            own[0] += x; return pthread_setspecific(key, own); }
+        long saw(long x) { return seen * 100 + by_name; }";
+    let host = Host::sealed();
+    publish(&host, &[c("first", &counter()), c("u", source)]);
+    let worker = attach(&host);
+    // Our own key comes before the unit's.
+    assert_eq!(call(&worker, "counts", 1), 41);
+    std::thread::scope(|threads| {
+        threads
+            .spawn(|| assert_eq!(call(&worker, "f", 2), 0))
+            .join()
+            .unwrap();
+    });
+    // Its destructors have run when it is joined by the C library, not by the scope.
+    let deadline = std::time::Instant::now() + common::process::PATIENCE;
+    while call(&worker, "saw", 0) != 707 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{}",
+            call(&worker, "saw", 0)
+        );
+        std::thread::yield_now();
+    }
+}

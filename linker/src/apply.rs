@@ -2,7 +2,7 @@
 
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module};
 
-use crate::error::{LinkError, Problem};
+use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
 use crate::layout::{Content, MODULE, Spot};
@@ -53,7 +53,7 @@ impl<'a> Prepared<'a> {
             }
         }
         self.fill_module(at, &mut linked);
-        self.check_from_thread(bindings)?;
+        self.check_host(bindings)?;
         for fixup in &self.plan.fixups {
             self.apply(fixup, at, bindings, &mut linked)
                 .map_err(|problem| self.blame(fixup.site, problem))?;
@@ -103,8 +103,27 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// What is reached from the thread pointer has to be the host's.
-    fn check_from_thread(&self, bindings: &[Binding]) -> Result<(), LinkError> {
+    /// What is copied has to be the host's, and so has what is reached from the thread pointer.
+    fn check_host(&self, bindings: &[Binding]) -> Result<(), LinkError> {
+        for (name, binding) in self
+            .references()
+            .iter()
+            .map(|found| found.name)
+            .zip(bindings)
+        {
+            let copied = self
+                .unit
+                .copies
+                .iter()
+                .any(|&(global, _)| self.unit.globals.list[global as usize].name == name);
+            if copied && !matches!(binding.target, PatchTarget::Host(_)) {
+                let (symbol, refusal) = (name.into(), SymbolRefusal::CopyOfPublished);
+                return Err(LinkError::new(
+                    self.name,
+                    Problem::Symbol { symbol, refusal },
+                ));
+            }
+        }
         for (&reference, &site) in &self.plan.from_thread {
             let binding = bindings.get(reference as usize);
             if binding.is_some_and(|binding| !matches!(binding.target, PatchTarget::Host(_))) {

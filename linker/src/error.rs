@@ -176,6 +176,8 @@ pub enum SymbolRefusal {
     Discarded,
     /// Defined in a section that is not placed.
     NotPlaced,
+    /// To be copied from the host, and published.
+    CopyOfPublished,
 }
 
 impl SymbolRefusal {
@@ -195,6 +197,7 @@ impl SymbolRefusal {
             Self::Hidden => "is hidden, and no file of the unit defines it",
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",
+            Self::CopyOfPublished => "is published, and only data of the host are copied",
         }
     }
 

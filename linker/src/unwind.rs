@@ -56,18 +56,20 @@ pub(crate) fn read<'a>(objects: &[ObjectFile<'a>]) -> Result<Vec<Frames<'a>>, Li
 pub(crate) fn references(frames: &[Frames<'_>]) -> HashMap<(usize, usize), Vec<u32>> {
     let mut references: HashMap<_, Vec<u32>> = HashMap::new();
     for part in frames {
+        let symbol =
+            |pointer: Pointer| part.relocation(pointer).map(|entry| entry.r_sym(LE, false));
+        // Once each: many functions have one in common.
+        let personalities: Vec<_> = (part.cies.iter())
+            .map(|cie| cie.personality.and_then(symbol))
+            .collect();
         for (fde, function) in part.fdes.iter().zip(&part.functions) {
             let Some((section, _)) = *function else {
                 continue;
             };
-            let personality = part.cies[fde.cie as usize].personality;
-            for pointer in [personality, fde.lsda].into_iter().flatten() {
-                let symbol = part.relocation(pointer).map(|entry| entry.r_sym(LE, false));
-                references
-                    .entry((part.object, section))
-                    .or_default()
-                    .extend(symbol);
-            }
+            let personality = personalities[fde.cie as usize];
+            let symbols = references.entry((part.object, section)).or_default();
+            symbols.extend(personality);
+            symbols.extend(fde.lsda.and_then(symbol));
         }
     }
     references

@@ -43,10 +43,15 @@ const REGISTER: [&str; 3] = ["__cxa_atexit", "__cxa_at_quick_exit", "__register_
 
 /// Whether what is registered by the host function `name` can be called when unit and worker are gone.
 pub fn registers_for_good(name: &str) -> bool {
-    REGISTER_FOR_GOOD.contains(&name)
+    REGISTER_FOR_GOOD.contains(&stem(name))
 }
 
 /// Whether a unit that refers to the host function `name` may be called after it was retired.
 pub fn registers(name: &str) -> bool {
-    REGISTER.contains(&name) || registers_for_good(name)
+    REGISTER.contains(&stem(name)) || registers_for_good(name)
+}
+
+/// The name without the version that is asked for.
+fn stem(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(stem, _)| stem)
 }

@@ -205,6 +205,7 @@ impl Inner {
             }
             .into());
         }
+        self.forget_failed(state, root.units)?;
         // From here on what is bound can be unwound through.
         self.listing().set_root(root_at);
         index::walk(view, root.imports, applied, &mut |at| {

@@ -90,7 +90,10 @@ impl Inner {
                     }
                     .into());
                 }
-                if let Some(from) = state.imports.get(&import).and_then(|import| import.address) {
+                if let Some(from) = state.imports.get(&import).and_then(|import| import.address)
+                    // A weak one that the host lacks: the copy is zeros.
+                    && from != WorkerAddr::NULL
+                {
                     // SAFETY: the host's datum, as long as the publisher says; the copy lies in the unit's own
                     // data, where nobody looks yet.
                     unsafe { self.window().copy_private(patch.site, from, len_bytes) }?;

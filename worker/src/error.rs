@@ -123,6 +123,11 @@ pub enum EnterError {
         "this thread is ending, and its records are gone\n  help: do not call published code from destructors of thread-local data"
     )]
     ThreadEnds,
+    /// This thread runs destructors of published code, at the end of the worker or the process.
+    #[error(
+        "this thread runs destructors of published code, and holds the worker meanwhile\n  help: enter before, or do without published code at the end"
+    )]
+    WhileEnding,
     /// What was published cannot be applied, and what was before may be gone.
     #[error("cannot apply what was published: {0}")]
     Update(#[from] UpdateError),
@@ -189,7 +194,7 @@ pub enum LookupError {
     },
     /// It is looked up by a constructor that this very lookup would have to wait for.
     #[error(
-        "functions cannot be looked up while this thread runs constructors of published code\n  help: look them up before, or when the constructors have returned"
+        "functions cannot be looked up while constructors of published code run\n  help: look them up before, or when the constructors have returned"
     )]
     WhileStarting,
     /// The directory cannot be read.

@@ -159,6 +159,9 @@ impl Worker {
             return Err(EnterError::Forked);
         }
         if record.depth.get() == 0 {
+            if inner.starting().here().is_some() {
+                return Err(EnterError::WhileEnding);
+            }
             // While this thread waits for another that applies, it is not inside.
             pin::leave(record.pin(inner), 0);
             // Constructors may enter guards too.
@@ -198,6 +201,9 @@ impl Worker {
 
     fn register_thread(&self) -> Result<*const ThreadRecord, EnterError> {
         let inner = self.inner();
+        if inner.starting().here().is_some() {
+            return Err(EnterError::WhileEnding);
+        }
         // Under the lock, so that whoever applies knows all threads.
         let _state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
         let tid = rustix::thread::gettid()

@@ -100,7 +100,9 @@ impl HostTable {
         if let Some(address) = self.defined.get(name) {
             return Some(*address);
         }
-        if name == "__tls_get_addr" {
+        // Ours stand for every version of the host's.
+        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
+        if stem == "__tls_get_addr" {
             // How published code finds what is its own; of the host's it knows only what was bound.
             let found: extern "C" fn(*const thread_local::Index) -> *mut u8 =
                 thread_local::get_addr;
@@ -109,9 +111,12 @@ impl HostTable {
         if !self.search_process {
             return None;
         }
-        if let Some((stem, version)) = name.split_once('@') {
+        if let (Some((stem, version)), None) = (name.split_once('@'), wrapped(stem))
+            && stem != spawn::STD_THREAD
+        {
             return self.resolve_version(stem, version);
         }
+        let name = stem;
         let c_name = CString::new(name).ok()?;
         if name == spawn::STD_THREAD {
             // Where libstdc++ is, so that what it throws can be thrown.

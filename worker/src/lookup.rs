@@ -2,7 +2,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
 
 use jitcast_runtime::index;
 use jitcast_runtime::needs::{Needs, Reference};
@@ -45,14 +44,10 @@ impl Worker {
     /// `CLOCK_MONOTONIC` at the moment when the generation of `guard` was published, ns.
     ///
     /// # Errors
-    /// [`Corrupt`].
-    pub fn published_ns(&self, guard: &Guard<'_>) -> Result<u64, Corrupt> {
+    /// [`LookupError`].
+    pub fn published_ns(&self, guard: &Guard<'_>) -> Result<u64, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
-        let state = self
-            .inner()
-            .state()
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.inner().lock_state()?;
         Ok(self.inner().root(&state)?.published_ns)
     }
 }

@@ -186,7 +186,12 @@ pub(crate) unsafe extern "C-unwind" fn start_std_thread(
     // SAFETY: as above: a state is an object with virtual functions.
     let functions = unsafe { (*run).functions }.addr() as u64;
     // Its class is published where its table of functions lies.
-    if let Plan::Inside(planned) = plan(functions, run.cast()) {
+    let plan = plan(functions, run.cast());
+    if matches!(plan, Plan::Full) {
+        // As libstdc++ does where the system has no thread left.
+        throw_system_error(libc::EAGAIN);
+    }
+    if let Plan::Inside(planned) = plan {
         let planned = Box::into_raw(planned).cast();
         // SAFETY: a `std::thread` holds a `pthread_t`; `begin_std` takes what is planned.
         if unsafe { host_pthread_create(thread, core::ptr::null(), begin_std, planned) } == 0 {
@@ -203,6 +208,19 @@ pub(crate) unsafe extern "C-unwind" fn start_std_thread(
     let host: StartStdThread = unsafe { core::mem::transmute(found) };
     // SAFETY: the caller's promise.
     unsafe { host(thread, state, depend) };
+}
+
+/// `std::__throw_system_error(int)`.
+fn throw_system_error(code: c_int) -> ! {
+    type Throw = extern "C-unwind" fn(c_int) -> !;
+    // SAFETY: a C string.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_ZSt20__throw_system_errori".as_ptr()) };
+    if found.is_null() {
+        trap::fatal("published code starts more threads than a worker has records for");
+    }
+    // SAFETY: the function of this name has this type.
+    let throw: Throw = unsafe { core::mem::transmute(found) };
+    throw(code)
 }
 
 /// libstdc++'s own, which is there: published code refers to it, so it was looked up before it was bound.

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-use jitcast_runtime::ImportId;
 use jitcast_runtime::module::Word;
+use jitcast_runtime::{ImportId, WorkerAddr};
 
 use crate::trap;
 
@@ -51,8 +51,21 @@ thread_local! {
     /// The block asked for last.
     static LAST: Cell<(Key, *mut u8)> = const { Cell::new(((0, 0), core::ptr::null_mut())) };
     /// All of them; null before the first. Freed by the key's destructor, which runs after those of C++.
-    static BLOCKS: Cell<*mut HashMap<Key, Block>> = const { Cell::new(core::ptr::null_mut()) };
+    static BLOCKS: Cell<*mut Blocks> = const { Cell::new(core::ptr::null_mut()) };
+    /// How often this thread's end has come to the blocks.
+    static ROUNDS: Cell<c_int> = const { Cell::new(0) };
 }
+
+/// The blocks of a thread.
+#[derive(Debug, Default)]
+struct Blocks {
+    list: HashMap<Key, Block>,
+    /// How many there are when those are looked for whose units are gone.
+    prune_at: usize,
+}
+
+/// How often the C library calls the destructors of a thread's keys (`PTHREAD_DESTRUCTOR_ITERATIONS`).
+const DESTRUCTOR_ROUNDS: c_int = 4;
 
 unsafe extern "C" {
     fn __tls_get_addr(index: *const Index) -> *mut c_void;
@@ -94,15 +107,41 @@ fn block_of(key: Key) -> *mut u8 {
         unsafe { libc::pthread_setspecific(key_of_threads(), blocks.cast()) };
     }
     // SAFETY: not null, so this thread's own map, borrowed by nobody else.
-    let known = unsafe { (*blocks).get(&key) }.map(|block| block.start);
+    let blocks = unsafe { &mut *blocks };
+    let known = blocks.list.get(&key).map(|block| block.start);
     let start = known.unwrap_or_else(|| {
+        blocks.prune();
         let block = new_block(key.0);
-        // SAFETY: as above.
-        unsafe { (*blocks).insert(key, block) };
+        blocks.list.insert(key, block);
         block.start
     });
     LAST.set((key, start));
     start
+}
+
+impl Blocks {
+    /// Frees blocks where another unit's module lies by now. Where no worker is any more, nobody can tell.
+    fn prune(&mut self) {
+        if self.list.len() < self.prune_at {
+            return;
+        }
+        self.list.retain(|&(module, number), block| {
+            let there = trap::worker_at(WorkerAddr::new(module)).is_some();
+            let stays = !there || word(module, Word::Number) == number;
+            if !stays {
+                block.free();
+            }
+            stays
+        });
+        self.prune_at = (2 * self.list.len()).max(64);
+    }
+}
+
+impl Block {
+    fn free(self) {
+        // SAFETY: allocated with this layout; whoever frees it forgets it.
+        unsafe { dealloc(self.start, self.layout) };
+    }
 }
 
 /// A block as a thread first sees it: the image, then zeros.
@@ -141,13 +180,23 @@ fn key_of_threads() -> libc::pthread_key_t {
 }
 
 unsafe extern "C" fn free_blocks(blocks: *mut c_void) {
+    // Destructors of other keys may use what lies there, in this round and in those that follow. The last one is ours
+    // to free in.
+    let round = ROUNDS.get() + 1;
+    ROUNDS.set(round);
+    if round < DESTRUCTOR_ROUNDS {
+        // SAFETY: the key that this is the destructor of.
+        let again = unsafe { libc::pthread_setspecific(key_of_threads(), blocks) };
+        if again == 0 {
+            return;
+        }
+    }
     BLOCKS.set(core::ptr::null_mut());
     LAST.set(((0, 0), core::ptr::null_mut()));
-    let blocks: *mut HashMap<Key, Block> = blocks.cast();
+    let blocks: *mut Blocks = blocks.cast();
     // SAFETY: what `block_of` made, whose thread ends.
-    for block in unsafe { Box::from_raw(blocks) }.values() {
-        // SAFETY: allocated with this layout, and freed once.
-        unsafe { dealloc(block.start, block.layout) };
+    for block in unsafe { Box::from_raw(blocks) }.list.values() {
+        block.free();
     }
 }
 

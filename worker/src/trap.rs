@@ -11,9 +11,6 @@ use crate::worker::Inner;
 /// The workers of this process, by the bases of their windows.
 static WORKERS: Mutex<Vec<(WorkerAddr, Weak<Inner>)>> = Mutex::new(Vec::new());
 
-/// What is to be said of units that failed.
-static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
 /// The worker whose window `address` lies in.
 pub(crate) fn worker_at(address: WorkerAddr) -> Option<Arc<Inner>> {
     workers()
@@ -28,14 +25,6 @@ pub(crate) fn workers() -> Vec<Arc<Inner>> {
         .iter()
         .filter_map(|(_, worker)| worker.upgrade())
         .collect()
-}
-
-/// Remembers what the trap of a failed unit says.
-pub(crate) fn note_failure(why: String) {
-    FAILURES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(why);
 }
 
 pub(crate) fn register(base: WorkerAddr, worker: Weak<Inner>) {
@@ -62,10 +51,19 @@ pub(crate) extern "C" fn removed() -> ! {
 
 /// What slots hold whose function's unit failed.
 pub(crate) extern "C" fn failed() -> ! {
-    let failures = FAILURES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .join("; ");
+    // Whoever is inside holds no state; who runs constructors does, and has no names for it.
+    let failures: Vec<String> = workers()
+        .iter()
+        .filter_map(|worker| worker.state().try_lock().ok())
+        .flat_map(|state| {
+            state
+                .units
+                .failed()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let failures = failures.join("; ");
     fatal(&format!(
         "a function was called whose unit had failed ({failures})"
     ))

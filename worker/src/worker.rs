@@ -210,10 +210,11 @@ impl Worker {
 
     /// The units whose constructors failed in this worker, and why. Their functions cannot be called.
     pub fn failed_units(&self) -> Vec<FailedUnit> {
-        match self.0.lock_state() {
-            Ok(state) => state.units.failed().cloned().collect(),
-            Err(_) => Vec::new(),
+        if self.0.starting.here().is_some() {
+            return Vec::new();
         }
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.units.failed().cloned().collect()
     }
 
     /// The layout of the window.
@@ -281,9 +282,10 @@ impl Inner {
         &self.state
     }
 
-    /// The state, unless this thread holds it already, since it applies a publication and runs constructors.
+    /// The state, for a thread that is inside: unless somebody runs constructors, who holds it. Since nobody else is
+    /// inside then but who was started by them, waiting could be for ever.
     pub(crate) fn lock_state(&self) -> Result<MutexGuard<'_, State>, LookupError> {
-        if self.starting.here().is_some() {
+        if self.starting.anywhere() {
             return Err(LookupError::WhileStarting);
         }
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))

@@ -85,7 +85,7 @@ impl<'p> Batch<'_, 'p> {
     /// Whether `name` means the segment's definition. A name that live units have bound to the host stays the
     /// host's; one that a unit of this batch defines is the batch's.
     pub(super) fn is_segments(&self, name: &str) -> bool {
-        if self.defined.contains_key(name) {
+        if self.defined.contains_key(name) || self.gave_way.contains(name) {
             return true;
         }
         let staying = self.is_imported_by_others(name);

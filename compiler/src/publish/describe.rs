@@ -10,7 +10,7 @@ use jitcast_runtime::records::{
     CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion,
     SymbolRecord, UNIT_KEPT, UnitRecord,
 };
-use jitcast_runtime::{PatchTarget, SegmentOffset, module, needs};
+use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
 use super::place::retire_cells;
@@ -70,7 +70,11 @@ impl<'p> Batch<'_, 'p> {
             module: linked.module.unwrap_or_default(),
             reserved: 0,
         };
-        let ends = !linked.fini.is_empty() || linked.module.is_some();
+        let resolves = |patch: &Patch| patch.kind() == Some(PatchKind::Resolver);
+        let ends = !linked.fini.is_empty()
+            || !linked.init.is_empty()
+            || linked.module.is_some()
+            || linked.patches.iter().any(resolves);
         edit.put_unit(txn, &record, &source.name)?;
         self.write_text(txn, edit, unit, placement, &record)?;
         if let Some(old) = self.site.catalog.units.get(&source.name) {

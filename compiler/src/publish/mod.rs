@@ -225,6 +225,8 @@ pub(crate) struct Batch<'a, 'p> {
     leaving_users: HashMap<&'a str, u32>,
     /// Symbols that units which are replaced and kept define or refer to.
     held: HashSet<&'a str>,
+    /// Weak definitions that a published one keeps from counting: whoever refers to them means that.
+    gave_way: HashSet<&'p str>,
     /// What the linker says of the symbols in `defined`.
     details: HashMap<&'p str, Details>,
     changes: Changes,
@@ -273,6 +275,7 @@ impl<'a, 'p> Batch<'a, 'p> {
             replaced: sources.iter().map(|source| source.name.as_str()).collect(),
             leaving_users,
             held,
+            gave_way: HashSet::new(),
             details: HashMap::new(),
             changes,
         };

@@ -26,7 +26,11 @@ impl Batch<'_, '_> {
                 };
                 match other {
                     // A weak definition gives way; the unit itself goes on using its own.
-                    Some(_) if definition.weak => {}
+                    Some((_, published)) if definition.weak => {
+                        if published {
+                            self.gave_way.insert(definition.name);
+                        }
+                    }
                     Some((other, published)) => {
                         return Err(PublishError::Duplicate {
                             symbol: definition.name.to_owned(),

@@ -156,7 +156,7 @@ impl Inner {
         // Before what they register, so that it runs after that.
         end_with_the_process();
         fresh.sort_by_key(|unit| unit.number);
-        self.starting().begin(generation);
+        self.starting().begin(hand_over_at(state, generation));
         for unit in &*fresh {
             for &(cell, resolver) in &unit.resolvers {
                 if let Err(why) = self.resolve(cell, resolver) {
@@ -222,7 +222,13 @@ impl Inner {
             why,
             text: unit.text,
         };
-        trap::note_failure(failed.to_string());
+        // What its constructors made before ends here, not when its code may be gone.
+        if let Some(module) = unit.ending.module {
+            self.end(&Ending {
+                fini: Vec::new(),
+                module: Some(module),
+            });
+        }
         state.units.failed.insert(unit.number, failed);
     }
 
@@ -246,16 +252,13 @@ impl Inner {
     ) -> Result<(), UpdateError> {
         let view = self.window().control();
         let mut gone = Vec::new();
-        let known = state.units.endings.keys().chain(state.units.failed.keys());
-        for &number in known {
+        for &number in state.units.endings.keys() {
             if index::get(view, units, number.into())?.is_none() {
                 gone.push(number);
             }
         }
-        gone.sort_unstable();
-        self.starting().begin(generation);
+        self.starting().begin(hand_over_at(state, generation));
         for number in gone.into_iter().rev() {
-            state.units.failed.remove(&number);
             if let Some(ending) = state.units.endings.remove(&number) {
                 self.end(&ending);
             }
@@ -264,11 +267,32 @@ impl Inner {
         Ok(())
     }
 
+    /// Forgets units that failed and are in the directory no longer: others may lie where they lay.
+    pub(crate) fn forget_failed(
+        &self,
+        state: &mut State,
+        units: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        let view = self.window().control();
+        let mut gone = Vec::new();
+        for &number in state.units.failed.keys() {
+            if index::get(view, units, number.into())?.is_none() {
+                gone.push(number);
+            }
+        }
+        for number in gone {
+            state.units.failed.remove(&number);
+        }
+        Ok(())
+    }
+
     /// Runs all destructors that have not run: the worker detaches, or the process ends.
     pub(crate) fn end_units(&self, state: &mut State) {
+        self.starting().begin(state.applied);
         while let Some((_, ending)) = state.units.endings.pop_last() {
             self.end(&ending);
         }
+        self.starting().end();
     }
 
     /// What the unit registered runs first, then what it was linked with: as at the end of a process.
@@ -276,8 +300,8 @@ impl Inner {
         if let Some(module) = ending.module {
             let handle = self.window().addr_of(module).get();
             // SAFETY: runs the handlers that were registered with this handle, each of them once.
-            let ended = unsafe { protect::call(finalize as *const () as u64, [handle, 0, 0]) };
-            debug_assert!(ended != Ended::Threw, "the handlers ran under it");
+            // However it ends, the destructors run.
+            let _ = unsafe { protect::call(finalize as *const () as u64, [handle, 0, 0]) };
         }
         for slot in &ending.fini {
             // SAFETY: the slot is the unit's own; its destructors run one after another, here.
@@ -287,6 +311,16 @@ impl Inner {
                 let _ = unsafe { protect::call(function, [0; 3]) };
             }
         }
+    }
+}
+
+/// The generation at which threads begin that constructors and destructors start. Cells still lead to what older
+/// generations had, so it is the one that was applied; at attach nothing was.
+fn hand_over_at(state: &State, generation: u64) -> u64 {
+    if state.applied == 0 {
+        generation
+    } else {
+        state.applied
     }
 }
 
@@ -348,6 +382,11 @@ impl Starting {
 
     fn end(&self) {
         self.thread.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether some thread runs constructors or destructors, and holds the worker's state meanwhile.
+    pub(crate) fn anywhere(&self) -> bool {
+        self.thread.load(Ordering::Relaxed) != 0
     }
 
     /// The generation at which the calling thread runs constructors, if it does.

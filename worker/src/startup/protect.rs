@@ -12,6 +12,7 @@
 use std::arch::global_asm;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// How a protected call ended.
@@ -185,7 +186,7 @@ pub(crate) unsafe fn call(function: u64, arguments: [u64; 3]) -> Ended {
             // SAFETY: an exception begins with the class of who threw it.
             let class = unsafe { exception.cast::<u64>().read() };
             // Deleting Rust's ends the process; it is left to be.
-            if !RUST_EXCEPTIONS.contains(&class) {
+            if !RUST_EXCEPTIONS.contains(&class) && !end_cplusplus(class, exception) {
                 // SAFETY: the exception that was caught, deleted once.
                 unsafe { _Unwind_DeleteException(exception) };
             }
@@ -218,13 +219,46 @@ const RUST_EXCEPTIONS: [u64; 2] = [
     u64::from_be_bytes(*b"MOZ\0RUST"),
 ];
 
+/// Catches a C++ exception as C++ does, so that its runtime counts it no longer; whether it is one.
+fn end_cplusplus(class: u64, exception: *mut c_void) -> bool {
+    const CLASS: u64 = u64::from_be_bytes(*b"\0GNUCC++");
+    if class >> 8 != CLASS {
+        return false;
+    }
+    let find = |name: &core::ffi::CStr| {
+        // SAFETY: a C string.
+        unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
+    };
+    let (begin, end) = (find(c"__cxa_begin_catch"), find(c"__cxa_end_catch"));
+    if begin.is_null() || end.is_null() {
+        return false;
+    }
+    // SAFETY: `void *__cxa_begin_catch(void *)` of the Itanium C++ ABI.
+    let begin: extern "C" fn(*mut c_void) -> *mut c_void = unsafe { core::mem::transmute(begin) };
+    // SAFETY: `void __cxa_end_catch()` of the same.
+    let end: extern "C" fn() = unsafe { core::mem::transmute(end) };
+    begin(exception);
+    end();
+    true
+}
+
 const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
-/// The actions that were there before, while protected calls run in any thread.
+/// How many protected calls run, and the actions that were there before.
 static PREVIOUS: Mutex<(usize, [Option<libc::sigaction>; 4])> = Mutex::new((0, [None; 4]));
+
+/// The handlers that were there before and their flags, for a handler, which takes no lock.
+static HANDLERS: [(AtomicUsize, AtomicI32); 4] =
+    [const { (AtomicUsize::new(libc::SIG_DFL), AtomicI32::new(0)) }; 4];
 
 /// The signal handlers are there while this lives.
 struct Handlers;
+
+/// Our handler, as a number.
+fn ours() -> usize {
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = crashed;
+    handler as usize
+}
 
 impl Handlers {
     fn install() -> Self {
@@ -232,12 +266,16 @@ impl Handlers {
         previous.0 += 1;
         if previous.0 == 1 {
             // SAFETY: all zeros are a valid `sigaction`: no flags, an empty mask.
-            let mut ours: libc::sigaction = unsafe { core::mem::zeroed() };
-            let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = crashed;
-            ours.sa_sigaction = handler as usize;
-            ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-            for (signal, old) in SIGNALS.into_iter().zip(&mut previous.1) {
-                *old = exchange(signal, &ours);
+            let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+            action.sa_sigaction = ours();
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+            for (index, (signal, old)) in SIGNALS.into_iter().zip(&mut previous.1).enumerate() {
+                let (handler, flags) = &HANDLERS[index];
+                if let Some(before) = current(signal) {
+                    handler.store(before.sa_sigaction, Ordering::Relaxed);
+                    flags.store(before.sa_flags, Ordering::Release);
+                }
+                *old = exchange(signal, &action);
             }
         }
         Self
@@ -250,12 +288,23 @@ impl Drop for Handlers {
         previous.0 -= 1;
         if previous.0 == 0 {
             for (signal, old) in SIGNALS.into_iter().zip(&mut previous.1) {
-                if let Some(old) = old.take() {
+                // What somebody else has put there meanwhile stays.
+                let is_ours = |now: libc::sigaction| now.sa_sigaction == ours();
+                if let Some(old) = old.take().filter(|_| current(signal).is_some_and(is_ours)) {
                     exchange(signal, &old);
                 }
             }
         }
     }
+}
+
+/// What happens at `signal` now.
+fn current(signal: c_int) -> Option<libc::sigaction> {
+    // SAFETY: all zeros are a valid `sigaction`.
+    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: `now` lives through the call; nothing is changed.
+    let done = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut now) };
+    (done == 0).then_some(now)
 }
 
 fn exchange(signal: c_int, action: &libc::sigaction) -> Option<libc::sigaction> {
@@ -266,38 +315,58 @@ fn exchange(signal: c_int, action: &libc::sigaction) -> Option<libc::sigaction> 
     (done == 0).then_some(old)
 }
 
-/// Sends this thread back to its protected call. Another thread's crash is left to who handled it before: their
-/// action is put back, and the instruction that crashed is executed again.
+/// Sends this thread back to its protected call. Another thread's signal, or one that somebody sent, is handled by who
+/// handled it before.
 extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let frame = FRAME.get();
     // SAFETY: the kernel's, as SA_SIGINFO says.
     let by_processor = unsafe { (*info).si_code } > 0;
     // SAFETY: not null, so the frame of a call that has not returned, on this thread's stack.
-    match unsafe { frame.as_mut() }.filter(|_| by_processor) {
-        Some(inside) => {
-            FRAME.set(inside.outer);
-            inside.signal = signal;
-            let context: *mut libc::ucontext_t = context.cast();
-            // SAFETY: the registers that the kernel saved and will restore, this handler's own to change.
-            let registers = unsafe { &mut (*context).uc_mcontext.gregs };
-            registers[libc::REG_RSP as usize] = inside.stack.cast_signed();
-            registers[libc::REG_RIP as usize] =
-                (&raw const jitcast_protected_crashed).addr() as i64;
+    let Some(inside) = unsafe { frame.as_mut() }.filter(|_| by_processor) else {
+        pass_on(signal, info, context, by_processor);
+        return;
+    };
+    FRAME.set(inside.outer);
+    inside.signal = signal;
+    let context: *mut libc::ucontext_t = context.cast();
+    // SAFETY: the registers that the kernel saved and will restore, this handler's own to change.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    registers[libc::REG_RSP as usize] = inside.stack.cast_signed();
+    registers[libc::REG_RIP as usize] = (&raw const jitcast_protected_crashed).addr() as i64;
+}
+
+/// Does what was done at `signal` before.
+fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, by_processor: bool) {
+    let index = SIGNALS
+        .iter()
+        .position(|known| *known == signal)
+        .unwrap_or(0);
+    // Acquire: pairs with the release when the handlers were installed.
+    let flags = HANDLERS[index].1.load(Ordering::Acquire);
+    let handler = HANDLERS[index].0.load(Ordering::Relaxed);
+    if handler == libc::SIG_IGN && !by_processor {
+        return;
+    }
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        // SAFETY: all zeros are the default action.
+        let default = unsafe { core::mem::zeroed() };
+        exchange(signal, &default);
+        if !by_processor {
+            // SAFETY: raise(3) of a signal that just arrived. (What the processor raised, it raises again.)
+            unsafe { libc::raise(signal) };
         }
-        None => {
-            // Only reads: whoever installs or removes the handlers holds the lock, and would have to crash to
-            // be interrupted here.
-            let previous = PREVIOUS.try_lock();
-            let old = SIGNALS.iter().position(|known| *known == signal);
-            let old = old.and_then(|index| previous.ok().and_then(|previous| previous.1[index]));
-            // SAFETY: all zeros are the default action.
-            let default = unsafe { core::mem::zeroed() };
-            exchange(signal, &old.unwrap_or(default));
-            if !by_processor {
-                // SAFETY: raise(3) of a signal that just arrived.
-                unsafe { libc::raise(signal) };
-            }
-        }
+        return;
+    }
+    let handler = core::ptr::with_exposed_provenance::<()>(handler);
+    if flags & libc::SA_SIGINFO != 0 {
+        type WithInfo = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+        // SAFETY: the handler that was there, of the type that its flags say.
+        let handler: WithInfo = unsafe { core::mem::transmute(handler) };
+        handler(signal, info, context);
+    } else {
+        // SAFETY: as above.
+        let handler: extern "C" fn(c_int) = unsafe { core::mem::transmute(handler) };
+        handler(signal);
     }
 }
 
