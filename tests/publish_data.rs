@@ -348,3 +348,31 @@ fn data_of_an_executables_object_is_its_own() {
     publish(&host, &[c_with("pie", source, &["-O2", "-fPIE"])]);
     assert_eq!(call(&worker, "pie", 0), 7);
 }
+
+/// Common symbols are merged inside a unit; once one is published, nobody makes it grow.
+#[test]
+fn a_common_symbol_does_not_grow_once_it_is_published() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let common = |unit: &str, len: usize| {
+        let source = format!(
+            "long shared[{len}]; long {unit}(long x) {{ return sizeof shared + (shared[x] += x); }}"
+        );
+        c_with(unit, &source, &["-O2", "-fPIC", "-fcommon"])
+    };
+    publish(&host, &[common("one", 10)]);
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "one", 3), 83);
+    for len in [5, 10, 20] {
+        let error = refused(&host, &[common("two", len)]).to_string();
+        assert!(
+            error.contains(
+                "`shared` is defined by the unit `two` and by the unit `one`, which is published"
+            ),
+            "{error}"
+        );
+    }
+    assert_eq!(call(&worker, "one", 3), 86);
+}

@@ -400,3 +400,48 @@ fn a_handler_that_a_constructor_installs_stays() {
     publish(&host, &[c("u", source)]);
     assert_eq!(call(&attach(&host), "f", 0), 1);
 }
+
+#[test]
+fn what_may_be_called_after_its_time_is_kept_whatever_was_asked_for() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    for (source, keeps) in [
+        ("long f(long x) { return x; }", false),
+        (
+            "__thread long own; long f(long x) { return own += x; }",
+            false,
+        ),
+        (
+            "__attribute__((constructor)) static void begins(void) { asm(\"\"); } long f(long x) { return x; }",
+            false,
+        ),
+        (
+            "__attribute__((destructor)) static void ends(void) { asm(\"\"); } long f(long x) { return x; }",
+            true,
+        ),
+        (
+            "#include <stdlib.h>\nlong f(long x) { return atexit(abort); }",
+            true,
+        ),
+        (
+            "int __cxa_thread_atexit(void (*)(void *), void *, void *); extern char __dso_handle;
+          long f(long x) { return __cxa_thread_atexit(0, 0, &__dso_handle); }",
+            true,
+        ),
+        (
+            "#include <pthread.h>\nlong f(long x) { pthread_key_t key; return pthread_key_create(&key, 0); }",
+            true,
+        ),
+    ] {
+        publish(
+            &host,
+            &[UnitSource {
+                reclaim: Reclaim::Yes,
+                ..c("u", source)
+            }],
+        );
+        assert_eq!(host.compiler.status().units[0].keeps, keeps, "{source}");
+    }
+}
