@@ -276,7 +276,8 @@ pub(super) struct PublishArgs {
 pub(super) struct LinkArgs {
     #[command(flatten)]
     pub(super) unit: UnitArgs,
-    /// For every relocation: its site, kind and formula, where its target lies, when it is resolved, and what was done.
+    /// For every relocation of what is loaded (`.eh_frame` aside, which is put together anew): its site, kind and
+    /// formula, where its target lies, when it is resolved, and what was done.
     #[arg(long)]
     pub(super) explain: bool,
     /// Where each section and symbol goes.

@@ -25,7 +25,7 @@ pub(super) fn link(args: &LinkArgs) -> Result<ExitCode, Failure> {
     if args.explain {
         println!("{}", explain(&preview.prepared.explain()));
     }
-    println!("{}", summary(&preview));
+    println!("{}", summary(&preview)?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,7 +111,7 @@ fn resolved(when: Resolved) -> &'static str {
     }
 }
 
-fn summary(preview: &Preview<'_>) -> String {
+fn summary(preview: &Preview<'_>) -> Result<String, Failure> {
     let extents = preview.prepared.extents();
     let Counts {
         relocations,
@@ -126,19 +126,20 @@ fn summary(preview: &Preview<'_>) -> String {
         .map(|reference| reference.name)
         .collect();
     host.sort_unstable();
-    format!(
+    Ok(format!(
         "{relocations} relocations: {patched} patched in each worker, {changed} instructions changed\n\
          text {} bytes, read-only data {}, private data {} of each worker, {} patches\n\
-         defines {} names; asks for {}",
+         defines {} names; {} functions can be unwound through; asks for {}",
         extents.text.len_bytes,
         extents.read_only.len_bytes,
         extents.private.len_bytes,
         preview.linked.patches.len(),
         preview.prepared.definitions().len(),
+        preview.prepared.unwinding(&preview.placement)?.frames.len(),
         if host.is_empty() {
             "nothing".to_owned()
         } else {
             host.join(", ")
         }
-    )
+    ))
 }
