@@ -30,6 +30,7 @@ impl Unit<'_> {
             .iter()
             .map(|(name, len_bytes)| (name.as_str(), *len_bytes))
             .collect();
+        let mut total = 0;
         for (number, global) in (0..).zip(&self.globals.list) {
             let Some(&len_bytes) = lengths.get(global.name) else {
                 continue;
@@ -37,10 +38,12 @@ impl Unit<'_> {
             if global.strength != Strength::Undefined {
                 continue;
             }
-            if len_bytes > Options::COPY_LEN_BYTES {
+            // Together, since every undefined symbol may ask for one.
+            total = u64::saturating_add(total, len_bytes);
+            if total > Options::COPY_LEN_BYTES {
                 let problem = Problem::Limit {
-                    what: "the length of a copy of a host datum",
-                    value: len_bytes,
+                    what: "the length of all copies of host data",
+                    value: total,
                     limit: Options::COPY_LEN_BYTES,
                 };
                 return Err(LinkError::new(global.name, problem));

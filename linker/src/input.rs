@@ -52,7 +52,7 @@ impl Options {
     /// The longest that a unit can be: a whole window.
     pub const WINDOW_LEN_BYTES: u64 = 1 << 31;
 
-    /// The longest datum that is copied from the host.
+    /// How much a unit may copy from the host, bytes.
     pub const COPY_LEN_BYTES: u64 = 1 << 20;
 }
 

@@ -97,11 +97,11 @@ impl HostTable {
 
     /// The address of `name` in this process, if there is one; of `name@VERSION`, that of the version.
     pub fn resolve(&self, name: &str) -> Option<WorkerAddr> {
-        if let Some(address) = self.defined.get(name) {
+        // What is defined explicitly, and what is ours, stands for every version of the host's.
+        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
+        if let Some(address) = self.defined.get(name).or_else(|| self.defined.get(stem)) {
             return Some(*address);
         }
-        // Ours stand for every version of the host's.
-        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
         if stem == "__tls_get_addr" {
             // How published code finds what is its own; of the host's it knows only what was bound.
             let found: extern "C" fn(*const thread_local::Index) -> *mut u8 =
@@ -137,9 +137,6 @@ impl HostTable {
 
 impl HostTable {
     fn resolve_version(&self, name: &str, version: &str) -> Option<WorkerAddr> {
-        if let Some(address) = self.defined.get(name) {
-            return Some(*address);
-        }
         let (name, version) = (CString::new(name).ok()?, CString::new(version).ok()?);
         let handles = core::iter::once(libc::RTLD_DEFAULT);
         let mut handles = handles.chain(self.libraries.iter().map(|library| library.0));
@@ -236,6 +233,9 @@ mod tests {
         // SAFETY: nothing is called through it.
         unsafe { table.define("malloc", core::ptr::without_provenance(0x1000)) };
         assert_eq!(table.resolve("malloc"), Some(WorkerAddr::new(0x1000)));
+        let versioned = table.resolve("malloc@GLIBC_2.2.5");
+        assert_eq!(versioned, Some(WorkerAddr::new(0x1000)));
+        assert_eq!(table.resolve("free@GLIBC_2.2.5"), None);
     }
 
     #[test]

@@ -126,3 +126,28 @@ fn sections_that_overlap_are_counted() {
         "{message}"
     );
 }
+
+/// The story: a request could ask for a copy of a megabyte for each of a million undefined symbols, and end the
+/// compiler process for want of memory.
+#[test]
+fn copies_of_host_data_have_one_limit_together() {
+    let names: Vec<String> = (0..5000).map(|number| format!("datum_{number}")).collect();
+    let source: String = names.iter().map(|name| format!(".quad {name}\n")).collect();
+    let object = crate::common::assemble(&format!(".data\n{source}"));
+    let files = [("x.o", &object[..])];
+    let read = |len_bytes: u64| {
+        let options = jitcast_linker::Options {
+            copies: names.iter().map(|name| (name.clone(), len_bytes)).collect(),
+            ..Default::default()
+        };
+        jitcast_linker::Prepared::read("unit", &crate::common::inputs(&files), &options).err()
+    };
+    assert_eq!(read(100), None);
+    for len_bytes in [300, 1 << 20, u64::MAX] {
+        let problem = read(len_bytes).map(|error| error.problem.clone());
+        assert!(
+            matches!(problem, Some(jitcast_linker::Problem::Limit { .. })),
+            "{problem:?}"
+        );
+    }
+}
