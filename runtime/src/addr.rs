@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
     FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 #[repr(transparent)]
 pub struct SegmentOffset(u32);
 

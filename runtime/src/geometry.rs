@@ -28,6 +28,7 @@ pub const SLOT_BYTES: u32 = 8;
 
 /// A half-open range of window offsets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 pub struct Region {
     /// First offset, bytes.
     pub start: u32,
@@ -67,6 +68,7 @@ impl fmt::Display for Region {
 
 /// An area of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 pub enum Area {
     /// Slots that calls go through: the current version of each published function.
     CallCells,

@@ -4,12 +4,16 @@
 //! Invariant: a range is free, or belongs to exactly one of: an open transaction, the published state,
 //! the retired list.
 
+mod redo;
+
 use std::collections::{HashMap, VecDeque};
 
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
 use crate::header::CONTROL_FIXED_BYTES;
 use crate::memory::Memory;
 use crate::space::Space;
+
+pub use redo::{Effects, HeapImage, Inconsistent, RedoError};
 
 /// An area has no room left, or the system has no memory to back it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,6 +20,7 @@ pub enum PatchTarget {
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
     FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 #[repr(transparent)]
 pub struct ImportId(u32);
 

@@ -47,6 +47,7 @@ pub struct Root {
 
 /// A range of window offsets, as it lies in the segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct StoredRegion {
     /// First offset, bytes.

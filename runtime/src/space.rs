@@ -85,6 +85,51 @@ impl Space {
         }
     }
 
+    /// Takes exactly `range`, if all of it is free: what an allocator did before is done again.
+    pub fn take(&mut self, range: Region) -> bool {
+        if !self.area.contains(range.offset(), range.len_bytes.into()) || range.len_bytes == 0 {
+            return range.len_bytes == 0;
+        }
+        if range.start >= self.watermark {
+            let gap = Region { start: self.watermark, len_bytes: range.start - self.watermark };
+            self.watermark = range.end();
+            self.remember(gap);
+            return true;
+        }
+        let Some((&start, &len)) = self.by_start.range(..=range.start).next_back() else {
+            return false;
+        };
+        let end = start + len;
+        if range.end() > end {
+            return false;
+        }
+        self.forget(start, len);
+        self.remember(Region { start, len_bytes: range.start - start });
+        self.remember(Region { start: range.end(), len_bytes: end - range.end() });
+        true
+    }
+
+    /// Whether all of `range` is in use.
+    pub fn is_used(&self, range: Region) -> bool {
+        let used = Region { start: self.area.start, len_bytes: self.watermark - self.area.start };
+        let last = self.by_start.range(..range.end()).next_back();
+        used.contains(range.offset(), range.len_bytes.into())
+            && last.is_none_or(|(start, len)| start + len <= range.start)
+    }
+
+    /// What is in use, as the longest ranges that hold nothing else.
+    pub fn used(&self) -> Vec<Region> {
+        let mut used = Vec::new();
+        let mut start = self.area.start;
+        for (&free, &len) in &self.by_start {
+            used.push(Region { start, len_bytes: free - start });
+            start = free + len;
+        }
+        used.push(Region { start, len_bytes: self.watermark - start });
+        used.retain(|range| range.len_bytes > 0);
+        used
+    }
+
     fn alloc_free(&mut self, len_bytes: u32, align_bytes: u32) -> Option<Region> {
         // The best fit that alignment allows; with few alignments in use, the first candidates fit.
         let (found_len, start, aligned) = self
@@ -169,6 +214,14 @@ mod tests {
                 }
                 let used: u64 = held.iter().map(|range| u64::from(range.len_bytes)).sum();
                 prop_assert_eq!(space.used_bytes(), used);
+            }
+            let mut copy = Space::new(AREA);
+            prop_assert!(space.used().into_iter().all(|range| copy.take(range)));
+            prop_assert_eq!((&copy.by_start, copy.watermark), (&space.by_start, space.watermark));
+            for range in &held {
+                prop_assert!(space.is_used(*range) && !copy.take(*range));
+                copy.free(*range);
+                prop_assert!(!copy.is_used(*range) && copy.take(*range));
             }
             held.drain(..).for_each(|range| space.free(range));
             prop_assert_eq!((space.used_bytes(), space.watermark()), (0, AREA.start));

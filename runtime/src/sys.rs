@@ -240,3 +240,30 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
     let libc::ucred { pid, uid, gid } = peer;
     Ok(Peer { pid, uid, gid })
 }
+
+/// Takes the lock of the whole file behind `fd` for its open file description: whether it was free. The kernel
+/// drops it with the last descriptor of that description, however its owner ends.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_SETLK`.
+pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    let request = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
+    let result = unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const request) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let cause = io::Error::last_os_error();
+    match cause.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(cause),
+    }
+}

@@ -83,13 +83,6 @@ impl Segment {
     /// # Errors
     /// [`SegmentError`].
     pub fn create(options: &SegmentOptions) -> Result<Self, SegmentError> {
-        let geometry = options.geometry;
-        let mut socket = [0; 108];
-        let path = options.socket.as_bytes();
-        socket
-            .get_mut(..path.len())
-            .ok_or(SegmentError::Socket { len_bytes: path.len() })?
-            .copy_from_slice(path);
         let random = |cause| SegmentError::System {
             step: "getrandom",
             help: "the kernel has no random numbers yet; try again",
@@ -97,6 +90,26 @@ impl Segment {
         };
         let instance = sys::random().map_err(random)?;
         let hash_seed = u64::from_le_bytes(sys::random().map_err(random)?);
+        Self::restore(options, instance, hash_seed)
+    }
+
+    /// Creates a segment for the image of another one, whose header said `instance` and `hash_seed`: names are
+    /// found in the image by hashes with that seed.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn restore(
+        options: &SegmentOptions,
+        instance: [u8; 16],
+        hash_seed: u64,
+    ) -> Result<Self, SegmentError> {
+        let geometry = options.geometry;
+        let mut socket = [0; 108];
+        let path = options.socket.as_bytes();
+        socket
+            .get_mut(..path.len())
+            .ok_or(SegmentError::Socket { len_bytes: path.len() })?
+            .copy_from_slice(path);
         let header = Header::new(&geometry, options.cpu, instance, hash_seed, socket);
         let len_bytes = geometry.shared().len_bytes;
         let object = match &options.back_end {

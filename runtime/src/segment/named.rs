@@ -5,7 +5,7 @@
 //! reopen the object for writing; that is the price of a name.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
@@ -13,6 +13,7 @@ use shared_memory::{Shmem, ShmemConf, ShmemError};
 
 use super::{DEV_SHM, NameError, SegmentError, object_path};
 use crate::header::{HeaderError, MAGIC};
+use crate::sys::try_lock;
 
 /// What lies under a name already.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ pub fn examine(name: &str) -> Result<Leftover, NameError> {
         Err(rustix::io::Errno::NOENT) => return Ok(Leftover::None),
         other => other.map_err(system("open"))?,
     };
-    if !lock(object.as_fd()).map_err(|cause| NameError::System {
+    if !try_lock(&object).map_err(|cause| NameError::System {
         step: "lock",
         path: path.clone(),
         cause,
@@ -92,27 +93,6 @@ fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
         Ok(there) => Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-/// Takes the lock of the whole object: whether it was free.
-fn lock(object: BorrowedFd<'_>) -> io::Result<bool> {
-    let request = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
-    let result = unsafe { libc::fcntl(object.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
-    if result == 0 {
-        return Ok(true);
-    }
-    let cause = io::Error::last_os_error();
-    match cause.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(cause),
     }
 }
 
@@ -164,7 +144,7 @@ impl NamedObject {
         let writable = open(OFlags::RDWR).map_err(system("open"))?;
         let read_only = open(OFlags::RDONLY).map_err(system("open"))?;
         // Before we had the lock, another compiler process may have taken the object for a dead one's.
-        let ours = lock(writable.as_fd()).map_err(system("lock"))?
+        let ours = try_lock(&writable).map_err(system("lock"))?
             && is_at(&writable, &path).map_err(io::Error::from).map_err(system("stat"))?;
         if !ours {
             shmem.set_owner(false);
