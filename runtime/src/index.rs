@@ -6,6 +6,8 @@
 //! key and its generation. Invariant: five bits of the key choose a child, from the low end; a node's newest
 //! generation is the maximum over its records, so a walk may leave out what a worker has applied.
 
+use std::collections::BTreeMap;
+
 use crate::addr::SegmentOffset;
 use crate::heap::{SegmentFull, Txn};
 use crate::geometry::{Area, Region};
@@ -340,6 +342,42 @@ fn retire(txn: &mut Txn<'_>, at: SegmentOffset) {
 /// The compiler process is the only writer of the index; what it reads back is what it wrote.
 fn own<T>(result: Result<T, Corrupt>) -> T {
     result.expect("the single writer's own index is intact")
+}
+
+/// Where every node is, for one who reads back what others may have written: each node once, each record where
+/// its key says, and none newer than the nodes above it say.
+///
+/// # Errors
+/// [`Corrupt`] if the index is not what [`insert`] writes.
+pub fn nodes(view: &View, root: SegmentOffset) -> Result<Vec<Region>, Corrupt> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![(root, 0, 0, u64::MAX)];
+    while let Some((at, depth, prefix, newest)) = pending.pop() {
+        if at.is_none() {
+            continue;
+        }
+        let corrupt = Corrupt { what: "index that is no trie", at };
+        let node = Node::read(view, at)?;
+        let is_dated = (1..=newest).contains(&node.newest);
+        if depth == DEPTH_MAX || !is_dated || found.insert(at, node.len_bytes()).is_some() {
+            return Err(corrupt);
+        }
+        for slot in bits(node.bitmap) {
+            let child = SegmentOffset::new(node.children[slot]);
+            let prefix = prefix | (slot as u64) << (depth * BITS);
+            let mask = 1u64.checked_shl((depth + 1) * BITS).map_or(u64::MAX, |bit| bit - 1);
+            if !node.is_record(slot) {
+                pending.push((child, depth + 1, prefix, node.newest));
+                continue;
+            }
+            let generation = view.load(child.checked_add(8).ok_or(corrupt)?)?;
+            let is_dated = (1..=node.newest).contains(&generation);
+            if key_of(view, child.get())? & mask != prefix || !is_dated {
+                return Err(corrupt);
+            }
+        }
+    }
+    Ok(found.into_iter().map(|(at, len_bytes)| Region { start: at.get(), len_bytes }).collect())
 }
 
 /// Reads back every record, for one who adopts a segment or counts it.

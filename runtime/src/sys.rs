@@ -247,23 +247,35 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
+    match set_lock(fd.as_fd(), libc::F_WRLCK) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives back what [`try_lock`] took, at once: a child that another thread has just forked may hold a descriptor
+/// of the same description until it executes something else.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_SETLK`.
+pub fn unlock(fd: impl AsFd) -> io::Result<()> {
+    set_lock(fd.as_fd(), libc::F_UNLCK)
+}
+
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let request = libc::flock {
-        l_type: libc::F_WRLCK as i16,
+        l_type: kind as i16,
         l_whence: libc::SEEK_SET as i16,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     };
-    let fd = fd.as_fd().as_raw_fd();
     // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
-    let result = unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const request) };
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     if result == 0 {
-        return Ok(true);
+        return Ok(());
     }
-    let cause = io::Error::last_os_error();
-    match cause.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(cause),
-    }
+    Err(io::Error::last_os_error())
 }
