@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use common::attack;
 use common::host::{Host, clif_unit, object_unit};
+use common::mount;
 use common::object::Maker;
 use common::process::{Finished, Process, finish, jitcast};
 use common::remote::{self, Remote};
@@ -313,7 +314,7 @@ fn a_noexec_dev_shm_is_named_with_the_back_end_to_use() {
     let mut command = jitcast(&["serve", "--socket", &socket, "--name", &name.0]);
     // SAFETY: between fork and exec only async-signal-safe functions may be called: the closure makes system
     // calls with constant arguments, and allocates nothing.
-    unsafe { command.pre_exec(|| mount_shm(libc::MS_NOEXEC, None)) };
+    unsafe { command.pre_exec(|| mount::tmpfs(c"/dev/shm", libc::MS_NOEXEC, None)) };
     match Process::try_start(command.stdin(Stdio::null())) {
         Ok(serve) => drop(serve.finish().refused(&[
             "/dev/shm is mounted noexec",
@@ -334,7 +335,7 @@ fn a_full_dev_shm_refuses_the_publication_and_what_ran_goes_on() {
     let socket = scratch.path("socket");
     let mut command = jitcast(&["serve", "--socket", &socket, "--name", &name.0]);
     // SAFETY: as in the test before.
-    unsafe { command.pre_exec(|| mount_shm(0, Some(c"size=1m"))) };
+    unsafe { command.pre_exec(|| mount::tmpfs(c"/dev/shm", 0, Some(c"size=1m"))) };
     let process = match Process::try_start(command.stdin(Stdio::null())) {
         Ok(process) => process,
         Err(error) => {
@@ -355,26 +356,6 @@ fn a_full_dev_shm_refuses_the_publication_and_what_ran_goes_on() {
     assert_eq!(serve.call("small(1)"), "2");
     serve.publish_adds("small", 2);
     assert_eq!(serve.call("small(1)"), "3");
-}
-
-/// Mounts an empty /dev/shm in a mount namespace of this process's own; as an ordinary user, inside a user
-/// namespace.
-fn mount_shm(flags: libc::c_ulong, data: Option<&std::ffi::CStr>) -> std::io::Result<()> {
-    let done = |result: i32| match result {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    };
-    // SAFETY: takes flags only.
-    let unshare = |flags| done(unsafe { libc::unshare(flags) });
-    unshare(libc::CLONE_NEWNS).or_else(|_| unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS))?;
-    let (none, root, shm, tmpfs) = (std::ptr::null(), c"/", c"/dev/shm", c"tmpfs");
-    let private = libc::MS_REC | libc::MS_PRIVATE;
-    // SAFETY: the target is a C string; the rest is ignored for a change of propagation.
-    done(unsafe { libc::mount(none, root.as_ptr(), none, private, none.cast()) })?;
-    let (tmpfs, shm) = (tmpfs.as_ptr(), shm.as_ptr());
-    let data = data.map_or(std::ptr::null(), |data| data.as_ptr().cast());
-    // SAFETY: source, target, type and data are C strings (or null for no data).
-    done(unsafe { libc::mount(tmpfs, shm, tmpfs, flags, data) })
 }
 
 /// A compiler process that dies between creating the object and writing its header leaves zeros.

@@ -4,15 +4,20 @@
 //! Invariant: it says what the latest committed root says. A publication works on a copy of what it
 //! changes ([`Changes`]) and merges it after the commit.
 
+mod check;
+
 use std::collections::{HashMap, HashSet};
 
 use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
+use serde::{Deserialize, Serialize};
 
 use crate::publish::Changes;
 
+pub(crate) use check::Disagreement;
+
 /// Everything published.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Catalog {
     pub(crate) units: HashMap<String, Unit>,
     pub(crate) symbols: HashMap<String, Symbol>,
@@ -30,7 +35,7 @@ pub(crate) struct Catalog {
 }
 
 /// A published unit.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Unit {
     pub(crate) number: u32,
     pub(crate) generation: u64,
@@ -49,7 +54,7 @@ pub(crate) struct Unit {
 }
 
 /// What a symbol is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kind {
     Function,
     Data,
@@ -69,7 +74,7 @@ impl Kind {
 }
 
 /// A published symbol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Symbol {
     pub(crate) unit: String,
     pub(crate) kind: Kind,
@@ -88,7 +93,7 @@ pub(crate) type ImportKey = (String, ImportKind);
 
 /// How a host symbol is referred to. Those of one name are different imports, since they differ where the host
 /// lacks it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum ImportKind {
     /// A function that needs it is disabled.
     Strong,
@@ -99,7 +104,7 @@ pub(crate) enum ImportKind {
 }
 
 /// A datum that is unique in a process, whichever units define it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pooled {
     /// The unit that brought it, which is kept.
     pub(crate) unit: String,
@@ -109,7 +114,7 @@ pub(crate) struct Pooled {
 }
 
 /// A host symbol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Import {
     pub(crate) id: ImportId,
     pub(crate) trap: SegmentOffset,
@@ -122,7 +127,7 @@ pub(crate) struct Import {
 }
 
 /// What a replaced unit left that is never reused, since addresses of its locals may have been handed out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Kept {
     pub(crate) unit: String,
     pub(crate) generation: u64,
@@ -185,7 +190,8 @@ impl Catalog {
         if let Some(old) = self.units.insert(name.to_owned(), unit) {
             for import in &old.imports {
                 if let Some(import) = self.imports.get_mut(import) {
-                    import.users -= 1;
+                    // Never less than none, whatever a journal says.
+                    import.users = import.users.saturating_sub(1);
                 }
             }
             if old.keeps || keep {

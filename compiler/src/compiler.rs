@@ -5,49 +5,53 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use jitcast_runtime::directory::{Edit, record_flags};
-use jitcast_runtime::geometry::{Area, DEFAULT_WINDOW_BYTES, Geometry, GeometryError, SLOT_BYTES};
+use jitcast_runtime::cpu::CpuFeatures;
+use jitcast_runtime::directory::Edit;
+use jitcast_runtime::geometry::{Area, DEFAULT_WINDOW_BYTES, Geometry, GeometryError};
 use jitcast_runtime::header::Control;
-use jitcast_runtime::heap::{Heap, Txn};
-use jitcast_runtime::mailbox::{FIRST_GENERATION, Word};
-use jitcast_runtime::records::{Root, TRAP_CELL};
+use jitcast_runtime::heap::Txn;
+use jitcast_runtime::mailbox::Word;
+use jitcast_runtime::records::Root;
 use jitcast_runtime::segment::{self, BackEnd, Segment, SegmentOptions};
-use jitcast_runtime::{SegmentOffset, sys};
 use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
-use crate::catalog::{Catalog, ImportKind};
+use crate::catalog::ImportKind;
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
+use crate::journal::{self, Journal, JournalError, JournalOptions, Past, Storage};
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
+use crate::state::{Commit, State, commit};
 use crate::status::{AreaStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
 use crate::workers::{Admission, Workers};
 
 /// How a compiler process is to be.
 #[derive(Clone, Debug)]
 pub struct CompilerOptions {
-    /// The layout of the window.
-    pub geometry: Geometry,
+    /// The layout of the window; `None`: that of the journal, or else the default.
+    pub geometry: Option<Geometry>,
     /// Where the segment lies.
     pub back_end: BackEnd,
     /// The path of its socket, for the header; empty if there is none.
     pub socket: String,
     /// The processor features that code may use.
-    pub cpu: jitcast_runtime::cpu::CpuFeatures,
+    pub cpu: CpuFeatures,
     /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
     pub reclaim_above_bytes: u64,
+    /// Where publications are written down, so that the next compiler process has them too; `None`: nowhere.
+    pub journal: Option<JournalOptions>,
 }
 
 impl Default for CompilerOptions {
     /// A sealed segment of a 1 GiB window for this machine's processor.
     fn default() -> Self {
         Self {
-            geometry: Geometry::new(DEFAULT_WINDOW_BYTES.into())
-                .expect("the default is within the limits"),
+            geometry: None,
             back_end: BackEnd::Sealed,
             socket: String::new(),
-            cpu: jitcast_runtime::cpu::CpuFeatures::host(),
+            cpu: CpuFeatures::host(),
             reclaim_above_bytes: 256 << 10,
+            journal: None,
         }
     }
 }
@@ -59,7 +63,7 @@ impl CompilerOptions {
     /// [`GeometryError`] outside the limits.
     pub fn with_window(window_bytes: u64) -> Result<Self, GeometryError> {
         Ok(Self {
-            geometry: Geometry::new(window_bytes)?,
+            geometry: Some(Geometry::new(window_bytes)?),
             ..Self::default()
         })
     }
@@ -68,60 +72,81 @@ impl CompilerOptions {
 /// The compiler process's side of a segment. Shared between threads.
 #[derive(Debug)]
 pub struct Compiler {
-    segment: Segment,
-    state: Mutex<State>,
+    pub(crate) segment: Segment,
+    pub(crate) state: Mutex<State>,
+    /// Locked while the state is.
+    pub(crate) journal: Mutex<Option<Journal>>,
     workers: Mutex<Workers>,
     reclaim_above_bytes: u64,
 }
 
-#[derive(Debug)]
-struct State {
-    heap: Heap,
-    catalog: Catalog,
-    root: Root,
-    root_at: SegmentOffset,
-    committed: [u32; Area::COUNT],
-}
-
 impl Compiler {
-    /// Creates a segment with an empty directory.
+    /// Creates a segment: with an empty directory, or with what the journal says was published.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn create(options: &CompilerOptions) -> Result<Self, StartError> {
-        let segment = Segment::create(&SegmentOptions {
-            geometry: options.geometry,
-            cpu: options.cpu,
-            back_end: options.back_end.clone(),
-            socket: options.socket.clone(),
-        })?;
-        let mut state = State {
-            heap: Heap::new(&options.geometry),
-            catalog: Catalog::default(),
-            root: Root {
-                generation: FIRST_GENERATION - 1,
-                ..zerocopy::FromZeros::new_zeroed()
-            },
-            root_at: SegmentOffset::NONE,
-            committed: [0; Area::COUNT],
-        };
-        let mut txn = state
-            .heap
-            .begin(segment.memory(), &segment, FIRST_GENERATION);
-        let trap = txn.alloc(Area::CallCells, SLOT_BYTES, SLOT_BYTES)?;
-        assert_eq!(trap.offset(), TRAP_CELL, "the first cell is the traps' own");
-        let edit = Edit::new(state.root, SegmentOffset::NONE);
-        let committed = commit(&segment, txn, edit, &state.committed)?;
-        (state.root, state.root_at, state.committed) = committed;
-        Ok(Self {
-            segment,
-            state: Mutex::new(state),
-            workers: Mutex::new(Workers::default()),
-            reclaim_above_bytes: options.reclaim_above_bytes,
-        })
+        let journal = options.journal.as_ref();
+        match journal.map(journal::open).transpose()? {
+            None => Self::fresh(options, None),
+            Some((storage, past)) => Self::with_journal(options, storage, past),
+        }
     }
 
-    /// Links `sources` and makes them visible as one. Whatever goes wrong, nothing of them is.
+    /// The one place that decides where the image of the segment comes from.
+    pub(crate) fn with_journal(
+        options: &CompilerOptions,
+        storage: Box<dyn Storage>,
+        past: Option<Past>,
+    ) -> Result<Self, StartError> {
+        let Some(past) = past else {
+            return Self::fresh(options, Some(storage));
+        };
+        let header = past.header();
+        let cpu = header.cpu_features | options.cpu.bits();
+        let segment = SegmentOptions {
+            geometry: past.geometry(options.geometry)?,
+            cpu: CpuFeatures::from_bits(cpu),
+            ..segment_options(options)
+        };
+        let segment = Segment::restore(&segment, header.instance, header.hash_seed)?;
+        let (state, journal) = past.replay(storage, &segment)?;
+        Ok(Self::new(options, segment, state, Some(journal)))
+    }
+
+    /// Nothing is published yet.
+    fn fresh(
+        options: &CompilerOptions,
+        storage: Option<Box<dyn Storage>>,
+    ) -> Result<Self, StartError> {
+        let segment = Segment::create(&segment_options(options))?;
+        let state = State::fresh(&segment)?;
+        let journal = match (storage, &options.journal) {
+            (Some(storage), Some(options)) => {
+                Some(Journal::begin(storage, options, &segment, &state)?)
+            }
+            _ => None,
+        };
+        Ok(Self::new(options, segment, state, journal))
+    }
+
+    fn new(
+        options: &CompilerOptions,
+        segment: Segment,
+        state: State,
+        journal: Option<Journal>,
+    ) -> Self {
+        Self {
+            segment,
+            state: Mutex::new(state),
+            journal: Mutex::new(journal),
+            workers: Mutex::new(Workers::default()),
+            reclaim_above_bytes: options.reclaim_above_bytes,
+        }
+    }
+
+    /// Links `sources` and makes them visible as one. Whatever goes wrong, nothing of them is, unless the error is
+    /// [`JournalError::NotDurable`]. With a journal, what it returns is durable.
     ///
     /// # Errors
     /// [`PublishError`].
@@ -137,13 +162,15 @@ impl Compiler {
             }
             other => other,
         };
+        let result = result.and_then(|publication| {
+            self.wake();
+            self.settle(publication.generation)?;
+            Ok(publication)
+        });
         if state.heap.retired_bytes() > self.reclaim_above_bytes {
             self.reclaim(&mut state);
         }
-        drop(state);
-        if result.is_ok() {
-            self.wake();
-        }
+        self.compact(&state);
         result
     }
 
@@ -153,6 +180,7 @@ impl Compiler {
         sources: &[UnitSource],
         units: &[jitcast_linker::Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        let mut journal = self.journal.lock();
         let geometry = self.segment.geometry();
         let site = Site {
             geometry,
@@ -160,17 +188,61 @@ impl Compiler {
             catalog: &state.catalog,
         };
         let batch = Batch::new(site, sources, units)?;
-        let generation = state.root.generation + 1;
-        let mut txn = state
-            .heap
-            .begin(self.segment.memory(), &self.segment, generation);
-        let mut edit = Edit::new(state.root, state.root_at);
+        let generation = match &mut *journal {
+            None => state.generation() + 1,
+            Some(journal) => journal.next_generation(state.generation())?,
+        };
+        let latest = state.latest;
+        let memory = self.segment.memory();
+        let mut txn = state.heap.begin(memory, &self.segment, generation);
+        let mut edit = Edit::new(latest.root, latest.root_at);
         let changes = batch.write(&mut txn, &mut edit)?;
-        (state.root, state.root_at, state.committed) =
-            commit(&self.segment, txn, edit, &state.committed)?;
-        let publication = describe(&state.root, &changes);
+        let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
+            None => Ok(()),
+            Some(journal) => Ok::<_, PublishError>(
+                journal.write_ahead(geometry, txn, commit, &changes, sources)?,
+            ),
+        };
+        state.latest = commit(&self.segment, txn, edit, &latest.extents, write_ahead)?;
+        let publication = describe(&state.latest.root, &changes);
         state.catalog.merge(changes);
         Ok(publication)
+    }
+
+    /// Makes a publication that is visible durable.
+    fn settle(&self, generation: u64) -> Result<(), JournalError> {
+        match &mut *self.journal.lock() {
+            None => Ok(()),
+            Some(journal) => journal.settle(generation),
+        }
+    }
+
+    /// Writes the journal's log anew if it is due. That takes as long as writing the live image does, and nobody
+    /// publishes meanwhile; calls go on.
+    fn compact(&self, state: &State) {
+        if let Some(journal) = &mut *self.journal.lock()
+            && journal.is_compaction_due()
+            && let Err(error) = journal.compact(&self.segment, state)
+        {
+            // What is published is in the old log, or the journal takes no more.
+            tracing::warn!(%error, "the journal's log is not compacted");
+        }
+    }
+
+    /// What the unit `name` of publication `generation` was made from, if the journal remembers it: it does for
+    /// units as they are published now, and for all of the last three publications.
+    ///
+    /// # Errors
+    /// [`JournalError`] if it cannot be read.
+    pub fn sources_of(
+        &self,
+        generation: u64,
+        name: &str,
+    ) -> Result<Option<UnitSource>, JournalError> {
+        match &*self.journal.lock() {
+            None => Ok(None),
+            Some(journal) => journal.sources_of(generation, name),
+        }
     }
 
     /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
@@ -182,7 +254,7 @@ impl Compiler {
         }
         let mut workers = self.workers.lock();
         let control = Control::new(self.segment.memory()).expect("our own segment has a header");
-        let announced = workers.oldest_pin().min(state.root.generation);
+        let announced = workers.oldest_pin().min(state.generation());
         control.floor().store(announced, Ordering::Release);
         let oldest = workers.oldest_pin().min(announced);
         control.floor().store(oldest, Ordering::Release);
@@ -279,7 +351,7 @@ impl Compiler {
             .collect();
         symbols.sort_by(|a, b| a.name.cmp(&b.name));
         let status = Status {
-            generation: state.root.generation,
+            generation: state.generation(),
             segment: self.segment.name().map(str::to_owned),
             window_bytes: self.segment.geometry().window().len_bytes.into(),
             retired_bytes: state.heap.retired_bytes(),
@@ -319,27 +391,15 @@ impl Compiler {
     }
 }
 
-/// Makes what `txn` and `edit` hold the state of the segment.
-fn commit(
-    segment: &Segment,
-    mut txn: Txn<'_>,
-    edit: Edit,
-    committed: &[u32; Area::COUNT],
-) -> Result<(Root, SegmentOffset, [u32; Area::COUNT]), jitcast_runtime::heap::SegmentFull> {
-    let now = sys::monotonic_ns();
-    let (root, root_at, mut record) = edit.finish(&mut txn, now)?;
-    let control = Control::new(segment.memory()).expect("our own segment has a header");
-    let extents = Area::ALL.map(|area| txn.extent(area));
-    if extents != *committed {
-        record[1] |= record_flags::EXTENTS;
-        for area in Area::ALL {
-            control.set_extent(area, extents[area.index()]);
-        }
+fn segment_options(options: &CompilerOptions) -> SegmentOptions {
+    let default =
+        || Geometry::new(DEFAULT_WINDOW_BYTES.into()).expect("the default is within the limits");
+    SegmentOptions {
+        geometry: options.geometry.unwrap_or_else(default),
+        cpu: options.cpu,
+        back_end: options.back_end.clone(),
+        socket: options.socket.clone(),
     }
-    control.commit(root_at);
-    control.ring().publish(&record);
-    txn.commit();
-    Ok((root, root_at, extents))
 }
 
 fn describe(root: &Root, changes: &Changes) -> Publication {

@@ -6,6 +6,8 @@ use jitcast_linker::LinkError;
 use jitcast_runtime::heap::SegmentFull;
 use jitcast_runtime::segment::SegmentError;
 
+use crate::journal::JournalError;
+
 /// Why a publication was refused. Nothing of it is visible, and everything published before goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -15,6 +17,9 @@ pub enum PublishError {
     /// There is no room.
     #[error(transparent)]
     Full(#[from] SegmentFull),
+    /// It cannot be written to the journal; or, of [`JournalError::NotDurable`], it is visible all the same.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,
@@ -162,6 +167,9 @@ pub enum StartError {
     /// The segment cannot hold even an empty directory.
     #[error(transparent)]
     Full(#[from] SegmentFull),
+    /// The journal cannot be read or begun.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 struct Names<'a>(&'a [String]);

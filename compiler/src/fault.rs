@@ -1,26 +1,116 @@
-//! Seeded faults: what tests turn on to see that they notice it. Compiled in by a feature that nothing but
-//! tests enables, chosen by the environment variable `JITCAST_FAULT`.
+//! Seeded faults, and points at which the process kills itself: what tests turn on to see that they notice it, or
+//! that nothing is lost. Compiled in by a feature that nothing but tests enables.
 
-/// A fault.
+/// A fault, chosen by the environment variable `JITCAST_FAULT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Retired memory is reused at once, whoever may be inside.
     ReuseEarly,
+    /// A publication is written to the journal after it was acknowledged, before the next one.
+    JournalAfterAck,
 }
 
-/// Whether `fault` was asked for.
+/// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
+/// `name:count` for the time that it is passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CrashPoint {
+    BeforeLog,
+    AfterObjects,
+    AfterLog,
+    AfterRoot,
+    AfterHead,
+    BeforeSync,
+    AfterSync,
+    CompactionWritten,
+    CompactionSynced,
+    CompactionRenamed,
+    CompactionDurable,
+    CompactionSwept,
+}
+
 #[cfg(feature = "seeded-faults")]
-pub(crate) fn seeded(fault: Fault) -> bool {
+pub use seeding::CRASH_POINTS;
+#[cfg(feature = "seeded-faults")]
+pub(crate) use seeding::{crash_at, seeded};
+
+#[cfg(feature = "seeded-faults")]
+mod seeding {
     use std::sync::OnceLock;
-    static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| match std::env::var("JITCAST_FAULT").as_deref() {
-        Ok("reuse-early") => Some(Fault::ReuseEarly),
-        Ok(other) => {
-            panic!("JITCAST_FAULT={other} is no fault of this build: it knows reuse-early")
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::{CrashPoint, Fault};
+
+    const FAULTS: [(&str, Fault); 2] = [
+        ("reuse-early", Fault::ReuseEarly),
+        ("journal-after-ack", Fault::JournalAfterAck),
+    ];
+
+    const POINTS: [(&str, CrashPoint); 12] = [
+        ("before-log", CrashPoint::BeforeLog),
+        ("after-objects", CrashPoint::AfterObjects),
+        ("after-log", CrashPoint::AfterLog),
+        ("after-root", CrashPoint::AfterRoot),
+        ("after-head", CrashPoint::AfterHead),
+        ("before-fsync", CrashPoint::BeforeSync),
+        ("after-fsync", CrashPoint::AfterSync),
+        ("compaction-written", CrashPoint::CompactionWritten),
+        ("compaction-synced", CrashPoint::CompactionSynced),
+        ("compaction-renamed", CrashPoint::CompactionRenamed),
+        ("compaction-durable", CrashPoint::CompactionDurable),
+        ("compaction-swept", CrashPoint::CompactionSwept),
+    ];
+
+    /// The names of all points, for tests that go through them.
+    pub const CRASH_POINTS: [&str; POINTS.len()] = {
+        let mut names = [""; POINTS.len()];
+        let mut index = 0;
+        while index < names.len() {
+            names[index] = POINTS[index].0;
+            index += 1;
         }
-        Err(_) => None,
-    });
-    *chosen == Some(fault)
+        names
+    };
+
+    /// What the environment variable `variable` chooses from `known`.
+    fn choose<T: Copy>(variable: &str, chosen: &str, known: &[(&str, T)]) -> T {
+        let found = known.iter().find(|(name, _)| *name == chosen);
+        let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let (_, found) = found.unwrap_or_else(|| {
+            let names = names().join(", ");
+            panic!("{variable}={chosen} is not known to this build: it knows {names}")
+        });
+        *found
+    }
+
+    /// Whether `fault` was asked for.
+    pub(crate) fn seeded(fault: Fault) -> bool {
+        static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| {
+            let chosen = std::env::var("JITCAST_FAULT").ok()?;
+            Some(choose("JITCAST_FAULT", &chosen, &FAULTS))
+        });
+        *chosen == Some(fault)
+    }
+
+    /// Kills the process, if it was asked for at this point.
+    pub(crate) fn crash_at(point: CrashPoint) {
+        static CHOSEN: OnceLock<Option<(CrashPoint, u32)>> = OnceLock::new();
+        static PASSED: AtomicU32 = AtomicU32::new(0);
+        let chosen = CHOSEN.get_or_init(|| {
+            let chosen = std::env::var("JITCAST_CRASH_AT").ok()?;
+            let (name, count) = chosen.split_once(':').unwrap_or((&chosen, "1"));
+            let count = count.parse().expect("a number of times");
+            Some((choose("JITCAST_CRASH_AT", name, &POINTS), count))
+        });
+        let Some((_, count)) = chosen.filter(|(chosen, _)| *chosen == point) else {
+            return;
+        };
+        if PASSED.fetch_add(1, Ordering::Relaxed) + 1 == count {
+            kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
+        }
+    }
 }
 
 /// Whether `fault` was asked for: never, in a build without them.
@@ -28,3 +118,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
 pub(crate) fn seeded(_fault: Fault) -> bool {
     false
 }
+
+/// Kills the process, if it was asked for at this point: never, in a build without such points.
+#[cfg(not(feature = "seeded-faults"))]
+pub(crate) fn crash_at(_point: CrashPoint) {}

@@ -189,9 +189,9 @@ impl From<Cpu> for front::Cpu {
 /// How the segment is to be.
 #[derive(Debug, Clone, ClapArgs)]
 pub(super) struct SegmentArgs {
-    /// Length of the window, MiB of address space (not memory): 8 to 2047.
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    pub(super) window: u64,
+    /// Length of the window, MiB of address space (not memory): 8 to 2047 [default: what the journal says, else 1024].
+    #[arg(long, value_name = "MIB")]
+    pub(super) window: Option<u64>,
     /// Use a named segment in /dev/shm instead of a sealed one.
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
@@ -227,6 +227,12 @@ pub(super) struct ServeArgs {
     pub(super) socket: String,
     #[command(flatten)]
     pub(super) segment: SegmentArgs,
+    /// Write publications down in this folder, and begin with those that are written there.
+    #[arg(long, value_name = "DIR")]
+    pub(super) journal: Option<PathBuf>,
+    /// Make a publication durable before workers see it, not only before it is acknowledged.
+    #[arg(long, requires = "journal")]
+    pub(super) durable: bool,
     /// Who else may attach: `uid:N` or `gid:N`; may be repeated [default: the same user].
     #[arg(long, value_name = "WHO")]
     pub(super) allow_attach: Vec<Who>,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jitcast::compiler::front::{self, compile_file};
 use jitcast::compiler::{Compiler, CompilerOptions, Policy, Publication, Server, Stop, UnitSource};
+use jitcast::runtime::Geometry;
 use jitcast::runtime::segment::BackEnd;
 use jitcast::runtime::sys;
 
@@ -176,7 +177,10 @@ pub(super) fn compiler_options(
     segment: &SegmentArgs,
     socket: &str,
 ) -> Result<CompilerOptions, Failure> {
-    let mut options = CompilerOptions::with_window(segment.window << 20)?;
+    let mut options = CompilerOptions::default();
+    if let Some(window) = segment.window {
+        options.geometry = Some(Geometry::new(window.saturating_mul(1 << 20))?);
+    }
     socket.clone_into(&mut options.socket);
     if let Some(name) = &segment.name {
         options.back_end = BackEnd::Named(name.clone());

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use jitcast::compiler::front;
-use jitcast::compiler::{Access, Compiler, Policy, Server};
+use jitcast::compiler::{Access, Compiler, JournalOptions, Policy, Server};
 use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
@@ -24,15 +24,22 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     };
     let server = Server::bind(&args.socket, policy, options)?;
     clear_leftover(&args.segment)?;
-    let compiler = Arc::new(Compiler::create(&compiler_options(
-        &args.segment,
-        &args.socket,
-    )?)?);
+    let mut options = compiler_options(&args.segment, &args.socket)?;
+    options.journal = args.journal.as_ref().map(|folder| JournalOptions {
+        durable: args.durable,
+        ..JournalOptions::new(folder)
+    });
+    let compiler = Arc::new(Compiler::create(&options)?);
     let stop = server.stopper()?;
     let what = match &args.segment.name {
         Some(name) => format!("the named segment `{name}`"),
         None => "a sealed segment".to_owned(),
     };
+    if let Some(folder) = &args.journal {
+        let (status, folder) = (compiler.status(), folder.display());
+        let (generation, units) = (status.generation, status.units.len());
+        eprintln!("journal {folder}: generation {generation}, {units} units");
+    }
     eprintln!("serving {what} at {}", args.socket);
     if args.allow_attach.is_empty() {
         eprintln!(

@@ -8,6 +8,7 @@
 
 pub(crate) mod attack;
 pub(crate) mod host;
+pub(crate) mod mount;
 pub(crate) mod object;
 pub(crate) mod process;
 pub(crate) mod remote;

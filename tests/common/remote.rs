@@ -30,6 +30,20 @@ pub(crate) fn call(worker: &Worker, name: &str, argument: i64) -> Result<i64, St
     Ok(function.call(&guard, argument))
 }
 
+/// Where the function `name` is, as distances from the base: its stub, its code and its cells.
+fn places(worker: &Worker, name: &str) -> String {
+    let guard = worker.enter().unwrap();
+    let base = worker.stats().base.get();
+    match worker.symbol(&guard, name) {
+        Ok(symbol) => format!(
+            "{:#x} {:#x}",
+            symbol.stub.get() - base,
+            symbol.code.get() - base
+        ),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// The role: attaches, reports its base, and obeys until its input ends.
 pub(crate) fn play(target: &str) {
     let worker = attach(target);
@@ -41,6 +55,7 @@ pub(crate) fn play(target: &str) {
                 let result = call(&worker, name, argument.parse().unwrap());
                 role::report(result.map_or_else(|error| error, |value| value.to_string()));
             }
+            ["place", name] => role::report(places(&worker, name)),
             ["generation"] => role::report(worker.poll().unwrap()),
             ["mappings"] => role::report(smaps::of_window(&worker).len()),
             ["smaps"] => role::report(smaps::faults(&worker).join("; ")),

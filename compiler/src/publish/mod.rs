@@ -165,7 +165,7 @@ pub(crate) struct Site<'a> {
 }
 
 /// What a publication changes in the catalog, merged after the commit.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Changes {
     pub(crate) units: Vec<(String, Unit)>,
     pub(crate) symbols: BTreeMap<String, Symbol>,

@@ -1,0 +1,40 @@
+//! The part of the segment's memory that the journal stores.
+
+use jitcast_runtime::Region;
+use jitcast_runtime::geometry::{Area, Geometry, SLOT_BYTES, STUB_BYTES};
+use jitcast_runtime::header::CONTROL_FIXED_BYTES;
+use jitcast_runtime::memory::Memory;
+
+use super::record::Piece;
+
+/// First offset of an area that publications store to: what precedes it follows from the header.
+pub(super) fn image_start(geometry: &Geometry, area: Area) -> u32 {
+    let fixed = if area == Area::Control {
+        CONTROL_FIXED_BYTES
+    } else {
+        0
+    };
+    geometry.region(area).start + fixed
+}
+
+/// What lies in `region`, which is the segment's shared part's.
+pub(super) fn piece(memory: &Memory, region: Region) -> Piece {
+    let bytes = memory.bytes(region.offset(), region.len_bytes as usize);
+    Piece {
+        at: region.offset(),
+        bytes: bytes.expect("the allocator hands out offsets inside the segment"),
+    }
+}
+
+/// The part of the shared memory that is written when `region` of `area` is taken; none for private areas but
+/// call cells, which have stubs.
+pub(super) fn written(geometry: &Geometry, area: Area, region: Region) -> Option<Region> {
+    match area {
+        Area::CallCells => Some(Region {
+            start: geometry.stub_of(region.offset())?.get(),
+            len_bytes: region.len_bytes / SLOT_BYTES * STUB_BYTES,
+        }),
+        _ if area.is_private() => None,
+        _ => Some(region),
+    }
+}

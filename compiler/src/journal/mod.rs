@@ -1,0 +1,302 @@
+//! The journal: what makes publications outlive the compiler process and the machine's running.
+//!
+//! A publication is written down before it is visible, and made durable before it is acknowledged. What is
+//! written are the bytes that it stores in the segment and what it changes in the allocator and the catalog, so a
+//! restart needs no linker: it stores the same bytes at the same offsets.
+//!
+//! ```text
+//! DIR/log          opening, image, base; then reservations and publications
+//! DIR/objects/…    what units were made from, each content once, under its SHA-256
+//! DIR/lock         held by the compiler process that has the journal
+//! ```
+//!
+//! Invariants: the log ends with at most one record that is not durable. Every generation that was ever used is
+//! below a reservation that was durable before. There is one file that says everything at any time: compaction
+//! writes a new log beside it and moves that over it.
+
+mod compaction;
+mod error;
+mod image;
+mod log;
+mod objects;
+mod record;
+mod restore;
+mod sources;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use jitcast_runtime::geometry::Geometry;
+use jitcast_runtime::heap::Txn;
+use jitcast_runtime::segment::Segment;
+use serde::Serialize;
+
+use crate::fault::{CrashPoint, Fault, crash_at, seeded};
+use crate::publish::{Changes, UnitSource};
+use crate::state::{Commit, State};
+use compaction::{base, write_log};
+use image::{piece, written};
+use log::{AppendError, Kind, Log};
+use objects::Objects;
+use record::Publication;
+use sources::{Sources, StoredUnit};
+use storage::{Folder, TOP};
+
+pub use error::JournalError;
+pub(crate) use restore::Past;
+pub(crate) use storage::Storage;
+
+/// How many generations are reserved at once.
+const CHUNK: u64 = 1024;
+
+const LOG: &str = "log";
+const NEW_LOG: &str = "log.new";
+
+/// Where the journal is, and how it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalOptions {
+    /// Its folder, which is made if it is not there.
+    pub folder: PathBuf,
+    /// Whether a publication is durable before it is visible, not only before it is acknowledged: then not even
+    /// a loss of power takes back what workers have run.
+    pub durable: bool,
+    /// The log is written anew once it has grown by more than this, and by more than twice what it began with,
+    /// bytes.
+    pub compact_above_bytes: u64,
+}
+
+impl JournalOptions {
+    /// A journal in `folder`, with the defaults.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            durable: false,
+            compact_above_bytes: 8 << 20,
+        }
+    }
+
+    fn path(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    fn system(&self, step: &'static str) -> impl FnOnce(std::io::Error) -> JournalError {
+        let path = self.path();
+        move |cause| JournalError::System { step, path, cause }
+    }
+}
+
+/// The journal of a compiler process.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    options: JournalOptions,
+    storage: Box<dyn Storage>,
+    log: Log,
+    objects: Objects,
+    sources: Sources,
+    /// The first generation that must not be used without a reservation.
+    reserved: u64,
+    /// The first generation that this process may use: an earlier one may have used any before it.
+    first: u64,
+    /// The length of log and new objects from which on the log is written anew, bytes.
+    compact_at: u64,
+    /// Why nothing more is written.
+    failed: Option<String>,
+    /// With a fault seeded: what was acknowledged before it was written.
+    late: Option<Vec<u8>>,
+}
+
+/// Opens the folder of `options`: where the journal is kept, and what it says, if it has a history.
+pub(crate) fn open(
+    options: &JournalOptions,
+) -> Result<(Box<dyn Storage>, Option<Past>), JournalError> {
+    let storage: Box<dyn Storage> = Box::new(Folder::open(&options.folder)?);
+    let past = Past::open(&*storage, options)?;
+    Ok((storage, past))
+}
+
+impl Journal {
+    /// Begins a journal of what `state` holds.
+    pub(crate) fn begin(
+        storage: Box<dyn Storage>,
+        options: &JournalOptions,
+        segment: &Segment,
+        state: &State,
+    ) -> Result<Self, JournalError> {
+        let objects = Objects::open(&*storage).map_err(options.system("read the objects of"))?;
+        let first = state.generation() + 1;
+        let sources = Sources::default();
+        let base = base(state, &sources, first);
+        let log = write_log(&*storage, segment, state.latest.extents, &base)
+            .map_err(options.system("begin"))?;
+        let installed = storage.sync_folder(TOP);
+        installed.map_err(options.system("begin"))?;
+        let mut journal = Self {
+            options: options.clone(),
+            storage,
+            log,
+            objects,
+            sources,
+            reserved: first,
+            first,
+            compact_at: 0,
+            failed: None,
+            late: None,
+        };
+        journal.compact_after(journal.log.len());
+        Ok(journal)
+    }
+
+    /// The generation of the publication after `latest`; reserved, durably. Refused if nothing more may be written.
+    pub(crate) fn next_generation(&mut self, latest: u64) -> Result<u64, JournalError> {
+        if let Some(why) = &self.failed {
+            let (path, why) = (self.options.path(), why.clone());
+            return Err(JournalError::Failed { path, why });
+        }
+        let next = (latest + 1).max(self.first);
+        if next < self.reserved {
+            return Ok(next);
+        }
+        let reserved = next + CHUNK;
+        self.append(Kind::Reservation, &reserved)?;
+        if let Err(cause) = self.log.sync() {
+            return Err(self.fail_unwritten(cause));
+        }
+        self.reserved = reserved;
+        Ok(next)
+    }
+
+    /// Writes a publication down that is about to be committed.
+    pub(crate) fn write_ahead(
+        &mut self,
+        geometry: &Geometry,
+        txn: &Txn<'_>,
+        commit: &Commit,
+        changes: &Changes,
+        sources: &[UnitSource],
+    ) -> Result<(), JournalError> {
+        crash_at(CrashPoint::BeforeLog);
+        let units = self.keep(sources)?;
+        crash_at(CrashPoint::AfterObjects);
+        let effects = txn.effects();
+        let taken = effects.taken.iter();
+        let pieces = taken.filter_map(|(area, region)| written(geometry, *area, *region));
+        let pieces = pieces.map(|region| piece(txn.memory(), region)).collect();
+        let publication = Publication {
+            ring: commit.ring,
+            root_at: commit.root_at,
+            extents: commit.extents,
+            pieces,
+            effects,
+            changes,
+            sources: &units,
+        };
+        let before = self.log.len();
+        if let Err(error) = self.append(Kind::Publication, &publication) {
+            self.sweep();
+            return Err(error);
+        }
+        if self.options.durable
+            && let Err(cause) = self.log.sync()
+        {
+            // If this fails too, it may come back at a restart, though nobody has seen it; its number does not.
+            let _ = self.log.cut(before).and_then(|()| self.log.sync());
+            return Err(self.fail_unwritten(cause));
+        }
+        crash_at(CrashPoint::AfterLog);
+        self.sources.record(commit.root.generation, units);
+        Ok(())
+    }
+
+    /// Makes the publication `generation`, which is visible, durable.
+    pub(crate) fn settle(&mut self, generation: u64) -> Result<(), JournalError> {
+        crash_at(CrashPoint::BeforeSync);
+        // The durable ones are synced already.
+        if !self.options.durable
+            && let Err(cause) = self.log.sync()
+        {
+            self.failed = Some(format!("generation {generation} is not durable: {cause}"));
+            let path = self.options.path();
+            return Err(JournalError::NotDurable {
+                path,
+                generation,
+                cause,
+            });
+        }
+        crash_at(CrashPoint::AfterSync);
+        Ok(())
+    }
+
+    /// What the unit `name` of publication `generation` was made from, if that is remembered: of units that are
+    /// published, and of the last three publications.
+    pub(crate) fn sources_of(
+        &self,
+        generation: u64,
+        name: &str,
+    ) -> Result<Option<UnitSource>, JournalError> {
+        let Some(unit) = self.sources.get(generation, name) else {
+            return Ok(None);
+        };
+        let mut contents = Vec::new();
+        for file in &unit.files {
+            let bytes = Objects::read(&*self.storage, file.content);
+            let bytes = bytes.map_err(self.options.system("read an object of"))?;
+            contents.push(bytes.ok_or_else(|| JournalError::Object {
+                path: self.options.path(),
+                object: file.content.path(),
+                unit: name.to_owned(),
+            })?);
+        }
+        Ok(unit.source(contents))
+    }
+
+    fn keep(&mut self, sources: &[UnitSource]) -> Result<Vec<StoredUnit>, JournalError> {
+        let files = sources.iter().flat_map(|source| &source.files);
+        let contents = files.map(|file| file.bytes.as_slice());
+        let kept = self.objects.keep(&*self.storage, contents);
+        let hashes = kept.map_err(|cause| {
+            self.sweep();
+            let path = self.options.path();
+            JournalError::NotWritten { path, cause }
+        })?;
+        let mut hashes = hashes.into_iter();
+        let units = sources.iter();
+        Ok(units
+            .map(|source| StoredUnit::new(source, &mut hashes))
+            .collect())
+    }
+
+    /// Removes what a refused publication has brought, so that the next one finds room.
+    fn sweep(&mut self) {
+        let wanted = self.sources.contents();
+        if let Err(error) = self.objects.sweep(&*self.storage, &wanted) {
+            tracing::warn!(%error, "objects of a refused publication stay in the journal");
+        }
+    }
+
+    fn append(&mut self, kind: Kind, value: &impl Serialize) -> Result<(), JournalError> {
+        let path = self.options.path();
+        let mut record = match Log::encode(value) {
+            Ok(record) => record,
+            Err(cause) => return Err(JournalError::NotWritten { path, cause }),
+        };
+        if kind == Kind::Publication && seeded(Fault::JournalAfterAck) {
+            match self.late.replace(record) {
+                None => return Ok(()),
+                Some(late) => record = late,
+            }
+        }
+        self.log.add(kind, record).map_err(|error| match error {
+            AppendError::Refused(cause) => JournalError::NotWritten { path, cause },
+            AppendError::Torn(cause) => self.fail_unwritten(cause),
+        })
+    }
+
+    /// Nothing more may be written after what `cause` says.
+    fn fail_unwritten(&mut self, cause: std::io::Error) -> JournalError {
+        self.failed = Some(format!("a publication could not be written: {cause}"));
+        let path = self.options.path();
+        JournalError::NotWritten { path, cause }
+    }
+}

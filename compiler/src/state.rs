@@ -1,0 +1,109 @@
+//! What is published, as the compiler process holds it, and the commit that moves it on.
+//!
+//! Invariant: heap, catalog and latest commit are of one generation, which is the segment's.
+
+use jitcast_runtime::SegmentOffset;
+use jitcast_runtime::directory::{Edit, record_flags};
+use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::header::Control;
+use jitcast_runtime::heap::{Heap, SegmentFull, Txn};
+use jitcast_runtime::mailbox::FIRST_GENERATION;
+use jitcast_runtime::records::{Root, TRAP_CELL};
+use jitcast_runtime::ring::Record;
+use jitcast_runtime::segment::Segment;
+use jitcast_runtime::sys;
+
+use crate::catalog::Catalog;
+use crate::fault::{CrashPoint, crash_at};
+
+/// Everything that a publication reads and changes.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) heap: Heap,
+    pub(crate) catalog: Catalog,
+    pub(crate) latest: Commit,
+}
+
+/// What a commit made visible.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Commit {
+    pub(crate) root: Root,
+    pub(crate) root_at: SegmentOffset,
+    pub(crate) extents: [u32; Area::COUNT],
+    pub(crate) ring: Record,
+}
+
+impl State {
+    /// That of a fresh segment: an empty directory, committed.
+    pub(crate) fn fresh(segment: &Segment) -> Result<Self, SegmentFull> {
+        let mut heap = Heap::new(segment.geometry());
+        let nothing = Root {
+            generation: FIRST_GENERATION - 1,
+            ..zerocopy::FromZeros::new_zeroed()
+        };
+        let mut txn = heap.begin(segment.memory(), segment, FIRST_GENERATION);
+        let trap = txn.alloc(Area::CallCells, SLOT_BYTES, SLOT_BYTES)?;
+        assert_eq!(trap.offset(), TRAP_CELL, "the first cell is the traps' own");
+        let edit = Edit::new(nothing, SegmentOffset::NONE);
+        let latest = commit(segment, txn, edit, &[0; Area::COUNT], |_, _| {
+            Ok::<_, SegmentFull>(())
+        })?;
+        Ok(Self {
+            heap,
+            catalog: Catalog::default(),
+            latest,
+        })
+    }
+
+    /// The generation of what is published.
+    pub(crate) fn generation(&self) -> u64 {
+        self.latest.root.generation
+    }
+
+    /// Shows all of it in a segment that nobody maps yet. What was retired before is free, so the floor says that
+    /// it may be reused.
+    pub(crate) fn show(&self, segment: &Segment) {
+        let control = Control::new(segment.memory()).expect("our own segment has a header");
+        for area in Area::ALL {
+            control.set_extent(area, self.latest.extents[area.index()]);
+        }
+        let floor = control.floor();
+        floor.store(self.generation(), std::sync::atomic::Ordering::Release);
+        control.commit(self.latest.root_at);
+        control.ring().publish(&self.latest.ring);
+    }
+}
+
+/// Makes what `txn` and `edit` hold the state of the segment, once `write_ahead` has written it down. If that
+/// fails, nothing has changed.
+pub(crate) fn commit<E: From<SegmentFull>>(
+    segment: &Segment,
+    mut txn: Txn<'_>,
+    edit: Edit,
+    committed: &[u32; Area::COUNT],
+    write_ahead: impl FnOnce(&Txn<'_>, &Commit) -> Result<(), E>,
+) -> Result<Commit, E> {
+    let now = sys::monotonic_ns();
+    let (root, root_at, mut ring) = edit.finish(&mut txn, now)?;
+    let extents = Area::ALL.map(|area| txn.extent(area));
+    if extents != *committed {
+        ring[1] |= record_flags::EXTENTS;
+    }
+    let commit = Commit {
+        root,
+        root_at,
+        extents,
+        ring,
+    };
+    write_ahead(&txn, &commit)?;
+    let control = Control::new(segment.memory()).expect("our own segment has a header");
+    for area in Area::ALL {
+        control.set_extent(area, extents[area.index()]);
+    }
+    control.commit(root_at);
+    crash_at(CrashPoint::AfterRoot);
+    control.ring().publish(&ring);
+    crash_at(CrashPoint::AfterHead);
+    txn.commit();
+    Ok(commit)
+}
