@@ -1,0 +1,255 @@
+//! A compiler process with a journal that is killed: at any time, and at every point that the code names.
+
+mod common;
+#[path = "publish/units.rs"]
+mod units;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::host::Host;
+use common::process::{Finished, Process};
+use common::remote::{self, Remote};
+use common::role;
+use common::scratch::Scratch;
+use jitcast::compiler::{
+    Compiler, CompilerOptions, JournalOptions, Policy, Server, UnitSource, front,
+};
+use jitcast::runtime::segment::BackEnd;
+use rustix::process::Signal;
+use units::{adders, publish};
+
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[(remote::ROLE, remote::play), (COMPILER, compile)]);
+}
+
+/// The role of a compiler process that publishes by itself.
+const COMPILER: &str = "publishes";
+
+/// How many versions that role publishes.
+const VERSIONS: i32 = 60;
+
+/// The role: keeps a journal that is compacted often, serves, and, once told, publishes versions of `f` that each
+/// add their number, and reports each that is acknowledged.
+fn compile(target: &str) {
+    let words: Vec<_> = target.split(' ').collect();
+    let [folder, socket, durable] = words[..] else {
+        panic!("a folder, a socket, and how durable it is")
+    };
+    let compiler = Compiler::create(&CompilerOptions {
+        journal: Some(JournalOptions {
+            durable: durable == "durable",
+            compact_above_bytes: 1,
+            ..JournalOptions::new(folder)
+        }),
+        ..CompilerOptions::default()
+    });
+    let compiler = Arc::new(compiler.unwrap_or_else(|error| panic!("{error}")));
+    let server = Server::bind(socket, Policy::default(), front::Options::default()).unwrap();
+    let shared = Arc::clone(&compiler);
+    std::thread::spawn(move || server.run(shared));
+    role::report("serves");
+    if role::next_line().is_none() {
+        return;
+    }
+    for version in 1..=VERSIONS {
+        compiler.publish(&[adder("f", version)]).unwrap();
+        role::report(version);
+    }
+    role::next_line();
+}
+
+/// A unit whose function of the same name adds `bonus`.
+fn adder(name: &str, bonus: i32) -> UnitSource {
+    UnitSource {
+        signatures: vec![(name.to_owned(), "(i64) -> i64".parse().unwrap())],
+        ..adders(name, &[(name, bonus)])
+    }
+}
+
+/// A folder and a socket for that role.
+struct Place {
+    scratch: Scratch,
+    socket: String,
+    durable: bool,
+}
+
+impl Place {
+    fn new(durable: bool) -> Self {
+        let scratch = Scratch::new();
+        let socket = scratch.path("socket");
+        Self {
+            scratch,
+            socket,
+            durable,
+        }
+    }
+
+    /// Starts the role here, and waits until it serves.
+    fn start(&self, environment: &[(&str, &str)]) -> Process {
+        let durable = if self.durable {
+            "durable"
+        } else {
+            "acknowledged"
+        };
+        let target = format!("{} {} {durable}", self.scratch.path("journal"), self.socket);
+        let mut command = role::command(COMPILER, &target);
+        let mut process = Process::start_listening(command.envs(environment.iter().copied()));
+        assert_eq!(role::next_report(&mut process), "serves");
+        process
+    }
+}
+
+/// The last version that was acknowledged before the process ended; 0 if none was.
+fn last_acknowledged(finished: &Finished) -> i32 {
+    let reports = finished.stdout.lines();
+    let reports = reports.filter_map(|line| line.split_once("report: ")?.1.parse().ok());
+    reports.max().unwrap_or(0)
+}
+
+/// What a worker gets for `f(0)`; 0 if it is not published.
+fn version_of(worker: &mut Remote) -> i32 {
+    worker.call("f", 0).parse().unwrap_or(0)
+}
+
+#[test]
+fn what_was_acknowledged_outlives_a_kill_at_any_time() {
+    for kill_at in [1, 2, 7, 20, 41] {
+        let place = Place::new(false);
+        let mut process = place.start(&[]);
+        process.send("go");
+        while role::next_report(&mut process) != kill_at.to_string() {}
+        process.signal(Signal::KILL);
+        let acknowledged = last_acknowledged(&process.finish());
+        assert!(acknowledged >= kill_at);
+        let _restarted = place.start(&[]);
+        let found = version_of(&mut Remote::start(&place.socket));
+        assert!(
+            found == acknowledged || found == acknowledged + 1,
+            "{found} is there, {acknowledged} was acknowledged"
+        );
+    }
+}
+
+/// At every point, what a worker has run, and what was acknowledged, is there after a restart, at the same places.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_kill_at_every_crash_point_loses_nothing() {
+    let points = jitcast::compiler::CRASH_POINTS;
+    for (point, durable) in points
+        .iter()
+        .flat_map(|point| [(point, false), (point, true)])
+    {
+        let place = Place::new(durable);
+        let crash_at = format!("{point}:3");
+        let mut process = place.start(&[("JITCAST_CRASH_AT", &crash_at)]);
+        let mut worker = Remote::start(&place.socket);
+        process.send("go");
+        let finished = process.finish();
+        assert_eq!(
+            finished.signal,
+            Some(libc::SIGKILL),
+            "{point} is not reached: {finished:#?}"
+        );
+        let acknowledged = last_acknowledged(&finished);
+        let visible = version_of(&mut worker);
+        assert!(visible >= acknowledged, "{point}");
+        let _restarted = place.start(&[]);
+        let mut fresh = Remote::start(&place.socket);
+        let found = version_of(&mut fresh);
+        assert!(
+            (visible..=acknowledged + 1).contains(&found),
+            "{point}: {found} is there, {acknowledged} was acknowledged, {visible} visible"
+        );
+        if found == visible {
+            assert_eq!(fresh.ask("place f"), worker.ask("place f"), "{point}");
+        }
+        let log = std::fs::metadata(place.scratch.path("journal/log")).unwrap();
+        assert!(log.len() > 0, "{point}");
+        assert!(
+            !Path::new(&place.scratch.path("journal/log.new")).exists(),
+            "{point}"
+        );
+    }
+}
+
+/// The story: a publisher that is told before the record is written loses its publication to a kill. With that
+/// fault seeded, the test above must notice.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn acknowledging_before_writing_is_noticed() {
+    use std::process::{Command, Stdio};
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "what_was_acknowledged_outlives_a_kill_at_any_time",
+        ])
+        .env("JITCAST_FAULT", "journal-after-ack")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "the fault went unnoticed");
+}
+
+/// How long all files of a folder are together, bytes.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let sizes = entries.map(|entry| {
+        let entry = entry.unwrap();
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            // Removed meanwhile.
+            Err(_) => 0,
+        }
+    });
+    sizes.sum()
+}
+
+#[test]
+fn the_folder_stays_bounded_while_publications_go_on() {
+    const ROUNDS: i32 = 600;
+    const ABOVE: u64 = 64 << 10;
+    let scratch = Scratch::new();
+    let folder = scratch.path("journal");
+    let host = |back_end| {
+        Host::with(CompilerOptions {
+            back_end,
+            reclaim_above_bytes: 0,
+            journal: Some(JournalOptions {
+                compact_above_bytes: ABOVE,
+                ..JournalOptions::new(&folder)
+            }),
+            ..CompilerOptions::default()
+        })
+    };
+    let first = host(BackEnd::Sealed);
+    let mut worker = Remote::start(&first.socket);
+    let mut longest = 0;
+    for round in 1..=ROUNDS {
+        // Each object is another one.
+        publish(&first, &[adder("f", round), adder("g", -round)]);
+        if round % 20 == 0 {
+            assert_eq!(worker.call("f", 0), round.to_string());
+        }
+        longest = longest.max(size_of(folder.as_ref()));
+    }
+    // A base of a few KiB, the growth that is allowed, and one publication more.
+    assert!(longest < 3 * ABOVE, "{longest} bytes");
+    let places = ["f", "g"].map(|name| worker.ask(&format!("place {name}")));
+    let state = units::published(&first);
+    drop(first);
+    let second = host(BackEnd::Sealed);
+    assert_eq!(units::published(&second).symbols, state.symbols);
+    let mut worker = Remote::start(&second.socket);
+    assert_eq!(
+        [worker.call("f", 0), worker.call("g", 0)],
+        [ROUNDS.to_string(), (-ROUNDS).to_string()]
+    );
+    assert_eq!(
+        ["f", "g"].map(|name| worker.ask(&format!("place {name}"))),
+        places
+    );
+}
