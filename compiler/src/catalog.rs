@@ -10,12 +10,16 @@ use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
 
 use crate::publish::Changes;
+use crate::status::TrapStatus;
 
 /// Everything published.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub(crate) units: HashMap<String, Unit>,
     pub(crate) symbols: HashMap<String, Symbol>,
+    /// Functions that were removed under units which use them: their cells are theirs until the name is published
+    /// again.
+    pub(crate) orphans: HashMap<String, Symbol>,
     pub(crate) imports: HashMap<ImportKey, Import>,
     /// What is unique in a process, by name: it outlives the unit that brought it.
     pub(crate) pool: HashMap<String, Pooled>,
@@ -23,7 +27,7 @@ pub(crate) struct Catalog {
     pub(crate) hashes: HashMap<u64, String>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
-    /// Memory of replaced units that is never reused.
+    /// Memory of replaced and removed units that is never reused.
     pub(crate) kept: Vec<Kept>,
     /// Symbols that those units define or refer to, as long as the cells they know are the symbols' own.
     pub(crate) kept_uses: HashSet<String>,
@@ -121,7 +125,7 @@ pub(crate) struct Import {
     pub(crate) users: u32,
 }
 
-/// What a replaced unit left that is never reused, since addresses of its locals may have been handed out.
+/// What a replaced or removed unit left that is never reused, since addresses of its locals may have been handed out.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub(crate) unit: String,
@@ -142,12 +146,27 @@ impl Catalog {
         users
     }
 
+    /// The functions that were removed under their users, in order.
+    pub(crate) fn traps(&self) -> Vec<TrapStatus> {
+        let trap = |symbol: &String| TrapStatus {
+            symbol: symbol.clone(),
+            users: self.users_of(symbol, &|_| false),
+        };
+        let mut traps: Vec<_> = self.orphans.keys().map(trap).collect();
+        traps.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+        traps
+    }
+
     /// Takes over what a committed publication changed.
     pub(crate) fn merge(&mut self, changes: Changes) {
         for (name, hash) in &changes.removed {
             self.symbols.remove(name);
             self.hashes.remove(hash);
         }
+        for name in &changes.settled {
+            self.orphans.remove(name);
+        }
+        self.orphans.extend(changes.orphaned);
         self.pool.extend(changes.pool);
         self.hashes.extend(changes.added_hashes);
         self.symbols.extend(changes.symbols);
@@ -158,6 +177,11 @@ impl Catalog {
         for (name, unit) in changes.units {
             let keep = changes.kept.contains(&name);
             self.replace_unit(&name, unit, keep);
+        }
+        for name in &changes.removed_units {
+            if let Some(old) = self.units.remove(name) {
+                self.retire_unit(name, old, changes.kept.contains(name));
+            }
         }
         for name in &changes.left {
             // Its cells are the kept units' for good; a new version has its own.
@@ -183,22 +207,27 @@ impl Catalog {
             }
         }
         if let Some(old) = self.units.insert(name.to_owned(), unit) {
-            for import in &old.imports {
-                if let Some(import) = self.imports.get_mut(import) {
-                    import.users -= 1;
-                }
+            self.retire_unit(name, old, keep);
+        }
+    }
+
+    /// Lets go of a unit that was replaced or removed.
+    fn retire_unit(&mut self, name: &str, old: Unit, keep: bool) {
+        for import in &old.imports {
+            if let Some(import) = self.imports.get_mut(import) {
+                import.users -= 1;
             }
-            if old.keeps || keep {
-                let regions = [old.text, old.read_only, old.private].into_iter();
-                self.kept_uses.extend(old.defines);
-                self.kept_uses.extend(old.uses);
-                let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
-                self.kept.push(Kept {
-                    unit: name.to_owned(),
-                    generation: old.generation,
-                    len_bytes,
-                });
-            }
+        }
+        if old.keeps || keep {
+            let regions = [old.text, old.read_only, old.private].into_iter();
+            self.kept_uses.extend(old.defines);
+            self.kept_uses.extend(old.uses);
+            let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
+            self.kept.push(Kept {
+                unit: name.to_owned(),
+                generation: old.generation,
+                len_bytes,
+            });
         }
     }
 }

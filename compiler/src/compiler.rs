@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
 use crate::catalog::{Catalog, ImportKind};
+use crate::changeset::Changeset;
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
@@ -121,19 +122,42 @@ impl Compiler {
         })
     }
 
-    /// Links `sources` and makes them visible as one. Whatever goes wrong, nothing of them is.
+    /// Links `units` and makes them visible as one. Whatever goes wrong, nothing of them is.
     ///
     /// # Errors
     /// [`PublishError`].
-    pub fn publish(&self, sources: &[UnitSource]) -> Result<Publication, PublishError> {
-        let inputs = publish::inputs(sources);
-        let units = publish::read(sources, &inputs)?;
+    pub fn publish(&self, units: &[UnitSource]) -> Result<Publication, PublishError> {
+        self.change(&Changeset {
+            units,
+            ..Changeset::default()
+        })
+    }
+
+    /// Removes published units as one. Each worker runs their destructors; their memory is reused, or kept, as if they
+    /// had been replaced.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn remove(&self, removals: &[String]) -> Result<Publication, PublishError> {
+        self.change(&Changeset {
+            removals,
+            ..Changeset::default()
+        })
+    }
+
+    /// Makes all of `changes` visible as one generation. Whatever goes wrong, nothing of it is.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn change(&self, changes: &Changeset<'_>) -> Result<Publication, PublishError> {
+        let inputs = publish::inputs(changes.units);
+        let units = publish::read(changes, &inputs)?;
         let mut state = self.state.lock();
-        let result = match self.publish_locked(&mut state, sources, &units) {
+        let result = match self.publish_locked(&mut state, changes, &units) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
                 self.reclaim(&mut state);
-                self.publish_locked(&mut state, sources, &units)
+                self.publish_locked(&mut state, changes, &units)
             }
             other => other,
         };
@@ -150,7 +174,7 @@ impl Compiler {
     fn publish_locked(
         &self,
         state: &mut State,
-        sources: &[UnitSource],
+        asked: &Changeset<'_>,
         units: &[jitcast_linker::Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         let geometry = self.segment.geometry();
@@ -159,7 +183,7 @@ impl Compiler {
             hash_seed: self.segment.header().hash_seed,
             catalog: &state.catalog,
         };
-        let batch = Batch::new(site, sources, units)?;
+        let batch = Batch::new(site, asked, units)?;
         let generation = state.root.generation + 1;
         let mut txn = state
             .heap
@@ -287,6 +311,7 @@ impl Compiler {
             units,
             symbols,
             kept: catalog.kept.iter().map(Into::into).collect(),
+            traps: catalog.traps(),
             workers: Vec::new(),
         };
         drop(state);
@@ -364,5 +389,6 @@ fn describe(root: &Root, changes: &Changes) -> Publication {
             .filter(|(_, kind)| *kind != ImportKind::Unique)
             .map(|(name, _)| name.clone())
             .collect(),
+        removed: changes.removed_units.clone(),
     }
 }

@@ -18,9 +18,9 @@ pub enum PublishError {
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,
-    /// Two units of the batch have one name.
+    /// Two units of the batch have one name, or one is published and removed.
     #[error(
-        "two units of this publication are called `{unit}`\n  help: give one of them another name with --unit"
+        "the unit `{unit}` is published or removed twice in this publication\n  help: give one of them another name with --unit, or ask for one of both"
     )]
     SameUnit {
         /// The name.
@@ -40,8 +40,9 @@ pub enum PublishError {
         published: bool,
     },
     /// A replacement lacks what others use.
-    #[error("the new version of the unit `{unit}` does not define `{symbol}`, which {} used by {}\n  help: keep the symbol, or publish its users again in the same publication",
-        if *.is_data { "is a datum" } else { "is" }, Names(.users))]
+    #[error("the new version of the unit `{unit}` does not define `{symbol}`, which {} used by {}\n  help: keep the symbol, or publish its users again in the same publication{}",
+        if *.is_data { "is a datum" } else { "is" }, Names(.users),
+        if *.is_data { "" } else { ", or let their calls end in a trap (--leave-traps)" })]
     StillUsed {
         /// The symbol.
         symbol: String,
@@ -51,6 +52,26 @@ pub enum PublishError {
         users: Vec<String>,
         /// Whether it is a datum.
         is_data: bool,
+    },
+    /// A unit is to be removed that is not there.
+    #[error(
+        "no unit is called `{unit}`, so it cannot be removed\n  help: `jitcast status` lists the units"
+    )]
+    NoSuchUnit {
+        /// The name.
+        unit: String,
+    },
+    /// Others use what would go with a unit.
+    #[error("the unit `{unit}` cannot be removed: {}\n  help: remove or replace its users in the same publication{}",
+        Uses(.used), if *.traps_asked { "; a trap cannot stand for a datum" }
+            else { ", or let calls of its functions end in a trap (--leave-traps)" })]
+    RemovedInUse {
+        /// The unit.
+        unit: String,
+        /// Its symbols that others use, and these.
+        used: Vec<(String, Vec<String>)>,
+        /// Whether the publisher asked for traps in place of functions.
+        traps_asked: bool,
     },
     /// A datum would move under its users.
     #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
@@ -164,11 +185,28 @@ pub enum StartError {
     Full(#[from] SegmentFull),
 }
 
+/// How many names a message lists.
+const SHOWN: usize = 5;
+
+struct Uses<'a>(&'a [(String, Vec<String>)]);
+
+impl fmt::Display for Uses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (symbol, users)) in self.0.iter().take(SHOWN).enumerate() {
+            let comma = if index == 0 { "" } else { "; " };
+            write!(f, "{comma}`{symbol}` is used by {}", Names(users))?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; {more} more of its symbols are used"),
+        }
+    }
+}
+
 struct Names<'a>(&'a [String]);
 
 impl fmt::Display for Names<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 5;
         for (index, name) in self.0.iter().take(SHOWN).enumerate() {
             write!(f, "{}`{name}`", if index == 0 { "" } else { ", " })?;
         }

@@ -1,6 +1,7 @@
 //! The compiler process of jitcast: front ends, publisher, sockets.
 
 mod catalog;
+mod changeset;
 mod compiler;
 mod error;
 mod fault;
@@ -13,9 +14,12 @@ mod status;
 mod support;
 mod workers;
 
+pub use changeset::{Changeset, PublishOptions};
 pub use compiler::{Compiler, CompilerOptions};
 pub use error::{PublishError, StartError};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};
-pub use status::{AreaStatus, KeptStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
+pub use status::{
+    AreaStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus, WorkerStatus,
+};

@@ -7,6 +7,7 @@ use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
 use serde::{Deserialize, Serialize};
 
+use crate::changeset::{Changeset, PublishOptions};
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
 use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
@@ -15,11 +16,15 @@ use crate::status::Status;
 /// The longest request that the compiler process accepts from a publisher, bytes.
 pub const MAX_REQUEST_BYTES: u32 = 512 << 20;
 
-/// Units to publish as one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is to become visible as one: a [`Changeset`] whose units are not compiled yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishRequest {
-    /// The units.
+    /// The units to publish.
     pub units: Vec<RequestUnit>,
+    /// Names of the units to remove.
+    pub removals: Vec<String>,
+    /// What the publisher takes upon itself.
+    pub options: PublishOptions,
 }
 
 /// A unit to publish.
@@ -89,21 +94,7 @@ pub enum RequestError {
     Malformed(#[from] postcard::Error),
 }
 
-/// Turns a request into units: what is text is compiled here.
-///
-/// # Errors
-/// The text for the publisher.
-pub(crate) fn units(
-    request: PublishRequest,
-    options: &front::Options,
-) -> Result<Vec<UnitSource>, String> {
-    request
-        .units
-        .into_iter()
-        .map(|unit| unit_source(unit, options))
-        .collect()
-}
-
+/// What is text is compiled here.
 fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource, String> {
     let mut signatures = Vec::new();
     for text in &unit.signatures {
@@ -137,14 +128,36 @@ pub(crate) fn carry_out(
     payload: &[u8],
     options: &front::Options,
 ) -> (FrameKind, Vec<u8>) {
-    let published = postcard::from_bytes(payload)
-        .map_err(|error| format!("the request cannot be read: {error}"))
-        .and_then(|request| units(request, options))
-        .and_then(|units| compiler.publish(&units).map_err(|error| error.to_string()))
-        .and_then(|publication| {
-            postcard::to_stdvec(&publication).map_err(|error| error.to_string())
-        });
-    match published {
+    let published = read(payload).and_then(|request| publish_request(compiler, request, options));
+    reply(published)
+}
+
+fn publish_request(
+    compiler: &Compiler,
+    request: PublishRequest,
+    options: &front::Options,
+) -> Result<Publication, String> {
+    let units = request.units.into_iter();
+    let units: Vec<_> = units
+        .map(|unit| unit_source(unit, options))
+        .collect::<Result<_, _>>()?;
+    let changes = Changeset {
+        units: &units,
+        removals: &request.removals,
+        options: request.options,
+    };
+    compiler.change(&changes).map_err(|error| error.to_string())
+}
+
+fn read<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
+    postcard::from_bytes(payload).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+fn reply(published: Result<Publication, String>) -> (FrameKind, Vec<u8>) {
+    let reply = published.and_then(|publication| {
+        postcard::to_stdvec(&publication).map_err(|error| error.to_string())
+    });
+    match reply {
         Ok(reply) => (FrameKind::Published, reply),
         Err(text) => (FrameKind::Refused, text.into_bytes()),
     }

@@ -21,8 +21,10 @@ pub struct Status {
     pub units: Vec<UnitStatus>,
     /// The symbols.
     pub symbols: Vec<SymbolStatus>,
-    /// Replaced units whose memory is kept.
+    /// Replaced and removed units whose memory is kept.
     pub kept: Vec<KeptStatus>,
+    /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
+    pub traps: Vec<TrapStatus>,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
 }
@@ -70,7 +72,16 @@ pub struct SymbolStatus {
     pub signature: String,
 }
 
-/// What a replaced unit left that is not reused.
+/// A function that is published no longer, but used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrapStatus {
+    /// Its name.
+    pub symbol: String,
+    /// The units that use it.
+    pub users: Vec<String>,
+}
+
+/// What a replaced or removed unit left that is not reused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptStatus {
     /// The unit's name.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jitcast::compiler::front;
-use jitcast::compiler::{LinkOptions, Reclaim};
+use jitcast::compiler::{LinkOptions, PublishOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
@@ -33,6 +33,9 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
     )]
     Publish(PublishArgs),
+    /// Remove published units.
+    #[command(after_help = "Example:\n  jitcast remove --socket /run/jitcast.sock score")]
+    Remove(RemoveArgs),
     /// Link files without publishing them, and tell what the linker does with them.
     #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
     Link(LinkArgs),
@@ -270,6 +273,40 @@ pub(super) struct PublishArgs {
     pub(super) socket: String,
     #[command(flatten)]
     pub(super) unit: UnitArgs,
+    /// Remove this unit in the same publication; may be repeated.
+    #[arg(long = "remove", value_name = "UNIT")]
+    pub(super) removals: Vec<String>,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
+}
+
+/// What would be refused, and is done all the same.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub(super) struct ForceArgs {
+    /// Functions that others still use may go: calls of them end the calling process, until the name is published
+    /// again.
+    #[arg(long)]
+    leave_traps: bool,
+}
+
+impl From<ForceArgs> for PublishOptions {
+    fn from(force: ForceArgs) -> Self {
+        Self {
+            leave_traps: force.leave_traps,
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RemoveArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The units: all of them go as one.
+    #[arg(required = true, value_name = "UNIT")]
+    pub(super) units: Vec<String>,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
 
+use jitcast::compiler::Publication;
 use jitcast::compiler::front::{self, Kind, compile_file};
 use jitcast::compiler::request::{self, PublishRequest, RequestFile, RequestUnit};
 
@@ -30,13 +31,28 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
         link: args.unit.link(),
     };
     let socket = connect(&args.socket)?;
-    let done = request::publish(socket, &PublishRequest { units: vec![unit] })?;
+    let request = PublishRequest {
+        units: vec![unit],
+        removals: args.removals.clone(),
+        options: args.force.into(),
+        ..PublishRequest::default()
+    };
+    let done = request::publish(socket, &request)?;
     println!(
         "generation {}: {}",
         done.generation,
         done.functions.join(", ")
     );
+    tell_removed(&done);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which units went, if any did.
+pub(super) fn tell_removed(done: &Publication) {
+    if !done.removed.is_empty() {
+        let units = done.removed.join(", ");
+        println!("generation {}: removed {units}", done.generation);
+    }
 }
 
 /// C is compiled here, where its headers are; CLIF is text that the compiler process compiles.

@@ -94,9 +94,27 @@ fn show(status: &Status) {
         ]);
     }
     println!("{areas}");
+    if !status.traps.is_empty() {
+        let mut traps = new_table(&["removed function", "used by"]);
+        for trap in &status.traps {
+            traps.add_row([&trap.symbol, &trap.users.join(", ")]);
+        }
+        println!("{traps}");
+    }
+    let mut kept = new_table(&["kept unit", "of generation", "memory"]);
+    for unit in &status.kept {
+        kept.add_row([
+            unit.unit.clone(),
+            unit.generation.to_string(),
+            kib(unit.len_bytes),
+        ]);
+    }
+    if !status.kept.is_empty() {
+        println!("{kept}");
+    }
     let kept: u64 = status.kept.iter().map(|kept| kept.len_bytes).sum();
     println!(
-        "retired {}, kept {} of {} replaced units",
+        "retired {}, kept {} of {} replaced or removed units",
         kib(status.retired_bytes),
         kib(kept),
         status.kept.len()

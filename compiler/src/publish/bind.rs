@@ -90,10 +90,10 @@ impl<'p> Batch<'_, 'p> {
         }
         let staying = self.is_imported_by_others(name);
         let published = self.site.catalog.symbols.get(name);
-        !staying && published.is_some_and(|symbol| !self.replaces(&symbol.unit))
+        !staying && published.is_some_and(|symbol| !self.leaves(&symbol.unit))
     }
 
-    /// Whether units that this publication does not replace refer to the host symbol `name`.
+    /// Whether units that stay refer to the host symbol `name`.
     pub(super) fn is_imported_by_others(&self, name: &str) -> bool {
         let users = self.site.catalog.users_of_import(name);
         users > self.leaving_users.get(name).copied().unwrap_or(0)

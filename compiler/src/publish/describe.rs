@@ -13,7 +13,6 @@ use jitcast_runtime::records::{
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
-use super::place::retire_cells;
 use super::{Batch, Details, Reclaim};
 use crate::catalog::{Kind, Pooled, Unit};
 use crate::error::PublishError;
@@ -77,22 +76,7 @@ impl<'p> Batch<'_, 'p> {
             || linked.patches.iter().any(resolves);
         edit.put_unit(txn, &record, &source.name)?;
         self.write_text(txn, edit, unit, placement, &record)?;
-        if let Some(old) = self.site.catalog.units.get(&source.name) {
-            // What kept code reads directly is kept with it.
-            let data = old.defines.iter().filter(|name| {
-                let symbol = self.site.catalog.symbols.get(*name);
-                symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
-            });
-            let keep = data.into_iter().any(|name| self.leaves_cells(name));
-            edit.remove_unit(txn, old.number.into(), keep)?;
-            if old.ends {
-                // Only a look at the directory tells that it is gone.
-                edit.flag(record_flags::RESYNC);
-            }
-            if keep {
-                self.changes.kept.push(source.name.clone());
-            }
-        }
+        self.retire_unit(txn, edit, &source.name)?;
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {
             let own = reference.own.map(|index| (unit, index));
@@ -239,21 +223,29 @@ impl<'p> Batch<'_, 'p> {
         Ok(())
     }
 
-    pub(super) fn remove(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), SegmentFull> {
-        for (name, key) in &self.changes.removed.clone() {
-            let symbol = &self.site.catalog.symbols[name];
-            for cell in [symbol.call_cell, symbol.address_cell]
-                .into_iter()
-                .flatten()
-            {
-                edit.set_cell(cell, CellValue::UNBOUND);
-            }
-            if self.leaves_cells(name) {
-                self.changes.left.push(name.clone());
-            } else {
-                retire_cells(txn, symbol);
-            }
-            edit.remove_symbol(txn, *key)?;
+    /// Takes the published version of a unit out of the directory, if there is one.
+    pub(super) fn retire_unit(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        name: &str,
+    ) -> Result<(), SegmentFull> {
+        let Some(old) = self.site.catalog.units.get(name) else {
+            return Ok(());
+        };
+        // What kept code reads directly is kept with it.
+        let data = old.defines.iter().filter(|name| {
+            let symbol = self.site.catalog.symbols.get(*name);
+            symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
+        });
+        let keep = data.into_iter().any(|name| self.leaves_cells(name));
+        edit.remove_unit(txn, old.number.into(), keep)?;
+        if old.ends {
+            // Only a look at the directory tells that it is gone.
+            edit.flag(record_flags::RESYNC);
+        }
+        if keep {
+            self.changes.kept.push(name.to_owned());
         }
         Ok(())
     }

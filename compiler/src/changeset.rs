@@ -1,0 +1,36 @@
+//! What a publisher asks for: units and removals that become visible as one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::publish::UnitSource;
+
+/// Everything that one publication is to change: all of it becomes visible at once, or nothing.
+///
+/// ```
+/// # use jitcast_compiler::Changeset;
+/// let changes = Changeset { removals: &["old".to_owned()], ..Changeset::default() };
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changeset<'a> {
+    /// Units to publish; one that has the name of a published one replaces it.
+    pub units: &'a [UnitSource],
+    /// Names of published units to remove.
+    pub removals: &'a [String],
+    /// What the publisher takes upon itself.
+    pub options: PublishOptions,
+}
+
+impl Changeset<'_> {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty() && self.removals.is_empty()
+    }
+}
+
+/// What would be refused, and is done all the same when the publisher says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishOptions {
+    /// Functions that others still use may go: calls of them end the process that makes them, with a message, until
+    /// the name is published again.
+    pub leave_traps: bool,
+}
