@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
 
-use crate::publish::Changes;
+use crate::publish::{Changes, Reclaim};
 use crate::status::TrapStatus;
 
 /// Everything published.
@@ -42,6 +42,8 @@ pub(crate) struct Unit {
     pub(crate) read_only: StoredRegion,
     pub(crate) private: StoredRegion,
     pub(crate) keeps: bool,
+    /// What its publisher said of that.
+    pub(crate) reclaim: Reclaim,
     /// Whether workers have something to do when it is retired.
     pub(crate) ends: bool,
     /// Symbols that it publishes.
@@ -144,6 +146,13 @@ impl Catalog {
             .collect();
         users.sort();
         users
+    }
+
+    /// The function `name`, published or an orphan.
+    pub(crate) fn function(&self, name: &str) -> Option<&Symbol> {
+        let orphan = || self.orphans.get(name);
+        let known = self.symbols.get(name).or_else(orphan);
+        known.filter(|symbol| symbol.kind == Kind::Function)
     }
 
     /// The functions that were removed under their users, in order.

@@ -33,4 +33,7 @@ pub struct PublishOptions {
     /// Functions that others still use may go: calls of them end the process that makes them, with a message, until
     /// the name is published again.
     pub leave_traps: bool,
+    /// Functions may get another signature: their callers are ready for it. Handles of the old signature lead to a
+    /// trap then.
+    pub change_signatures: bool,
 }

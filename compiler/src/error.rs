@@ -97,6 +97,21 @@ pub enum PublishError {
         /// The units that use it.
         users: Vec<String>,
     },
+    /// A function's callers expect another signature.
+    #[error("`{symbol}` of the unit `{unit}` would have the signature {becomes}, but was published as {was}, and {} use it\n  help: give it another name, or say that its callers are ready for it (publish --change-signature)",
+        Callers(.users))]
+    SignatureChanges {
+        /// The function.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// The recorded signature.
+        was: String,
+        /// The new one.
+        becomes: String,
+        /// The units that use it, besides hosts that may.
+        users: Vec<String>,
+    },
     /// A number of another unit is taken for a place.
     #[error(
         "the unit `{unit}` refers to `{symbol}`, which is an absolute symbol of the unit `{other}`: only its own unit can use it\n  help: define it in each unit that uses it, or publish them as one unit"
@@ -213,6 +228,18 @@ impl fmt::Display for Names<'_> {
         match self.0.len().saturating_sub(SHOWN) {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// Units, and whoever has a handle.
+struct Callers<'a>(&'a [String]);
+
+impl fmt::Display for Callers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("hosts may"),
+            users => write!(f, "{} and maybe hosts", Names(users)),
         }
     }
 }

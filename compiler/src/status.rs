@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{self, ImportKind, Kind};
+use crate::publish::Reclaim;
 
 /// The state of a segment and its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +56,8 @@ pub struct UnitStatus {
     pub private_bytes: u64,
     /// Whether its memory is kept when it is replaced.
     pub keeps: bool,
+    /// What its publisher said of that.
+    pub reclaim: Reclaim,
     /// Host symbols that it refers to.
     pub imports: Vec<String>,
 }
@@ -126,6 +129,7 @@ impl UnitStatus {
             read_only_bytes: unit.read_only.len_bytes.into(),
             private_bytes: unit.private.len_bytes.into(),
             keeps: unit.keeps,
+            reclaim: unit.reclaim,
             imports: unit
                 .imports
                 .iter()

@@ -75,8 +75,9 @@ pub(super) struct UnitArgs {
     /// Its flags, in place of `-O2 -fPIC -fno-plt`.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     pub(super) cflags: Option<String>,
-    /// Reuse the unit's memory once it is replaced; `no`: never [default: CLIF yes, C and objects no,
-    /// since addresses of their static functions may have been handed out].
+    /// Reuse the unit's memory once it is replaced or removed; `no`: never, for code that hands its static functions
+    /// (callbacks that the host keeps) or static data to the host [default: CLIF yes, C and objects no, since
+    /// these may have done so].
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", require_equals = true)]
     pub(super) reclaim: Option<YesNo>,
     /// Take every member of every archive, wanted or not.
@@ -287,12 +288,16 @@ pub(super) struct ForceArgs {
     /// again.
     #[arg(long)]
     leave_traps: bool,
+    /// A function may get another signature: all of its callers are ready for it.
+    #[arg(long)]
+    change_signature: bool,
 }
 
 impl From<ForceArgs> for PublishOptions {
     fn from(force: ForceArgs) -> Self {
         Self {
             leave_traps: force.leave_traps,
+            change_signatures: force.change_signature,
         }
     }
 }

@@ -35,7 +35,6 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
         units: vec![unit],
         removals: args.removals.clone(),
         options: args.force.into(),
-        ..PublishRequest::default()
     };
     let done = request::publish(socket, &request)?;
     println!(

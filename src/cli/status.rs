@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
-use jitcast::compiler::{Status, request};
+use jitcast::compiler::{Reclaim, Status, UnitStatus, request};
 
 use super::Failure;
 use super::args::StatusArgs;
@@ -46,7 +46,7 @@ fn show(status: &Status) {
             kib(unit.text_bytes),
             kib(unit.read_only_bytes),
             kib(unit.private_bytes),
-            if unit.keeps { "kept" } else { "reclaimed" }.to_owned(),
+            when_replaced(unit).to_owned(),
         ]);
     }
     println!("{units}");
@@ -119,6 +119,16 @@ fn show(status: &Status) {
         kib(kept),
         status.kept.len()
     );
+}
+
+/// What happens to a unit's memory when it is replaced or removed.
+fn when_replaced(unit: &UnitStatus) -> &'static str {
+    match (unit.keeps, unit.reclaim) {
+        (true, Reclaim::No) => "kept, as asked",
+        (true, Reclaim::Yes) => "kept for what may run later",
+        (true, Reclaim::Auto) => "kept",
+        (false, _) => "reclaimed",
+    }
 }
 
 fn new_table(header: &[&str]) -> Table {

@@ -104,6 +104,7 @@ impl<'p> Batch<'_, 'p> {
             read_only: record.read_only,
             private,
             keeps,
+            reclaim: source.reclaim,
             ends,
             defines,
             uses: uses

@@ -46,7 +46,8 @@ pub enum Reclaim {
     Auto,
     /// Reused; the publisher vouches that nothing outside holds addresses of the unit's locals.
     Yes,
-    /// Never reused.
+    /// Never reused: for units whose static functions or data are handed to the host (callbacks that it keeps, strings,
+    /// tables), which nothing can notice.
     No,
 }
 
@@ -295,6 +296,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         batch.settle_definitions()?;
         batch.check_leaving()?;
         batch.check_orphans()?;
+        batch.check_signatures()?;
         Ok(batch)
     }
 

@@ -74,9 +74,8 @@ impl Batch<'_, '_> {
                 },
             );
             let old = self.site.catalog.symbols.get(name);
-            let same_function = old
-                .or_else(|| self.site.catalog.orphans.get(name))
-                .filter(|old| old.kind == Kind::Function && kind == Kind::Function);
+            let same_function = self.site.catalog.function(name);
+            let same_function = same_function.filter(|_| kind == Kind::Function);
             if let (Some(old), None) = (old, same_function) {
                 // A datum's cell belongs to its version: old code may still read it.
                 if self.leaves_cells(name) {

@@ -1,5 +1,7 @@
 //! Which names a publication defines, and what it would break.
 
+use jitcast_runtime::signature::Signature;
+
 use super::{Batch, check_name, kind_of};
 use crate::catalog::Kind;
 use crate::error::PublishError;
@@ -173,5 +175,44 @@ impl Batch<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// A function that is published already, and so may be called by units and handles, keeps its signature. Where one
+    /// of both is unknown, nothing can be said.
+    pub(super) fn check_signatures(&self) -> Result<(), PublishError> {
+        if self.asked.options.change_signatures {
+            return Ok(());
+        }
+        let mut defined: Vec<_> = self.defined.iter().collect();
+        defined.sort_unstable();
+        for (&name, &at) in defined {
+            let Some(old) = self.site.catalog.function(name) else {
+                continue;
+            };
+            let source = &self.sources[at.0];
+            let becomes = source.recorded_signature(name);
+            if self.becomes(name) == Some(Kind::Function) && differ(&old.signature, &becomes) {
+                return Err(PublishError::SignatureChanges {
+                    symbol: name.to_owned(),
+                    unit: source.name.clone(),
+                    was: old.signature.clone(),
+                    becomes,
+                    users: self.staying_users(name),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two recorded signatures are known and not those of one function. Text that is no signature of ours stands
+/// for what no host can call.
+fn differ(was: &str, becomes: &str) -> bool {
+    if was.is_empty() || becomes.is_empty() {
+        return false;
+    }
+    match (was.parse::<Signature>(), becomes.parse::<Signature>()) {
+        (Ok(was), Ok(becomes)) => !was.compatible(&becomes),
+        _ => was != becomes,
     }
 }
