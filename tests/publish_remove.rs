@@ -27,6 +27,7 @@ fn names(names: &[&str]) -> Vec<String> {
 const TRAPS: PublishOptions = PublishOptions {
     leave_traps: true,
     change_signatures: false,
+    if_changed: false,
 };
 
 #[test]

@@ -22,6 +22,7 @@ const WIDER: &str = "function %f(i64, i64) -> i64 {\nblock0(v0: i64, v1: i64):\n
 const FORCED: PublishOptions = PublishOptions {
     leave_traps: false,
     change_signatures: true,
+    if_changed: false,
 };
 
 #[track_caller]

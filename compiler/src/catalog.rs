@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
 
-use crate::publish::{Changes, Reclaim};
+use crate::publish::{Changes, Publication, Reclaim};
 use crate::status::TrapStatus;
 
 /// Everything published.
@@ -52,6 +52,15 @@ pub(crate) struct Unit {
     pub(crate) uses: Vec<String>,
     /// Host symbols that it refers to.
     pub(crate) imports: Vec<ImportKey>,
+}
+
+impl Unit {
+    /// The names of the host symbols that it refers to.
+    pub(crate) fn host_symbols(&self) -> impl Iterator<Item = String> {
+        let imports = self.imports.iter();
+        let hosts = imports.filter(|(_, kind)| *kind != ImportKind::Unique);
+        hosts.map(|(name, _)| name.clone())
+    }
 }
 
 /// What a symbol is.
@@ -146,6 +155,22 @@ impl Catalog {
             .collect();
         users.sort();
         users
+    }
+
+    /// What units have published.
+    pub(crate) fn describe(&self, units: &[&str]) -> Publication {
+        let functions = self.symbols.iter().filter(|(_, symbol)| {
+            symbol.call_cell.is_some() && units.contains(&symbol.unit.as_str())
+        });
+        let mut functions: Vec<_> = functions.map(|(name, _)| name.clone()).collect();
+        functions.sort();
+        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        let imports = units.flat_map(Unit::host_symbols);
+        Publication {
+            functions,
+            imports: imports.collect(),
+            ..Publication::default()
+        }
     }
 
     /// The function `name`, published or an orphan.

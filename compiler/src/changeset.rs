@@ -16,18 +16,23 @@ pub struct Changeset<'a> {
     pub units: &'a [UnitSource],
     /// Names of published units to remove.
     pub removals: &'a [String],
-    /// What the publisher takes upon itself.
+    /// What it asks for besides.
     pub options: PublishOptions,
 }
 
 impl Changeset<'_> {
+    /// Whether units are asked for, and nothing else.
+    pub(crate) fn is_units_only(&self) -> bool {
+        !self.units.is_empty() && self.removals.is_empty()
+    }
+
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self.units.is_empty() && self.removals.is_empty()
     }
 }
 
-/// What would be refused, and is done all the same when the publisher says so.
+/// What the publisher asks for besides, and takes upon itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOptions {
     /// Functions that others still use may go: calls of them end the process that makes them, with a message, until
@@ -36,4 +41,8 @@ pub struct PublishOptions {
     /// Functions may get another signature: their callers are ready for it. Handles of the old signature lead to a
     /// trap then.
     pub change_signatures: bool,
+    /// Nothing is done if all units are published with these very contents and options already, and nothing else is
+    /// asked for: the answer is that publication. So publishers that start together link once. Without it units are
+    /// linked again: their data start afresh, and names that are the host's are decided anew.
+    pub if_changed: bool,
 }

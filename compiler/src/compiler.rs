@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use jitcast_linker::Prepared;
 use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::geometry::{Area, DEFAULT_WINDOW_BYTES, Geometry, GeometryError, SLOT_BYTES};
 use jitcast_runtime::header::Control;
@@ -16,13 +17,17 @@ use jitcast_runtime::{SegmentOffset, sys};
 use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
-use crate::catalog::{Catalog, ImportKind};
-use crate::changeset::Changeset;
+use crate::catalog::Catalog;
+use crate::changeset::{Changeset, PublishOptions};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
+use crate::history::{History, RetainedUnit};
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
-use crate::status::{AreaStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
+use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
 use crate::workers::{Admission, Workers};
+
+/// How many publications can be undone, unless more or fewer are asked for.
+pub const DEFAULT_RETAIN: usize = 3;
 
 /// How a compiler process is to be.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct CompilerOptions {
     pub socket: String,
     /// The processor features that code may use.
     pub cpu: jitcast_runtime::cpu::CpuFeatures,
+    /// How many publications of units can be undone: their sources are retained.
+    pub retain: usize,
     /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
     pub reclaim_above_bytes: u64,
 }
@@ -48,6 +55,7 @@ impl Default for CompilerOptions {
             back_end: BackEnd::Sealed,
             socket: String::new(),
             cpu: jitcast_runtime::cpu::CpuFeatures::host(),
+            retain: DEFAULT_RETAIN,
             reclaim_above_bytes: 256 << 10,
         }
     }
@@ -79,6 +87,7 @@ pub struct Compiler {
 struct State {
     heap: Heap,
     catalog: Catalog,
+    history: History,
     root: Root,
     root_at: SegmentOffset,
     committed: [u32; Area::COUNT],
@@ -99,6 +108,7 @@ impl Compiler {
         let mut state = State {
             heap: Heap::new(&options.geometry),
             catalog: Catalog::default(),
+            history: History::new(options.retain, FIRST_GENERATION),
             root: Root {
                 generation: FIRST_GENERATION - 1,
                 ..zerocopy::FromZeros::new_zeroed()
@@ -150,32 +160,78 @@ impl Compiler {
     /// # Errors
     /// [`PublishError`].
     pub fn change(&self, changes: &Changeset<'_>) -> Result<Publication, PublishError> {
+        let retained: Vec<_> = changes.units.iter().map(RetainedUnit::new).collect();
+        if let Some(published) = self.state.lock().unchanged(changes, &retained) {
+            return Ok(published);
+        }
         let inputs = publish::inputs(changes.units);
         let units = publish::read(changes, &inputs)?;
         let mut state = self.state.lock();
-        let result = match self.publish_locked(&mut state, changes, &units) {
-            // There may be room once what nobody can be inside any more is freed.
-            Err(PublishError::Full(_)) => {
-                self.reclaim(&mut state);
-                self.publish_locked(&mut state, changes, &units)
-            }
-            other => other,
+        // Somebody may have published the same meanwhile.
+        match state.unchanged(changes, &retained) {
+            Some(published) => Ok(published),
+            None => self.publish_locked(&mut state, changes, &retained, &units),
+        }
+    }
+
+    /// Publishes again what the units were made of that have changed since generation `to` (`None`: by the latest
+    /// publication of units), as a new generation: those that did not exist then are removed, removed ones come back,
+    /// replaced ones get their earlier sources. Quarantines stay. It is refused for all the reasons that a publication
+    /// is, and can be undone like one.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn rollback(
+        &self,
+        to: Option<u64>,
+        options: PublishOptions,
+    ) -> Result<Publication, PublishError> {
+        // Nobody publishes between the look at the history and the publication.
+        let mut state = self.state.lock();
+        let undo = state.history.undo(to)?;
+        let changes = Changeset {
+            units: &undo.units,
+            removals: &undo.removals,
+            options,
         };
-        if state.heap.retired_bytes() > self.reclaim_above_bytes {
-            self.reclaim(&mut state);
-        }
-        drop(state);
-        if result.is_ok() {
-            self.wake();
-        }
-        result
+        let retained: Vec<_> = undo.units.iter().map(RetainedUnit::new).collect();
+        let inputs = publish::inputs(changes.units);
+        let units = publish::read(&changes, &inputs)?;
+        self.publish_locked(&mut state, &changes, &retained, &units)
     }
 
     fn publish_locked(
         &self,
         state: &mut State,
         asked: &Changeset<'_>,
-        units: &[jitcast_linker::Prepared<'_>],
+        retained: &[RetainedUnit],
+        units: &[Prepared<'_>],
+    ) -> Result<Publication, PublishError> {
+        let result = match self.link_and_commit(state, asked, units) {
+            // There may be room once what nobody can be inside any more is freed.
+            Err(PublishError::Full(_)) => {
+                self.reclaim(state);
+                self.link_and_commit(state, asked, units)
+            }
+            other => other,
+        };
+        if state.heap.retired_bytes() > self.reclaim_above_bytes {
+            self.reclaim(state);
+        }
+        let publication = result?;
+        let number = (publication.generation, publication.published_ns);
+        state
+            .history
+            .record(number, retained, asked.units, asked.removals);
+        self.wake();
+        Ok(publication)
+    }
+
+    fn link_and_commit(
+        &self,
+        state: &mut State,
+        asked: &Changeset<'_>,
+        units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         let geometry = self.segment.geometry();
         let site = Site {
@@ -312,6 +368,8 @@ impl Compiler {
             symbols,
             kept: catalog.kept.iter().map(Into::into).collect(),
             traps: catalog.traps(),
+            history: HistoryStatus::list(&state.history),
+            oldest_retained: state.history.oldest(),
             workers: Vec::new(),
         };
         drop(state);
@@ -367,6 +425,22 @@ fn commit(
     Ok((root, root_at, extents))
 }
 
+impl State {
+    /// The publication that did what `changes` asks for, if nothing would change and the publisher does not insist.
+    fn unchanged(&self, changes: &Changeset<'_>, units: &[RetainedUnit]) -> Option<Publication> {
+        if !changes.options.if_changed || !changes.is_units_only() {
+            return None;
+        }
+        let published = self.history.published_as(units)?;
+        let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+        Some(Publication {
+            generation: published.generation,
+            published_ns: published.published_ns,
+            ..self.catalog.describe(&names)
+        })
+    }
+}
+
 fn describe(root: &Root, changes: &Changes) -> Publication {
     let units: HashSet<&str> = changes
         .units
@@ -385,9 +459,7 @@ fn describe(root: &Root, changes: &Changes) -> Publication {
         imports: changes
             .units
             .iter()
-            .flat_map(|(_, unit)| &unit.imports)
-            .filter(|(_, kind)| *kind != ImportKind::Unique)
-            .map(|(name, _)| name.clone())
+            .flat_map(|(_, unit)| unit.host_symbols())
             .collect(),
         removed: changes.removed_units.clone(),
     }

@@ -73,6 +73,21 @@ pub enum PublishError {
         /// Whether the publisher asked for traps in place of functions.
         traps_asked: bool,
     },
+    /// An earlier state is not known any more, or is no earlier one.
+    #[error("generation {generation} cannot be rolled back to: the states from {oldest} to {} are retained\n  help: `jitcast history` lists them; a compiler process that is started with a larger --retain knows more", .newest - 1)]
+    CannotRollBack {
+        /// What was asked for.
+        generation: u64,
+        /// The oldest generation whose state is known.
+        oldest: u64,
+        /// The newest generation that changed units.
+        newest: u64,
+    },
+    /// There is nothing to undo.
+    #[error(
+        "nothing is to be rolled back: no unit has changed since, or nothing is retained\n  help: `jitcast history` lists what can be undone; `serve --retain` says how much is retained"
+    )]
+    NothingToRollBack,
     /// A datum would move under its users.
     #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
         Are(.users), Names(.users))]

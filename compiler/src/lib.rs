@@ -6,6 +6,7 @@ mod compiler;
 mod error;
 mod fault;
 pub mod front;
+pub mod history;
 mod preview;
 mod publish;
 pub mod request;
@@ -15,11 +16,12 @@ mod support;
 mod workers;
 
 pub use changeset::{Changeset, PublishOptions};
-pub use compiler::{Compiler, CompilerOptions};
+pub use compiler::{Compiler, CompilerOptions, DEFAULT_RETAIN};
 pub use error::{PublishError, StartError};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus, WorkerStatus,
+    AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
+    WorkerStatus,
 };

@@ -23,7 +23,16 @@ pub struct PublishRequest {
     pub units: Vec<RequestUnit>,
     /// Names of the units to remove.
     pub removals: Vec<String>,
-    /// What the publisher takes upon itself.
+    /// What the publisher asks for besides.
+    pub options: PublishOptions,
+}
+
+/// A state to go back to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// The generation whose units are wanted; `None`: what was before the latest publication of units.
+    pub generation: Option<u64>,
+    /// What the publisher asks for besides.
     pub options: PublishOptions,
 }
 
@@ -132,6 +141,15 @@ pub(crate) fn carry_out(
     reply(published)
 }
 
+/// Goes back to an earlier state.
+pub(crate) fn roll_back(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<u8>) {
+    let published = read(payload).and_then(|request: RollbackRequest| {
+        let done = compiler.rollback(request.generation, request.options);
+        done.map_err(|error| error.to_string())
+    });
+    reply(published)
+}
+
 fn publish_request(
     compiler: &Compiler,
     request: PublishRequest,
@@ -178,6 +196,17 @@ pub(crate) fn tell(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
 pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publication, RequestError> {
     let payload = postcard::to_stdvec(request)?;
     wire::send(&socket, FrameKind::Publish, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process to go back to an earlier state.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn rollback(socket: impl AsFd, request: &RollbackRequest) -> Result<Publication, RequestError> {
+    let payload = postcard::to_stdvec(request)?;
+    wire::send(&socket, FrameKind::Rollback, &payload, &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

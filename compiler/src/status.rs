@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{self, ImportKind, Kind};
+use crate::catalog::{self, Kind};
+use crate::history::{History, HistoryEntry};
 use crate::publish::Reclaim;
 
 /// The state of a segment and its workers.
@@ -26,8 +27,39 @@ pub struct Status {
     pub kept: Vec<KeptStatus>,
     /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
     pub traps: Vec<TrapStatus>,
+    /// The publications of units that can be undone, the newest first.
+    pub history: Vec<HistoryStatus>,
+    /// The oldest generation whose units can be had again.
+    pub oldest_retained: u64,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
+}
+
+/// A publication that can be undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStatus {
+    /// Its generation.
+    pub generation: u64,
+    /// The units that it published.
+    pub published: Vec<String>,
+    /// The units that it removed.
+    pub removed: Vec<String>,
+}
+
+impl HistoryStatus {
+    /// What can be undone, the newest first.
+    pub(crate) fn list(history: &History) -> Vec<Self> {
+        let status = |entry: &HistoryEntry| {
+            let names = entry.before.keys().cloned();
+            let (removed, published) = names.partition(|name| entry.removed.contains(name));
+            Self {
+                generation: entry.generation,
+                published,
+                removed,
+            }
+        };
+        history.entries().rev().map(status).collect()
+    }
 }
 
 /// An area of the window.
@@ -130,12 +162,7 @@ impl UnitStatus {
             private_bytes: unit.private.len_bytes.into(),
             keeps: unit.keeps,
             reclaim: unit.reclaim,
-            imports: unit
-                .imports
-                .iter()
-                .filter(|(_, kind)| *kind != ImportKind::Unique)
-                .map(|(name, _)| name.clone())
-                .collect(),
+            imports: unit.host_symbols().collect(),
         }
     }
 }

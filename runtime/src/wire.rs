@@ -39,13 +39,15 @@ pub enum FrameKind {
     Status = 6,
     /// Compiler to anyone: the answer.
     StatusReply = 7,
+    /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
+    Rollback = 8,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        use FrameKind::{Attach, Attached, Publish, Published, Refused, Status, StatusReply};
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply]
+        use FrameKind::{Attach, Attached, Publish, Published, Refused, Rollback, Status, StatusReply};
+        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Rollback]
             .into_iter()
             .find(|kind| *kind as u32 == number)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jitcast::compiler::front;
-use jitcast::compiler::{LinkOptions, PublishOptions, Reclaim};
+use jitcast::compiler::{DEFAULT_RETAIN, LinkOptions, PublishOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
@@ -36,6 +36,12 @@ pub(super) enum Command {
     /// Remove published units.
     #[command(after_help = "Example:\n  jitcast remove --socket /run/jitcast.sock score")]
     Remove(RemoveArgs),
+    /// Publish again what an earlier generation had, for the units that have changed since.
+    #[command(after_help = "Example:\n  jitcast rollback --socket /run/jitcast.sock")]
+    Rollback(RollbackArgs),
+    /// Show what can be rolled back to.
+    #[command(after_help = "Example:\n  jitcast history --socket /run/jitcast.sock")]
+    History(StatusArgs),
     /// Link files without publishing them, and tell what the linker does with them.
     #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
     Link(LinkArgs),
@@ -237,6 +243,9 @@ pub(super) struct ServeArgs {
     /// Who else may publish: `uid:N` or `gid:N`; may be repeated [default: the same user].
     #[arg(long, value_name = "WHO")]
     pub(super) allow_publish: Vec<Who>,
+    /// How many publications can be rolled back: their sources are retained in memory.
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_RETAIN)]
+    pub(super) retain: usize,
     /// Remove a named segment at the end even while workers are attached.
     #[arg(long, requires = "name")]
     pub(super) remove_on_exit: bool,
@@ -277,6 +286,10 @@ pub(super) struct PublishArgs {
     /// Remove this unit in the same publication; may be repeated.
     #[arg(long = "remove", value_name = "UNIT")]
     pub(super) removals: Vec<String>,
+    /// Do nothing if the unit is published with these very contents already. Otherwise it is linked again, and its data
+    /// start afresh.
+    #[arg(long)]
+    pub(super) if_changed: bool,
     #[command(flatten)]
     pub(super) force: ForceArgs,
 }
@@ -298,6 +311,7 @@ impl From<ForceArgs> for PublishOptions {
         Self {
             leave_traps: force.leave_traps,
             change_signatures: force.change_signature,
+            ..Self::default()
         }
     }
 }
@@ -310,6 +324,17 @@ pub(super) struct RemoveArgs {
     /// The units: all of them go as one.
     #[arg(required = true, value_name = "UNIT")]
     pub(super) units: Vec<String>,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RollbackArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The generation whose units are wanted [default: that before the latest publication of units].
+    pub(super) generation: Option<u64>,
     #[command(flatten)]
     pub(super) force: ForceArgs,
 }

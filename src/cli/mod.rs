@@ -45,6 +45,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
         Command::Remove(args) => change::remove(&args),
+        Command::Rollback(args) => change::rollback(&args),
+        Command::History(args) => status::history(&args),
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),

@@ -5,9 +5,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
 
-use jitcast::compiler::Publication;
 use jitcast::compiler::front::{self, Kind, compile_file};
 use jitcast::compiler::request::{self, PublishRequest, RequestFile, RequestUnit};
+use jitcast::compiler::{Publication, PublishOptions};
 
 use super::Failure;
 use super::args::{Cpu, PublishArgs};
@@ -34,20 +34,22 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
     let request = PublishRequest {
         units: vec![unit],
         removals: args.removals.clone(),
-        options: args.force.into(),
+        options: PublishOptions {
+            if_changed: args.if_changed,
+            ..args.force.into()
+        },
     };
     let done = request::publish(socket, &request)?;
-    println!(
-        "generation {}: {}",
-        done.generation,
-        done.functions.join(", ")
-    );
-    tell_removed(&done);
+    tell(&done, true);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says which units went, if any did.
-pub(super) fn tell_removed(done: &Publication) {
+/// Says what was published, if units were, and which units went, if any did.
+pub(super) fn tell(done: &Publication, units: bool) {
+    if units {
+        let functions = done.functions.join(", ");
+        println!("generation {}: {functions}", done.generation);
+    }
     if !done.removed.is_empty() {
         let units = done.removed.join(", ");
         println!("generation {}: removed {units}", done.generation);

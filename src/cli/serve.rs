@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use jitcast::compiler::front;
-use jitcast::compiler::{Access, Compiler, Policy, Server};
+use jitcast::compiler::{Access, Compiler, CompilerOptions, Policy, Server};
 use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
@@ -24,10 +24,11 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     };
     let server = Server::bind(&args.socket, policy, options)?;
     clear_leftover(&args.segment)?;
-    let compiler = Arc::new(Compiler::create(&compiler_options(
-        &args.segment,
-        &args.socket,
-    )?)?);
+    let options = CompilerOptions {
+        retain: args.retain,
+        ..compiler_options(&args.segment, &args.socket)?
+    };
+    let compiler = Arc::new(Compiler::create(&options)?);
     let stop = server.stopper()?;
     let what = match &args.segment.name {
         Some(name) => format!("the named segment `{name}`"),

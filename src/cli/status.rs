@@ -21,6 +21,33 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `jitcast history`: what can be rolled back to.
+pub(super) fn history(args: &StatusArgs) -> Result<ExitCode, Failure> {
+    let status = request::status(connect(&args.socket)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status.history)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = new_table(&["generation", "published", "removed"]);
+    for entry in &status.history {
+        table.add_row([
+            entry.generation.to_string(),
+            entry.published.join(", "),
+            entry.removed.join(", "),
+        ]);
+    }
+    println!("{table}");
+    match status.history.first() {
+        Some(newest) => println!(
+            "generations {} to {} can be rolled back to",
+            status.oldest_retained,
+            newest.generation - 1
+        ),
+        None => println!("nothing can be rolled back"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn show(status: &Status) {
     let segment = status
         .segment

@@ -148,7 +148,7 @@ impl UnitSource {
 }
 
 /// What a publication did.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Publication {
     /// Its number.
     pub generation: u64,

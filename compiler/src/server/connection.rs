@@ -220,7 +220,8 @@ impl Connection {
             FrameKind::Attach if may_attach => Incoming::Attach(payload),
             FrameKind::Attach => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
-            FrameKind::Publish => refused("publish"),
+            FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
+            FrameKind::Publish | FrameKind::Rollback => refused("publish"),
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

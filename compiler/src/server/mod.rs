@@ -221,6 +221,7 @@ type Job = (u64, Work);
 #[derive(Debug)]
 enum Work {
     Publish(Vec<u8>),
+    Rollback(Vec<u8>),
     /// Waits for a publication that is under way, which the serving thread must not.
     Status,
 }
@@ -240,6 +241,7 @@ fn publish_all(
         // no trace.
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
             Work::Publish(payload) => request::carry_out(compiler, &payload, options),
+            Work::Rollback(payload) => request::roll_back(compiler, &payload),
             Work::Status => request::tell(compiler),
         }));
         let (kind, reply) = done.unwrap_or_else(|_| {
