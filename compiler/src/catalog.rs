@@ -4,7 +4,7 @@
 //! Invariant: it says what the latest committed root says. A publication works on a copy of what it
 //! changes ([`Changes`]) and merges it after the commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::{ImportId, SegmentOffset};
@@ -20,6 +20,8 @@ pub(crate) struct Catalog {
     /// Functions that were removed under units which use them: their cells are theirs until the name is published
     /// again.
     pub(crate) orphans: HashMap<String, Symbol>,
+    /// Names whose functions are not to be reached, published or not.
+    pub(crate) quarantined: BTreeSet<String>,
     pub(crate) imports: HashMap<ImportKey, Import>,
     /// What is unique in a process, by name: it outlives the unit that brought it.
     pub(crate) pool: HashMap<String, Pooled>,
@@ -157,6 +159,11 @@ impl Catalog {
         users
     }
 
+    /// Whether `symbol`, called `name`, is a function that is not to be reached.
+    pub(crate) fn is_quarantined(&self, name: &str, symbol: &Symbol) -> bool {
+        symbol.kind == Kind::Function && self.quarantined.contains(name)
+    }
+
     /// What units have published.
     pub(crate) fn describe(&self, units: &[&str]) -> Publication {
         let functions = self.symbols.iter().filter(|(_, symbol)| {
@@ -201,6 +208,13 @@ impl Catalog {
             self.orphans.remove(name);
         }
         self.orphans.extend(changes.orphaned);
+        for (name, quarantined) in changes.quarantined {
+            if quarantined {
+                self.quarantined.insert(name);
+            } else {
+                self.quarantined.remove(&name);
+            }
+        }
         self.pool.extend(changes.pool);
         self.hashes.extend(changes.added_hashes);
         self.symbols.extend(changes.symbols);

@@ -1,4 +1,4 @@
-//! What a publisher asks for: units and removals that become visible as one.
+//! What a publisher asks for: units, removals and symbol updates that become visible as one.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ pub struct Changeset<'a> {
     pub units: &'a [UnitSource],
     /// Names of published units to remove.
     pub removals: &'a [String],
+    /// Updates of symbols.
+    pub updates: &'a [SymbolUpdate],
     /// What it asks for besides.
     pub options: PublishOptions,
 }
@@ -23,20 +25,30 @@ pub struct Changeset<'a> {
 impl Changeset<'_> {
     /// Whether units are asked for, and nothing else.
     pub(crate) fn is_units_only(&self) -> bool {
-        !self.units.is_empty() && self.removals.is_empty()
+        !self.units.is_empty() && self.removals.is_empty() && self.updates.is_empty()
     }
 
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
-        self.units.is_empty() && self.removals.is_empty()
+        self.units.is_empty() && self.removals.is_empty() && self.updates.is_empty()
     }
+}
+
+/// A change of what a function's name leads to, without linking anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SymbolUpdate {
+    /// Handles of this function lead to the fallbacks that their hosts gave them, and every other way to it to a trap,
+    /// until it is restored; whatever is published under the name meanwhile. Only its own unit goes on calling it.
+    Quarantine(String),
+    /// The name leads to what is published again.
+    Restore(String),
 }
 
 /// What the publisher asks for besides, and takes upon itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOptions {
-    /// Functions that others still use may go: calls of them end the process that makes them, with a message, until
-    /// the name is published again.
+    /// Functions that others still use may go or be quarantined: their calls end the process that makes them, with a
+    /// message, until the name is published again or restored.
     pub leave_traps: bool,
     /// Functions may get another signature: their callers are ready for it. Handles of the old signature lead to a
     /// trap then.

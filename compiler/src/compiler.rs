@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
 use crate::catalog::Catalog;
-use crate::changeset::{Changeset, PublishOptions};
+use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::history::{History, RetainedUnit};
@@ -174,6 +174,35 @@ impl Compiler {
         }
     }
 
+    /// Moves functions to the fallbacks of their handles, at the next guard of every worker, until they are restored.
+    /// Refused for a function that other units call, unless [`Compiler::change`] is asked to leave traps.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn quarantine(&self, symbols: &[String]) -> Result<Publication, PublishError> {
+        self.update(symbols, SymbolUpdate::Quarantine)
+    }
+
+    /// Puts quarantined functions back.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn restore(&self, symbols: &[String]) -> Result<Publication, PublishError> {
+        self.update(symbols, SymbolUpdate::Restore)
+    }
+
+    fn update(
+        &self,
+        symbols: &[String],
+        update: fn(String) -> SymbolUpdate,
+    ) -> Result<Publication, PublishError> {
+        let updates: Vec<_> = symbols.iter().cloned().map(update).collect();
+        self.change(&Changeset {
+            updates: &updates,
+            ..Changeset::default()
+        })
+    }
+
     /// Publishes again what the units were made of that have changed since generation `to` (`None`: by the latest
     /// publication of units), as a new generation: those that did not exist then are removed, removed ones come back,
     /// replaced ones get their earlier sources. Quarantines stay. It is refused for all the reasons that a publication
@@ -193,6 +222,7 @@ impl Compiler {
             units: &undo.units,
             removals: &undo.removals,
             options,
+            ..Changeset::default()
         };
         let retained: Vec<_> = undo.units.iter().map(RetainedUnit::new).collect();
         let inputs = publish::inputs(changes.units);
@@ -355,7 +385,10 @@ impl Compiler {
         let mut symbols: Vec<_> = catalog
             .symbols
             .iter()
-            .map(|(name, symbol)| SymbolStatus::new(name, symbol))
+            .map(|(name, symbol)| SymbolStatus {
+                quarantined: catalog.is_quarantined(name, symbol),
+                ..SymbolStatus::new(name, symbol)
+            })
             .collect();
         symbols.sort_by(|a, b| a.name.cmp(&b.name));
         let status = Status {
@@ -368,6 +401,7 @@ impl Compiler {
             symbols,
             kept: catalog.kept.iter().map(Into::into).collect(),
             traps: catalog.traps(),
+            quarantined: catalog.quarantined.iter().cloned().collect(),
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),
             workers: Vec::new(),

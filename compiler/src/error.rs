@@ -88,6 +88,28 @@ pub enum PublishError {
         "nothing is to be rolled back: no unit has changed since, or nothing is retained\n  help: `jitcast history` lists what can be undone; `serve --retain` says how much is retained"
     )]
     NothingToRollBack,
+    /// Only functions can be quarantined.
+    #[error(
+        "`{symbol}` is no published function, so it cannot be quarantined\n  help: `jitcast status` lists the symbols"
+    )]
+    NotAFunction {
+        /// The symbol.
+        symbol: String,
+    },
+    /// A function cannot be restored that is not quarantined.
+    #[error("`{symbol}` is not quarantined\n  help: `jitcast status` lists what is")]
+    NotQuarantined {
+        /// The symbol.
+        symbol: String,
+    },
+    /// Others call what is to be quarantined.
+    #[error("`{symbol}` cannot be quarantined, since {} it, and only handles have fallbacks\n  help: quarantine what they offer to hosts instead, or let their calls end in a trap (--leave-traps)", Use(.users))]
+    QuarantinedInUse {
+        /// The symbol.
+        symbol: String,
+        /// The units that use it.
+        users: Vec<String>,
+    },
     /// A datum would move under its users.
     #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
         Are(.users), Names(.users))]

@@ -15,7 +15,7 @@ mod status;
 mod support;
 mod workers;
 
-pub use changeset::{Changeset, PublishOptions};
+pub use changeset::{Changeset, PublishOptions, SymbolUpdate};
 pub use compiler::{Compiler, CompilerOptions, DEFAULT_RETAIN};
 pub use error::{PublishError, StartError};
 pub use preview::Preview;

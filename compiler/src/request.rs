@@ -7,7 +7,7 @@ use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
 use serde::{Deserialize, Serialize};
 
-use crate::changeset::{Changeset, PublishOptions};
+use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
 use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
@@ -23,6 +23,8 @@ pub struct PublishRequest {
     pub units: Vec<RequestUnit>,
     /// Names of the units to remove.
     pub removals: Vec<String>,
+    /// Updates of symbols.
+    pub updates: Vec<SymbolUpdate>,
     /// What the publisher asks for besides.
     pub options: PublishOptions,
 }
@@ -162,6 +164,7 @@ fn publish_request(
     let changes = Changeset {
         units: &units,
         removals: &request.removals,
+        updates: &request.updates,
         options: request.options,
     };
     compiler.change(&changes).map_err(|error| error.to_string())

@@ -27,6 +27,8 @@ pub struct Status {
     pub kept: Vec<KeptStatus>,
     /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
     pub traps: Vec<TrapStatus>,
+    /// Names that are quarantined, published or not.
+    pub quarantined: Vec<String>,
     /// The publications of units that can be undone, the newest first.
     pub history: Vec<HistoryStatus>,
     /// The oldest generation whose units can be had again.
@@ -105,6 +107,8 @@ pub struct SymbolStatus {
     pub unit: String,
     /// Its recorded signature; empty: unknown.
     pub signature: String,
+    /// Whether it is quarantined.
+    pub quarantined: bool,
 }
 
 /// A function that is published no longer, but used.
@@ -180,6 +184,7 @@ impl SymbolStatus {
             kind: kind.to_owned(),
             unit: symbol.unit.clone(),
             signature: symbol.signature.clone(),
+            quarantined: false,
         }
     }
 }

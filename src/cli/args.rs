@@ -36,6 +36,16 @@ pub(super) enum Command {
     /// Remove published units.
     #[command(after_help = "Example:\n  jitcast remove --socket /run/jitcast.sock score")]
     Remove(RemoveArgs),
+    /// Move functions to the fallbacks that hosts gave for them, until they are restored.
+    #[command(
+        after_help = "Every worker does so at its next guard, also one that attaches later, whatever is published under \
+                      the name meanwhile. Where a host gave no fallback, a call ends its process. Calls inside the \
+                      function's own unit go on.\n\nExample:\n  jitcast quarantine --socket /run/jitcast.sock score"
+    )]
+    Quarantine(QuarantineArgs),
+    /// Put quarantined functions back.
+    #[command(after_help = "Example:\n  jitcast restore --socket /run/jitcast.sock score")]
+    Restore(RestoreArgs),
     /// Publish again what an earlier generation had, for the units that have changed since.
     #[command(after_help = "Example:\n  jitcast rollback --socket /run/jitcast.sock")]
     Rollback(RollbackArgs),
@@ -326,6 +336,25 @@ pub(super) struct RemoveArgs {
     pub(super) units: Vec<String>,
     #[command(flatten)]
     pub(super) force: ForceArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RestoreArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The functions: all of them as one.
+    #[arg(required = true, value_name = "SYMBOL")]
+    pub(super) symbols: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct QuarantineArgs {
+    #[command(flatten)]
+    pub(super) what: RestoreArgs,
+    /// Also functions that other units use, whose calls then end the calling process.
+    #[arg(long)]
+    pub(super) leave_traps: bool,
 }
 
 #[derive(Debug, ClapArgs)]

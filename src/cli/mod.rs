@@ -45,6 +45,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
         Command::Remove(args) => change::remove(&args),
+        Command::Quarantine(args) => change::quarantine(&args),
+        Command::Restore(args) => change::restore(&args),
         Command::Rollback(args) => change::rollback(&args),
         Command::History(args) => status::history(&args),
         Command::Link(args) => link::link(&args),

@@ -38,6 +38,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
             if_changed: args.if_changed,
             ..args.force.into()
         },
+        ..PublishRequest::default()
     };
     let done = request::publish(socket, &request)?;
     tell(&done, true);

@@ -84,7 +84,12 @@ fn show(status: &Status) {
         } else {
             &symbol.signature
         };
-        symbols.add_row([&symbol.name, &symbol.kind, &symbol.unit, signature]);
+        let kind = if symbol.quarantined {
+            &format!("{}, quarantined", symbol.kind)
+        } else {
+            &symbol.kind
+        };
+        symbols.add_row([&symbol.name, kind, &symbol.unit, signature]);
     }
     println!("{symbols}");
     let mut workers = new_table(&[
@@ -121,6 +126,9 @@ fn show(status: &Status) {
         ]);
     }
     println!("{areas}");
+    if !status.quarantined.is_empty() {
+        println!("quarantined: {}", status.quarantined.join(", "));
+    }
     if !status.traps.is_empty() {
         let mut traps = new_table(&["removed function", "used by"]);
         for trap in &status.traps {

@@ -355,6 +355,7 @@ impl Inner {
         let address = match value.target() {
             Some(PatchTarget::Window(place)) if state.units.is_failed(place) => failed_trap(),
             Some(target) => self.address(state, target),
+            None if value == CellValue::QUARANTINED => trap::quarantined_trap(),
             None => removed_trap(),
         };
         self.store_slot(cell, address)?;

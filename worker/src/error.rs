@@ -192,6 +192,14 @@ pub enum LookupError {
         /// Its unit, and why.
         failed: FailedUnit,
     },
+    /// It is not to be reached.
+    #[error(
+        "`{name}` is quarantined\n  help: `jitcast restore {name}` puts it back; a handle with a fallback (`Worker::function_or`) serves meanwhile"
+    )]
+    Quarantined {
+        /// The name.
+        name: String,
+    },
     /// It is looked up by a constructor that this very lookup would have to wait for.
     #[error(
         "functions cannot be looked up while constructors of published code run\n  help: look them up before, or when the constructors have returned"
@@ -200,4 +208,18 @@ pub enum LookupError {
     /// The directory cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+impl LookupError {
+    /// Whether it may be otherwise after another publication, so that a fallback serves meanwhile; else the name is
+    /// something else than the host takes it for, or this is no time to look.
+    pub(crate) fn is_for_now(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::MissingImport { .. }
+                | Self::UnitFailed { .. }
+                | Self::Quarantined { .. }
+        )
+    }
 }

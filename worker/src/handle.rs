@@ -2,7 +2,7 @@
 //!
 //! A handle is a cell of this process's heap that obeys the rules of slots: it changes only while a
 //! publication is applied. Invariant: a handle's cell leads to code of the signature that the handle was made
-//! for, or to a trap.
+//! for, to the host's fallback, which has it, or to a trap.
 
 use core::marker::PhantomData;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use jitcast_runtime::{SegmentOffset, WorkerAddr};
 use crate::apply::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
-use crate::trap::{containing, letting_out};
+use crate::trap::{containing, letting_out, quarantined_trap};
 use crate::worker::{Inner, State, Worker};
 
 /// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
@@ -43,6 +43,8 @@ pub(crate) struct HandleCell {
     name: String,
     /// The signature asked for; `None`: the caller vouched for it.
     signature: Option<Signature>,
+    /// The host's function that serves while there is none to call.
+    fallback: Option<WorkerAddr>,
 }
 
 /// The handles of a worker.
@@ -55,8 +57,8 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Adds a handle of the function that `slot` leads to.
-    fn add(&mut self, slot: SegmentOffset, cell: &Arc<HandleCell>) {
+    /// Adds a handle of the function that `slot` leads to; of none, if its fallback serves.
+    fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
         if self.all.len() >= self.prune_at {
             self.all.retain(|handle| handle.strong_count() > 0);
             for handles in self.by_cell.values_mut() {
@@ -66,10 +68,10 @@ impl Handles {
             self.prune_at = (self.all.len() * 2).max(64);
         }
         self.all.push(Arc::downgrade(cell));
-        self.by_cell
-            .entry(slot)
-            .or_default()
-            .push(Arc::downgrade(cell));
+        if let Some(slot) = slot {
+            let handles = self.by_cell.entry(slot).or_default();
+            handles.push(Arc::downgrade(cell));
+        }
     }
 
     /// A slot holds another version now; so do its handles.
@@ -108,11 +110,13 @@ impl Inner {
                         .push(Weak::clone(handle));
                     code
                 }
+                Err(_) if let Some(fallback) = cell.fallback => fallback,
                 Err(LookupError::MissingImport { import, .. }) => {
                     let lacking = state.imports.values().find(|known| known.name == import);
                     lacking.map_or_else(removed_trap, |import| import.trap)
                 }
                 Err(LookupError::UnitFailed { .. }) => failed_trap(),
+                Err(LookupError::Quarantined { .. }) => quarantined_trap(),
                 Err(_) => removed_trap(),
             };
             cell.target.store(target.get(), Ordering::Release);
@@ -143,7 +147,7 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, Some(F::signature()))
+        self.handle(guard, name, Some(F::signature()), None)
     }
 
     /// The function `name`, whatever signature was recorded.
@@ -158,7 +162,38 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, None)
+        self.handle(guard, name, None, None)
+    }
+
+    /// The function `name`, whose recorded signature must be that of `F`; or `fallback`, while it is quarantined, not
+    /// published (yet), or cannot be called in this worker, since its unit failed or lacks a host symbol. The handle
+    /// follows: at the next guard after a publication it leads to what serves then.
+    ///
+    /// # Errors
+    /// [`LookupError`], if the name is something else.
+    pub fn function_or<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        fallback: F,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, Some(F::signature()), Some(fallback.address()))
+    }
+
+    /// As [`Worker::function_or`], whatever signature was recorded.
+    ///
+    /// # Errors
+    /// [`LookupError`], if the name is no function.
+    ///
+    /// # Safety
+    /// `name` is, in every version that will be published, a function of type `F`.
+    pub unsafe fn function_or_unchecked<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        fallback: F,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, None, Some(fallback.address()))
     }
 
     fn handle<F>(
@@ -166,6 +201,7 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
         signature: Option<Signature>,
+        fallback: Option<WorkerAddr>,
     ) -> Result<Function<F>, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
@@ -175,8 +211,13 @@ impl Worker {
             worker: inner.id(),
             name: name.to_owned(),
             signature,
+            fallback,
         };
-        let (slot, code) = inner.find(&state, &cell)?;
+        let (slot, code) = match (inner.find(&state, &cell), fallback) {
+            (Ok((slot, code)), _) => (Some(slot), code),
+            (Err(error), Some(fallback)) if error.is_for_now() => (None, fallback),
+            (Err(error), _) => return Err(error),
+        };
         cell.target.store(code.get(), Ordering::Relaxed);
         let cell = Arc::new(cell);
         state.handles.add(slot, &cell);
@@ -261,6 +302,9 @@ impl<T> AbiType for *mut T {
 pub trait FunctionType {
     /// Its signature.
     fn signature() -> Signature;
+
+    /// The address of this one.
+    fn address(self) -> WorkerAddr;
 }
 
 macro_rules! function_types {
@@ -274,18 +318,22 @@ macro_rules! function_types {
                 let params: &[Option<Type>] = &[$($param::TYPE),*];
                 Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
             }
+
+            fn address(self) -> WorkerAddr {
+                WorkerAddr::new((self as *const ()).expose_provenance() as u64)
+            }
         }
 
         impl<$($param: AbiType,)* R: AbiType> Function<extern $abi fn($($param),*) -> R> {
-            /// Calls the current version. If it is not published any more, or needs a host symbol that this
-            /// worker lacks, the process ends with a message.
+            /// Calls the current version. If it is not published any more, is quarantined, or needs a host symbol
+            /// that this worker lacks, the fallback serves; without one the process ends with a message.
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "as many as the function takes")]
             pub fn call(&self, guard: &Guard<'_>, $($arg: $param),*) -> R {
                 let target = self.target(guard);
                 // SAFETY: the cell leads to a published function of this signature (checked when the handle was
-                // made and whenever its name was republished, or vouched for by `function_unchecked`), or to
-                // a trap; the guard keeps the code from being reused. An exception may leave it.
+                // made and whenever its name was republished, or vouched for by `function_unchecked`), to a
+                // fallback of this very type, or to a trap; the guard keeps the code from being reused. An exception may leave it.
                 let function: extern "C-unwind" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
                 $run(|| function($($arg),*))
             }

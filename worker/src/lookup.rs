@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::index;
 use jitcast_runtime::needs::{Needs, Reference};
 use jitcast_runtime::records::{
-    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, SymbolRecord, UnitRecord, hash_name,
-    trailing_text,
+    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED, SYMBOL_THREAD_LOCAL, SymbolRecord,
+    UnitRecord, hash_name, trailing_text,
 };
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 
@@ -80,6 +80,10 @@ impl Inner {
                 name: name.to_owned(),
                 found,
             });
+        }
+        if record.flags & SYMBOL_QUARANTINED != 0 {
+            let name = name.to_owned();
+            return Err(LookupError::Quarantined { name });
         }
         if let Some(failed) = state.units.failure(record.unit) {
             let (name, failed) = (name.to_owned(), failed.clone());

@@ -49,6 +49,17 @@ pub(crate) extern "C" fn removed() -> ! {
     fatal("a function was called that is not published any more")
 }
 
+/// What slots hold whose function is quarantined.
+extern "C" fn quarantined() -> ! {
+    fatal("a function was called that is quarantined; `jitcast restore` puts it back")
+}
+
+/// Where cells lead whose function is quarantined.
+pub(crate) fn quarantined_trap() -> WorkerAddr {
+    let trap: extern "C" fn() -> ! = quarantined;
+    WorkerAddr::new(trap as *const () as u64)
+}
+
 /// What slots hold whose function's unit failed.
 pub(crate) extern "C" fn failed() -> ! {
     // Whoever is inside holds no state; who runs constructors does, and has no names for it.

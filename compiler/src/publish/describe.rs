@@ -7,10 +7,10 @@ use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::{
-    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion,
-    SymbolRecord, UNIT_KEPT, UnitRecord,
+    SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion, SymbolRecord,
+    UNIT_KEPT, UnitRecord,
 };
-use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module, needs};
+use jitcast_runtime::{Patch, PatchKind, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
 use super::{Batch, Details, Reclaim};
@@ -189,6 +189,7 @@ impl<'p> Batch<'_, 'p> {
             else {
                 continue;
             };
+            let (flags, value) = self.reached(name, symbol);
             let record = SymbolRecord {
                 key,
                 generation: txn.generation(),
@@ -210,14 +211,14 @@ impl<'p> Batch<'_, 'p> {
                 node: details.node,
                 name_len: name.len() as u32,
                 signature_len: symbol.signature.len() as u32,
-                reserved: 0,
+                flags,
             };
             edit.put_symbol(txn, &record, name, &symbol.signature)?;
-            if let Some(cell) = symbol
-                .call_cell
-                .filter(|_| self.defined.contains_key(name.as_str()))
-            {
-                edit.set_cell(cell, CellValue::new(PatchTarget::Window(symbol.place)));
+            if let Some(cell) = symbol.call_cell.filter(|_| {
+                self.defined.contains_key(name.as_str())
+                    || self.changes.quarantined.contains_key(name)
+            }) {
+                edit.set_cell(cell, value);
             }
         }
         self.changes.added_hashes.extend(added);

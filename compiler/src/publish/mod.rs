@@ -9,6 +9,7 @@ mod code;
 mod describe;
 mod frames;
 mod place;
+mod quarantine;
 mod remove;
 mod settle;
 
@@ -178,6 +179,8 @@ pub(crate) struct Changes {
     pub(crate) removed: Vec<(String, u64)>,
     /// Removed functions whose cells stay with those who use them.
     pub(crate) orphaned: Vec<(String, Symbol)>,
+    /// Names that are quarantined from now on (`true`) or restored.
+    pub(crate) quarantined: BTreeMap<String, bool>,
     /// Orphans that are published again, or that nobody uses any more.
     pub(crate) settled: Vec<String>,
     /// Symbols whose cells lead nowhere else any more, but are left to kept units.
@@ -297,6 +300,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         batch.check_leaving()?;
         batch.check_orphans()?;
         batch.check_signatures()?;
+        batch.check_updates()?;
         Ok(batch)
     }
 
@@ -335,6 +339,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         for name in self.asked.removals {
             self.retire_unit(txn, edit, name)?;
         }
+        self.update_symbols(edit);
         self.write_symbols(txn, edit)?;
         self.remove_symbols(txn, edit)?;
         self.release_orphans(txn);

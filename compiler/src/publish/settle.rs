@@ -68,7 +68,7 @@ impl Batch<'_, '_> {
     }
 
     /// What a symbol of a leaving unit becomes; `None`: it goes.
-    fn becomes(&self, name: &str) -> Option<Kind> {
+    pub(super) fn becomes(&self, name: &str) -> Option<Kind> {
         let new = self.defined.get(name)?;
         Some(kind_of(self.definition(*new).kind))
     }
