@@ -28,6 +28,7 @@ const TRAPS: PublishOptions = PublishOptions {
     leave_traps: true,
     change_signatures: false,
     if_changed: false,
+    keep_data: false,
 };
 
 #[test]

@@ -23,6 +23,7 @@ const FORCED: PublishOptions = PublishOptions {
     leave_traps: false,
     change_signatures: true,
     if_changed: false,
+    keep_data: false,
 };
 
 #[track_caller]

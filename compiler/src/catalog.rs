@@ -98,6 +98,17 @@ pub(crate) struct Symbol {
     pub(crate) call_cell: Option<SegmentOffset>,
     pub(crate) address_cell: Option<SegmentOffset>,
     pub(crate) signature: String,
+    /// What it takes to carry a variable over.
+    pub(crate) variable: Option<Variable>,
+}
+
+/// A variable that a later version may take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    pub(crate) size: u64,
+    pub(crate) align_bytes: u64,
+    /// The number of the unit in whose data it lies.
+    pub(crate) since: u32,
 }
 
 /// A host symbol by its name, and how it is referred to.
@@ -120,6 +131,8 @@ pub(crate) enum ImportKind {
 pub(crate) struct Pooled {
     /// The unit that brought it, which is kept.
     pub(crate) unit: String,
+    /// That one's number.
+    pub(crate) since: u32,
     pub(crate) place: SegmentOffset,
     pub(crate) size: u64,
     pub(crate) align_bytes: u64,

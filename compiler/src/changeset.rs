@@ -53,6 +53,9 @@ pub struct PublishOptions {
     /// Functions may get another signature: their callers are ready for it. Handles of the old signature lead to a
     /// trap then.
     pub change_signatures: bool,
+    /// Variables that a replaced unit and its new version define alike keep their places and contents: those with a name
+    /// that others see. Static ones have none, and start afresh, as all do without this.
+    pub keep_data: bool,
     /// Nothing is done if all units are published with these very contents and options already, and nothing else is
     /// asked for: the answer is that publication. So publishers that start together link once. Without it units are
     /// linked again: their data start afresh, and names that are the host's are decided anew.

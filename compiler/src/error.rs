@@ -88,6 +88,21 @@ pub enum PublishError {
         "nothing is to be rolled back: no unit has changed since, or nothing is retained\n  help: `jitcast history` lists what can be undone; `serve --retain` says how much is retained"
     )]
     NothingToRollBack,
+    /// A variable is to keep its place, where the new version does not fit.
+    #[error(
+        "`{symbol}` of the unit `{unit}` cannot keep its contents: it has {} bytes aligned to {}, and the new version {} aligned to {}\n  help: declare it as before, give the new one another name, or publish without --keep-data",
+        .lengths.0, .alignments.0, .lengths.1, .alignments.1
+    )]
+    KeptDiffers {
+        /// The variable.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// Its lengths, bytes, the published one first.
+        lengths: (u64, u64),
+        /// The alignments of its places, bytes.
+        alignments: (u64, u64),
+    },
     /// Only functions can be quarantined.
     #[error(
         "`{symbol}` is no published function, so it cannot be quarantined\n  help: `jitcast status` lists the symbols"
@@ -111,7 +126,7 @@ pub enum PublishError {
         users: Vec<String>,
     },
     /// A datum would move under its users.
-    #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
+    #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication, or keep the datum where it is (--keep-data)",
         Are(.users), Names(.users))]
     DataMoves {
         /// The datum.

@@ -263,7 +263,7 @@ impl Window {
     /// [`Corrupt`] unless the site is accessible.
     ///
     /// # Safety
-    /// As [`Window::fill_private`]; `from` can be read, and does not lie in the window.
+    /// As [`Window::fill_private`]; `from` can be read, and what is read does not overlap the site.
     pub unsafe fn copy_private(
         &self,
         site: SegmentOffset,
@@ -276,8 +276,8 @@ impl Window {
         // SAFETY: inside the mapping, checked just above.
         let place = unsafe { self.mapping.base().add(site.get() as usize) };
         let from = core::ptr::with_exposed_provenance::<u8>(from.get() as usize);
-        // SAFETY: the caller's promise for `from`; `len_bytes` from `place` are mapped read-write, unused, and lie
-        // in the window, where `from` does not.
+        // SAFETY: the caller's promise for `from`; `len_bytes` from `place` are mapped read-write and unused, and do
+        // not overlap what is read (its promise too).
         unsafe { core::ptr::copy_nonoverlapping(from, place.as_ptr(), len_bytes as usize) };
         Ok(())
     }

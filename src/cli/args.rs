@@ -300,6 +300,10 @@ pub(super) struct PublishArgs {
     /// start afresh.
     #[arg(long)]
     pub(super) if_changed: bool,
+    /// Variables that the replaced version defines alike keep their contents, and their places for others: global ones.
+    /// Static ones start afresh, as all do without this option.
+    #[arg(long)]
+    pub(super) keep_data: bool,
     #[command(flatten)]
     pub(super) force: ForceArgs,
 }
@@ -364,6 +368,9 @@ pub(super) struct RollbackArgs {
     pub(super) socket: String,
     /// The generation whose units are wanted [default: that before the latest publication of units].
     pub(super) generation: Option<u64>,
+    /// Global variables keep their contents, as with `publish --keep-data`.
+    #[arg(long)]
+    pub(super) keep_data: bool,
     #[command(flatten)]
     pub(super) force: ForceArgs,
 }

@@ -56,7 +56,10 @@ fn update(
 pub(super) fn rollback(args: &RollbackArgs) -> Result<ExitCode, Failure> {
     let request = RollbackRequest {
         generation: args.generation,
-        options: args.force.into(),
+        options: PublishOptions {
+            keep_data: args.keep_data,
+            ..args.force.into()
+        },
     };
     let done = request::rollback(connect(&args.socket)?, &request)?;
     tell(&done, true);

@@ -36,6 +36,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
         removals: args.removals.clone(),
         options: PublishOptions {
             if_changed: args.if_changed,
+            keep_data: args.keep_data,
             ..args.force.into()
         },
         ..PublishRequest::default()

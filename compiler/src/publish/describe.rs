@@ -240,7 +240,9 @@ impl<'p> Batch<'_, 'p> {
             let symbol = self.site.catalog.symbols.get(*name);
             symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
         });
-        let keep = data.into_iter().any(|name| self.leaves_cells(name));
+        let data = data.filter(|name| !self.is_carried(name));
+        let keep =
+            data.into_iter().any(|name| self.leaves_cells(name)) || self.carries_from(old.number);
         edit.remove_unit(txn, old.number.into(), keep)?;
         if old.ends {
             // Only a look at the directory tells that it is gone.

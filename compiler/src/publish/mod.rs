@@ -5,6 +5,7 @@
 //! transaction gives everything back.
 
 mod bind;
+mod carry;
 mod code;
 mod describe;
 mod frames;
@@ -16,13 +17,15 @@ mod settle;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jitcast_linker::{Definition, Dialect, Input, Options, Prepared, SymbolKind};
-use jitcast_runtime::Geometry;
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::heap::Txn;
 use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
 use jitcast_runtime::signature::Signature;
+use jitcast_runtime::{Geometry, SegmentOffset};
 
-use crate::catalog::{Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit};
+use crate::catalog::{
+    Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Variable,
+};
 use crate::changeset::Changeset;
 use crate::error::PublishError;
 use crate::front::Compiled;
@@ -238,6 +241,8 @@ pub(crate) struct Batch<'a, 'p> {
     held: HashSet<&'a str>,
     /// Weak definitions that a published one keeps from counting: whoever refers to them means that.
     gave_way: HashSet<&'p str>,
+    /// Variables that keep their places, by unit and definition.
+    carried: HashMap<(usize, usize), (SegmentOffset, Variable)>,
     /// What the linker says of the symbols in `defined`.
     details: HashMap<&'p str, Details>,
     changes: Changes,
@@ -293,10 +298,12 @@ impl<'a, 'p> Batch<'a, 'p> {
             leaving_users,
             held,
             gave_way: HashSet::new(),
+            carried: HashMap::new(),
             details: HashMap::new(),
             changes,
         };
         batch.settle_definitions()?;
+        batch.carry_data()?;
         batch.check_leaving()?;
         batch.check_orphans()?;
         batch.check_signatures()?;
@@ -333,7 +340,8 @@ impl<'a, 'p> Batch<'a, 'p> {
         self.place_symbols(txn, edit, &placements)?;
         for (unit, placement) in placements.iter().enumerate() {
             let bindings = self.bind(txn, edit, unit)?;
-            let linked = self.units[unit].link(placement, &bindings)?;
+            let linked =
+                self.units[unit].link_carrying(placement, &bindings, &self.carried_by(unit))?;
             self.write_unit(txn, edit, unit, placement, &linked)?;
         }
         for name in self.asked.removals {

@@ -79,6 +79,7 @@ impl Batch<'_, '_> {
         match self.becomes(name) {
             // Their cells follow.
             Some(Kind::Function) if was == Kind::Function => Vec::new(),
+            Some(Kind::Data) if self.is_carried(name) => Vec::new(),
             _ => self.staying_users(name),
         }
     }

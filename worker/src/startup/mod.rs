@@ -105,6 +105,8 @@ struct Ending {
 pub(crate) struct Units {
     endings: BTreeMap<u32, Ending>,
     failed: BTreeMap<u32, FailedUnit>,
+    /// The highest number that a unit had which this worker has bound.
+    newest: Option<u32>,
 }
 
 /// A unit whose constructor or resolver failed in this worker.
@@ -131,6 +133,11 @@ impl Units {
     /// The units that failed.
     pub(crate) fn failed(&self) -> impl Iterator<Item = &FailedUnit> {
         self.failed.values()
+    }
+
+    /// Whether this worker has bound unit `number` or a later one, by the end of the latest application.
+    pub(crate) fn has_had(&self, number: u32) -> bool {
+        self.newest.is_some_and(|newest| number <= newest)
     }
 
     /// The failure of unit `number`, if it failed.
@@ -235,6 +242,7 @@ impl Inner {
     /// Remembers what the new units want to be run when they are retired.
     pub(crate) fn remember_units(&self, state: &mut State, fresh: Vec<Fresh>) {
         for unit in fresh {
+            state.units.newest = state.units.newest.max(Some(unit.number));
             let ends = !unit.ending.fini.is_empty() || unit.ending.module.is_some();
             if ends && state.units.failure(unit.number).is_none() {
                 end_with_the_process();
