@@ -159,16 +159,26 @@ pub(crate) struct Kept {
     pub(crate) len_bytes: u64,
 }
 
+/// The units that use a symbol, by its name.
+pub(crate) type Users<'a> = HashMap<&'a str, BTreeSet<&'a str>>;
+
+/// The names of the units that use `symbol`, in order.
+pub(crate) fn users_of(users: &Users<'_>, symbol: &str) -> Vec<String> {
+    let users = users.get(symbol).into_iter().flatten();
+    users.map(ToString::to_string).collect()
+}
+
 impl Catalog {
-    /// The units, other than those in `except`, that use `symbol`.
-    pub(crate) fn users_of(&self, symbol: &str, except: &dyn Fn(&str) -> bool) -> Vec<String> {
-        let mut users: Vec<String> = self
-            .units
-            .iter()
-            .filter(|(name, unit)| !except(name) && unit.uses.iter().any(|used| used == symbol))
-            .map(|(name, _)| name.clone())
-            .collect();
-        users.sort();
+    /// Who uses what, but for the units in `except`.
+    pub(crate) fn users(&self, except: &HashSet<&str>) -> Users<'_> {
+        let mut users = Users::new();
+        for (name, unit) in &self.units {
+            if !except.contains(name.as_str()) {
+                for used in &unit.uses {
+                    users.entry(used).or_default().insert(name);
+                }
+            }
+        }
         users
     }
 
@@ -179,16 +189,14 @@ impl Catalog {
 
     /// What units have published.
     pub(crate) fn describe(&self, units: &[&str]) -> Publication {
-        let functions = self.symbols.iter().filter(|(_, symbol)| {
-            symbol.call_cell.is_some() && units.contains(&symbol.unit.as_str())
-        });
-        let mut functions: Vec<_> = functions.map(|(name, _)| name.clone()).collect();
-        functions.sort();
         let units = units.iter().filter_map(|unit| self.units.get(*unit));
-        let imports = units.flat_map(Unit::host_symbols);
+        let defined = units.clone().flat_map(|unit| &unit.defines);
+        let functions = defined.filter(|name| self.function(name).is_some());
+        let mut functions: Vec<_> = functions.cloned().collect();
+        functions.sort();
         Publication {
             functions,
-            imports: imports.collect(),
+            imports: units.flat_map(Unit::host_symbols).collect(),
             ..Publication::default()
         }
     }
@@ -202,9 +210,13 @@ impl Catalog {
 
     /// The functions that were removed under their users, in order.
     pub(crate) fn traps(&self) -> Vec<TrapStatus> {
+        if self.orphans.is_empty() {
+            return Vec::new();
+        }
+        let users = self.users(&HashSet::new());
         let trap = |symbol: &String| TrapStatus {
             symbol: symbol.clone(),
-            users: self.users_of(symbol, &|_| false),
+            users: users_of(&users, symbol),
         };
         let mut traps: Vec<_> = self.orphans.keys().map(trap).collect();
         traps.sort_by(|a, b| a.symbol.cmp(&b.symbol));

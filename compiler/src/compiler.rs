@@ -1,18 +1,17 @@
 //! The compiler: a segment, what is published in it, and the workers that map it.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jitcast_linker::Prepared;
 use jitcast_runtime::directory::{Edit, record_flags};
-use jitcast_runtime::geometry::{Area, DEFAULT_WINDOW_BYTES, Geometry, GeometryError, SLOT_BYTES};
+use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::{Heap, Txn};
-use jitcast_runtime::mailbox::{FIRST_GENERATION, Word};
+use jitcast_runtime::mailbox::FIRST_GENERATION;
 use jitcast_runtime::records::{Root, TRAP_CELL};
-use jitcast_runtime::segment::{self, BackEnd, Segment, SegmentOptions};
+use jitcast_runtime::segment::{self, Segment, SegmentOptions};
 use jitcast_runtime::{SegmentOffset, sys};
 use parking_lot::Mutex;
 use rustix::thread::{MembarrierCommand, futex, membarrier};
@@ -22,57 +21,10 @@ use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::history::{History, RetainedUnit};
-use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
-use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
+use crate::options::CompilerOptions;
+use crate::publish::{self, Batch, Publication, Site, UnitSource};
+use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
 use crate::workers::{Admission, Workers};
-
-/// How many publications can be undone, unless more or fewer are asked for.
-pub const DEFAULT_RETAIN: usize = 3;
-
-/// How a compiler process is to be.
-#[derive(Clone, Debug)]
-pub struct CompilerOptions {
-    /// The layout of the window.
-    pub geometry: Geometry,
-    /// Where the segment lies.
-    pub back_end: BackEnd,
-    /// The path of its socket, for the header; empty if there is none.
-    pub socket: String,
-    /// The processor features that code may use.
-    pub cpu: jitcast_runtime::cpu::CpuFeatures,
-    /// How many publications of units can be undone: their sources are retained.
-    pub retain: usize,
-    /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
-    pub reclaim_above_bytes: u64,
-}
-
-impl Default for CompilerOptions {
-    /// A sealed segment of a 1 GiB window for this machine's processor.
-    fn default() -> Self {
-        Self {
-            geometry: Geometry::new(DEFAULT_WINDOW_BYTES.into())
-                .expect("the default is within the limits"),
-            back_end: BackEnd::Sealed,
-            socket: String::new(),
-            cpu: jitcast_runtime::cpu::CpuFeatures::host(),
-            retain: DEFAULT_RETAIN,
-            reclaim_above_bytes: 256 << 10,
-        }
-    }
-}
-
-impl CompilerOptions {
-    /// The defaults with a window of `window_bytes`.
-    ///
-    /// # Errors
-    /// [`GeometryError`] outside the limits.
-    pub fn with_window(window_bytes: u64) -> Result<Self, GeometryError> {
-        Ok(Self {
-            geometry: Geometry::new(window_bytes)?,
-            ..Self::default()
-        })
-    }
-}
 
 /// The compiler process's side of a segment. Shared between threads.
 #[derive(Debug)]
@@ -278,9 +230,15 @@ impl Compiler {
         let changes = batch.write(&mut txn, &mut edit)?;
         (state.root, state.root_at, state.committed) =
             commit(&self.segment, txn, edit, &state.committed)?;
-        let publication = describe(&state.root, &changes);
+        let removed = changes.removed_units.clone();
         state.catalog.merge(changes);
-        Ok(publication)
+        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
+        Ok(Publication {
+            generation: state.root.generation,
+            published_ns: state.root.published_ns,
+            removed,
+            ..state.catalog.describe(&names)
+        })
     }
 
     /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
@@ -408,31 +366,9 @@ impl Compiler {
         };
         drop(state);
         Status {
-            workers: self.worker_status(),
+            workers: self.workers.lock().status(),
             ..status
         }
-    }
-
-    fn worker_status(&self) -> Vec<WorkerStatus> {
-        let workers = self.workers.lock();
-        let entries = workers.entries.iter();
-        entries
-            .map(|entry| {
-                let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
-                WorkerStatus {
-                    number: entry.number,
-                    pid: entry.pid,
-                    uid: entry.uid,
-                    label: entry.label.clone(),
-                    base: word(Word::Base),
-                    applied: word(Word::Applied),
-                    updates: word(Word::Updates),
-                    missing: word(Word::Missing),
-                    failed: word(Word::Failed),
-                    pinned: entry.mailbox.oldest_pin(),
-                }
-            })
-            .collect()
     }
 }
 
@@ -472,29 +408,5 @@ impl State {
             published_ns: published.published_ns,
             ..self.catalog.describe(&names)
         })
-    }
-}
-
-fn describe(root: &Root, changes: &Changes) -> Publication {
-    let units: HashSet<&str> = changes
-        .units
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .collect();
-    // Symbols of other units are among the changes too, if they got an address cell.
-    let functions = changes
-        .symbols
-        .iter()
-        .filter(|(_, symbol)| symbol.call_cell.is_some() && units.contains(symbol.unit.as_str()));
-    Publication {
-        generation: root.generation,
-        published_ns: root.published_ns,
-        functions: functions.map(|(name, _)| name.clone()).collect(),
-        imports: changes
-            .units
-            .iter()
-            .flat_map(|(_, unit)| unit.host_symbols())
-            .collect(),
-        removed: changes.removed_units.clone(),
     }
 }

@@ -7,6 +7,7 @@ mod error;
 mod fault;
 pub mod front;
 pub mod history;
+mod options;
 mod preview;
 mod publish;
 pub mod request;
@@ -16,8 +17,9 @@ mod support;
 mod workers;
 
 pub use changeset::{Changeset, PublishOptions, SymbolUpdate};
-pub use compiler::{Compiler, CompilerOptions, DEFAULT_RETAIN};
+pub use compiler::Compiler;
 pub use error::{PublishError, StartError};
+pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};

@@ -6,6 +6,8 @@ use jitcast_runtime::mailbox::{Mailbox, Word};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
+use crate::status::WorkerStatus;
+
 /// A worker, as the compiler process knows it.
 #[derive(Debug)]
 pub(crate) struct WorkerEntry {
@@ -44,6 +46,26 @@ impl Workers {
     /// A worker's process has ended: whatever it pinned, it runs no more.
     pub(crate) fn remove(&mut self, number: u64) {
         self.entries.retain(|entry| entry.number != number);
+    }
+
+    /// What they say about themselves.
+    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+        let status = |entry: &WorkerEntry| {
+            let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
+            WorkerStatus {
+                number: entry.number,
+                pid: entry.pid,
+                uid: entry.uid,
+                label: entry.label.clone(),
+                base: word(Word::Base),
+                applied: word(Word::Applied),
+                updates: word(Word::Updates),
+                missing: word(Word::Missing),
+                failed: word(Word::Failed),
+                pinned: entry.mailbox.oldest_pin(),
+            }
+        };
+        self.entries.iter().map(status).collect()
     }
 
     /// Whether a worker has said that it is done: no thread of it will enter again.

@@ -14,6 +14,7 @@ mod quarantine;
 mod remove;
 mod settle;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jitcast_linker::{Definition, Dialect, Input, Options, Prepared, SymbolKind};
@@ -24,7 +25,7 @@ use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{Geometry, SegmentOffset};
 
 use crate::catalog::{
-    Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Variable,
+    Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users, Variable, users_of,
 };
 use crate::changeset::Changeset;
 use crate::error::PublishError;
@@ -181,7 +182,7 @@ pub(crate) struct Changes {
     pub(crate) symbols: BTreeMap<String, Symbol>,
     pub(crate) removed: Vec<(String, u64)>,
     /// Removed functions whose cells stay with those who use them.
-    pub(crate) orphaned: Vec<(String, Symbol)>,
+    pub(crate) orphaned: BTreeMap<String, Symbol>,
     /// Names that are quarantined from now on (`true`) or restored.
     pub(crate) quarantined: BTreeMap<String, bool>,
     /// Orphans that are published again, or that nobody uses any more.
@@ -235,6 +236,8 @@ pub(crate) struct Batch<'a, 'p> {
     defined: HashMap<&'p str, (usize, usize)>,
     /// Names of the units that are replaced or removed.
     leaving: HashSet<&'p str>,
+    /// Who of the others uses what, once somebody asks.
+    users: OnceCell<Users<'a>>,
     /// How many of these refer to a host symbol.
     leaving_users: HashMap<&'a str, u32>,
     /// Symbols that those of them which are kept define or refer to.
@@ -295,6 +298,7 @@ impl<'a, 'p> Batch<'a, 'p> {
             units,
             defined: HashMap::new(),
             leaving,
+            users: OnceCell::new(),
             leaving_users,
             held,
             gave_way: HashSet::new(),
@@ -318,8 +322,8 @@ impl<'a, 'p> Batch<'a, 'p> {
 
     /// The units that use `symbol` and stay as they are.
     fn staying_users(&self, symbol: &str) -> Vec<String> {
-        let catalog = self.site.catalog;
-        catalog.users_of(symbol, &|unit| self.leaves(unit))
+        let index = || self.site.catalog.users(&self.leaving);
+        users_of(self.users.get_or_init(index), symbol)
     }
 
     fn definition(&self, (unit, definition): (usize, usize)) -> &Definition<'p> {

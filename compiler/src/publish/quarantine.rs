@@ -1,10 +1,12 @@
 //! Symbol updates: functions that are not to be reached for a while.
 
+use std::collections::HashSet;
+
 use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::records::CellValue;
 use jitcast_runtime::{PatchTarget, records};
 
-use super::Batch;
+use super::{Batch, check_name};
 use crate::catalog::{Kind, Symbol};
 use crate::changeset::SymbolUpdate;
 use crate::error::PublishError;
@@ -15,10 +17,12 @@ impl Batch<'_, '_> {
         for update in self.asked.updates {
             match update {
                 SymbolUpdate::Quarantine(name) => {
+                    check_name(name)?;
                     self.check_quarantine(name)?;
                     self.changes.quarantined.insert(name.clone(), true);
                 }
                 SymbolUpdate::Restore(name) => {
+                    check_name(name)?;
                     if !self.is_quarantined(name) {
                         let symbol = name.clone();
                         return Err(PublishError::NotQuarantined { symbol });
@@ -47,14 +51,10 @@ impl Batch<'_, '_> {
 
     /// Has the records of updated symbols written.
     pub(super) fn update_symbols(&mut self, edit: &mut Edit) {
+        let removed: HashSet<_> = self.changes.removed.iter().map(|(name, _)| name).collect();
         for name in self.changes.quarantined.keys() {
-            let is_removed = self
-                .changes
-                .removed
-                .iter()
-                .any(|(removed, _)| removed == name);
             let published = self.site.catalog.symbols.get(name);
-            if let Some(symbol) = published.filter(|_| !is_removed) {
+            if let Some(symbol) = published.filter(|_| !removed.contains(name)) {
                 let known = self.changes.symbols.entry(name.clone());
                 known.or_insert_with(|| symbol.clone());
             }

@@ -18,11 +18,7 @@ impl Batch<'_, '_> {
     ) -> Result<(), SegmentFull> {
         for (name, key) in &self.changes.removed.clone() {
             let symbol = &self.site.catalog.symbols[name];
-            let is_orphan = self
-                .changes
-                .orphaned
-                .iter()
-                .any(|(orphan, _)| orphan == name);
+            let is_orphan = self.changes.orphaned.contains_key(name);
             let address_cell = symbol.address_cell.filter(|_| !is_orphan);
             for cell in symbol.call_cell.into_iter().chain(address_cell) {
                 edit.set_cell(cell, CellValue::UNBOUND);

@@ -154,7 +154,7 @@ impl Batch<'_, '_> {
         let hash = self.hash(&name);
         if !users.is_empty() {
             let symbol = self.site.catalog.symbols[&name].clone();
-            self.changes.orphaned.push((name.clone(), symbol));
+            self.changes.orphaned.insert(name.clone(), symbol);
         }
         self.changes.removed.push((name, hash));
     }

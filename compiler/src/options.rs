@@ -1,0 +1,53 @@
+//! How a compiler process is to be.
+
+use jitcast_runtime::cpu::CpuFeatures;
+use jitcast_runtime::geometry::{DEFAULT_WINDOW_BYTES, Geometry, GeometryError};
+use jitcast_runtime::segment::BackEnd;
+
+/// How many publications can be undone, unless more or fewer are asked for.
+pub const DEFAULT_RETAIN: usize = 3;
+
+/// How a compiler process is to be.
+#[derive(Clone, Debug)]
+pub struct CompilerOptions {
+    /// The layout of the window.
+    pub geometry: Geometry,
+    /// Where the segment lies.
+    pub back_end: BackEnd,
+    /// The path of its socket, for the header; empty if there is none.
+    pub socket: String,
+    /// The processor features that code may use.
+    pub cpu: CpuFeatures,
+    /// How many publications of units can be undone: their sources are retained.
+    pub retain: usize,
+    /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
+    pub reclaim_above_bytes: u64,
+}
+
+impl Default for CompilerOptions {
+    /// A sealed segment of a 1 GiB window for this machine's processor.
+    fn default() -> Self {
+        Self {
+            geometry: Geometry::new(DEFAULT_WINDOW_BYTES.into())
+                .expect("the default is within the limits"),
+            back_end: BackEnd::Sealed,
+            socket: String::new(),
+            cpu: CpuFeatures::host(),
+            retain: DEFAULT_RETAIN,
+            reclaim_above_bytes: 256 << 10,
+        }
+    }
+}
+
+impl CompilerOptions {
+    /// The defaults with a window of `window_bytes`.
+    ///
+    /// # Errors
+    /// [`GeometryError`] outside the limits.
+    pub fn with_window(window_bytes: u64) -> Result<Self, GeometryError> {
+        Ok(Self {
+            geometry: Geometry::new(window_bytes)?,
+            ..Self::default()
+        })
+    }
+}
