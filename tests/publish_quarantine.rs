@@ -343,3 +343,42 @@ fn the_command_quarantines_and_restores() {
         .command("restore", &["f"])
         .refused(&["`f` is not quarantined"]);
 }
+
+#[test]
+fn the_command_publishes_a_batch_as_one() {
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    serve.publish_adds("old", 1);
+    serve.command("quarantine", &["f"]).succeeded();
+    let mut worker = Fallback::start(&serve.socket, "f");
+    assert_eq!(worker.call(), "-5");
+    let write = |name: &str, text: &str| serve.scratch.write(&format!("{name}.clif"), text);
+    let [f, g, user] = [
+        write("f", &adds("f", 100)),
+        write("g", &adds("g", 1)),
+        write("user", &calls("user", "g", 7)),
+    ];
+    let batch = [
+        &f,
+        "+",
+        &g,
+        "+",
+        &user,
+        "--remove=old",
+        "--restore=f",
+        "--quarantine=user",
+    ];
+    let done = serve.publish(&batch).succeeded();
+    assert_eq!(
+        done.stdout,
+        "generation 6: f, g, user\ngeneration 6: removed old\n"
+    );
+    assert_eq!(worker.call(), "105");
+    let status = serve.status();
+    assert_eq!(status.quarantined, ["user"]);
+    assert_eq!(status.units.len(), 3);
+    serve
+        .publish(&[&f, "+", &g, "--unit=x"])
+        .refused(&["--unit names one unit"]);
+    serve.publish(&[&f, "+"]).refused(&["a unit without files"]);
+}

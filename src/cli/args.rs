@@ -28,9 +28,12 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast serve --socket /run/jitcast.sock --allow-attach uid:33"
     )]
     Serve(ServeArgs),
-    /// Publish a unit through a running compiler process.
+    /// Publish units through a running compiler process.
     #[command(
-        after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
+        after_help = "A `+` between files begins another unit; all of them, and what is removed, quarantined and restored \
+                      with them, become visible as one.\n\nExamples:\n  jitcast publish --socket /run/jitcast.sock \
+                      examples/score.clif\n  jitcast publish --socket /run/jitcast.sock table.c + reader.c libfoo.a \
+                      --remove old"
     )]
     Publish(PublishArgs),
     /// Remove published units.
@@ -296,6 +299,12 @@ pub(super) struct PublishArgs {
     /// Remove this unit in the same publication; may be repeated.
     #[arg(long = "remove", value_name = "UNIT")]
     pub(super) removals: Vec<String>,
+    /// Quarantine this function in the same publication; may be repeated.
+    #[arg(long, value_name = "SYMBOL")]
+    pub(super) quarantine: Vec<String>,
+    /// Restore this function in the same publication; may be repeated.
+    #[arg(long, value_name = "SYMBOL")]
+    pub(super) restore: Vec<String>,
     /// Do nothing if the unit is published with these very contents already. Otherwise it is linked again, and its data
     /// start afresh.
     #[arg(long)]
