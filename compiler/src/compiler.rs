@@ -113,7 +113,10 @@ impl Compiler {
     /// [`PublishError`].
     pub fn change(&self, changes: &Changeset<'_>) -> Result<Publication, PublishError> {
         let retained: Vec<_> = changes.units.iter().map(RetainedUnit::new).collect();
-        if let Some(published) = self.state.lock().unchanged(changes, &retained) {
+        // Who does not ask for it does not wait here for somebody else's publication.
+        if changes.options.if_changed
+            && let Some(published) = self.state.lock().unchanged(changes, &retained)
+        {
             return Ok(published);
         }
         let inputs = publish::inputs(changes.units);
