@@ -12,9 +12,10 @@ use std::sync::{Arc, Weak};
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use crate::apply::{failed_trap, removed_trap};
+use crate::cells::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
+use crate::transition::{Place, Step, Transitions};
 use crate::trap::{containing, letting_out};
 use crate::worker::{Inner, State, Worker};
 
@@ -32,6 +33,13 @@ impl<F> Clone for Function<F> {
             cell: Arc::clone(&self.cell),
             _type: PhantomData,
         }
+    }
+}
+
+impl HandleCell {
+    /// What calls load.
+    pub(crate) fn target(&self) -> &AtomicU64 {
+        &self.target
     }
 }
 
@@ -55,8 +63,8 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Adds a handle of the function that `slot` leads to.
-    fn add(&mut self, slot: SegmentOffset, cell: &Arc<HandleCell>) {
+    /// Adds a handle of the function that `slot` leads to; of one that is not published any more, without.
+    fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
         if self.all.len() >= self.prune_at {
             self.all.retain(|handle| handle.strong_count() > 0);
             for handles in self.by_cell.values_mut() {
@@ -66,29 +74,34 @@ impl Handles {
             self.prune_at = (self.all.len() * 2).max(64);
         }
         self.all.push(Arc::downgrade(cell));
-        self.by_cell
-            .entry(slot)
-            .or_default()
-            .push(Arc::downgrade(cell));
+        if let Some(slot) = slot {
+            let handles = self.by_cell.entry(slot).or_default();
+            handles.push(Arc::downgrade(cell));
+        }
     }
 
-    /// A slot holds another version now; so do its handles.
-    pub(crate) fn cell_changed(&self, cell: SegmentOffset, address: WorkerAddr) {
-        for handle in self
-            .by_cell
-            .get(&cell)
-            .into_iter()
-            .flatten()
-            .filter_map(Weak::upgrade)
-        {
-            handle.target.store(address.get(), Ordering::Release);
+    /// How many handles there are, some of which may have been dropped.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// A slot leads to another version now; so do its handles.
+    pub(crate) fn cell_changed(
+        &self,
+        transitions: &mut Transitions,
+        step: &Step<'_>,
+        cell: SegmentOffset,
+        address: WorkerAddr,
+    ) {
+        for handle in self.by_cell.get(&cell).into_iter().flatten() {
+            transitions.lead(step, Place::Handle(Weak::clone(handle)), address.get());
         }
     }
 }
 
 impl Inner {
     /// Finds for every handle what its name means now.
-    pub(crate) fn look_up_handles(&self, state: &mut State) {
+    pub(crate) fn look_up_handles(&self, state: &mut State, step: &Step<'_>) {
         if state.handles.all.is_empty() {
             return;
         }
@@ -99,7 +112,7 @@ impl Inner {
             let Some(cell) = handle.upgrade() else {
                 continue;
             };
-            let target = match self.find(state, &cell) {
+            let target = match self.find(state, state.root_at, &cell) {
                 Ok((slot, code)) => {
                     handles
                         .by_cell
@@ -108,14 +121,10 @@ impl Inner {
                         .push(Weak::clone(handle));
                     code
                 }
-                Err(LookupError::MissingImport { import, .. }) => {
-                    let lacking = state.imports.values().find(|known| known.name == import);
-                    lacking.map_or_else(removed_trap, |import| import.trap)
-                }
-                Err(LookupError::UnitFailed { .. }) => failed_trap(),
-                Err(_) => removed_trap(),
+                Err(why) => trap_for(state, &why),
             };
-            cell.target.store(target.get(), Ordering::Release);
+            let place = Place::Handle(Weak::clone(handle));
+            state.transitions.lead(step, place, target.get());
         }
         state.handles = handles;
     }
@@ -123,9 +132,10 @@ impl Inner {
     fn find(
         &self,
         state: &State,
+        root_at: SegmentOffset,
         handle: &HandleCell,
     ) -> Result<(SegmentOffset, WorkerAddr), LookupError> {
-        let symbol = self.look_up(state, &handle.name)?;
+        let symbol = self.look_up(state, root_at, &handle.name)?;
         if let Some(asked) = &handle.signature {
             check_signature(&handle.name, symbol.signature.as_deref(), asked)?;
         }
@@ -176,14 +186,77 @@ impl Worker {
             name: name.to_owned(),
             signature,
         };
-        let (slot, code) = inner.find(&state, &cell)?;
-        cell.target.store(code.get(), Ordering::Relaxed);
+        let directory = inner.directory(&state, guard);
+        let found = inner.find(&state, directory, &cell)?;
         let cell = Arc::new(cell);
-        state.handles.add(slot, &cell);
+        inner.divide_handle(&mut state, guard.generation(), &cell, found)?;
         Ok(Function {
             cell,
             _type: PhantomData,
         })
+    }
+}
+
+impl Inner {
+    /// Gives a new handle, which a thread inside at `generation` found to be `found`, its versions: threads may be inside at
+    /// other generations, and use it too.
+    fn divide_handle(
+        &self,
+        state: &mut State,
+        generation: u64,
+        cell: &Arc<HandleCell>,
+        found: (SegmentOffset, WorkerAddr),
+    ) -> Result<(), LookupError> {
+        let mut versions = vec![(generation, found.1)];
+        let mut slot = Some(found.0);
+        for (known, root_at) in self.listing().all() {
+            if known < generation
+                && let Ok((_, code)) = self.find(state, root_at, cell)
+            {
+                versions.push((known, code));
+            } else if known > generation {
+                let newer = self.find(state, root_at, cell);
+                let code = newer
+                    .as_ref()
+                    .map_or_else(|why| trap_for(state, why), |found| found.1);
+                slot = newer.ok().map(|found| found.0);
+                versions.push((known, code));
+            }
+        }
+        // Somebody is inside at those still, so what was read there was what it is taken for.
+        let pins = self.mailbox().generations();
+        versions.retain(|(known, _)| *known >= generation || pins.contains(known));
+        versions.sort_unstable_by_key(|(known, _)| *known);
+        let count = versions.len() * pins.len();
+        let oldest = pins.first().copied().unwrap_or(u64::MAX);
+        if versions.len() > 1 && !state.transitions.reserve(self.window(), count, oldest) {
+            return Err(LookupError::Outdated { generation });
+        }
+        for (index, (since, code)) in versions.into_iter().enumerate() {
+            if index == 0 {
+                cell.target.store(code.get(), Ordering::Relaxed);
+            } else {
+                let older: Vec<u64> = pins.iter().copied().filter(|pin| *pin < since).collect();
+                let step = self.step(&older, since);
+                let place = Place::Handle(Arc::downgrade(cell));
+                state.transitions.lead(&step, place, code.get());
+            }
+        }
+        self.show_moving(state);
+        state.handles.add(slot, cell);
+        Ok(())
+    }
+}
+
+/// Where a handle leads whose name leads nowhere.
+fn trap_for(state: &State, why: &LookupError) -> WorkerAddr {
+    match why {
+        LookupError::MissingImport { import, .. } => {
+            let lacking = state.imports.values().find(|known| known.name == *import);
+            lacking.map_or_else(removed_trap, |import| import.trap)
+        }
+        LookupError::UnitFailed { .. } => failed_trap(),
+        _ => removed_trap(),
     }
 }
 
