@@ -90,6 +90,7 @@ const UNSAFE: &[&str] = &[
     "worker/src/host.rs",
     "worker/src/invoke.rs",
     "worker/src/life.rs",
+    "worker/src/pin_slot.rs",
     "worker/src/spawn.rs",
     "worker/src/startup/mod.rs",
     "worker/src/startup/protect.rs",

@@ -10,7 +10,7 @@ use common::process::Process;
 use common::scratch::adds;
 use common::serve::Serve;
 use common::{remote, require, role};
-use jitcast::compiler::{Changeset, PublishError, PublishOptions, SymbolUpdate};
+use jitcast::compiler::{Changeset, Compiler, PublishError, PublishOptions, SymbolUpdate};
 use jitcast::worker::{Function, LookupError, Worker};
 use units::{
     Code, HOLDER, Holder, adders, attach, c, call, calls, change_refused, function, handle, hold,
@@ -381,4 +381,30 @@ fn the_command_publishes_a_batch_as_one() {
         .publish(&[&f, "+", &g, "--unit=x"])
         .refused(&["--unit names one unit"]);
     serve.publish(&[&f, "+"]).refused(&["a unit without files"]);
+}
+
+/// Whoever is inside goes on at its generation; who enters meanwhile falls back.
+#[test]
+fn a_thread_that_is_inside_finishes_with_what_it_began() {
+    let host = Host::sealed();
+    host.publish_adds("f", 100);
+    let worker = attach(&host);
+    let handle = function_or(&worker, "f");
+    let guard = worker.enter().unwrap();
+    assert_eq!(handle.call(&guard, 5), 105);
+    for update in [
+        Compiler::quarantine,
+        Compiler::restore,
+        Compiler::quarantine,
+    ] {
+        update(&host.compiler, &names(&["f"])).unwrap();
+        let quarantined = !host.compiler.status().quarantined.is_empty();
+        let expected = if quarantined { -5 } else { 105 };
+        let entered = || call_handle(&worker, &handle, 5);
+        let other = std::thread::scope(|scope| scope.spawn(entered).join().unwrap());
+        assert_eq!(other, expected);
+        assert_eq!(handle.call(&guard, 5), 105);
+    }
+    drop(guard);
+    assert_eq!(call_handle(&worker, &handle, 5), -5);
 }

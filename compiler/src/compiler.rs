@@ -334,7 +334,7 @@ impl Compiler {
         let areas = Area::ALL.map(|area| AreaStatus {
             name: area.name().to_owned(),
             used_bytes: state.heap.used_bytes(area),
-            area_bytes: self.segment.geometry().region(area).len_bytes.into(),
+            area_bytes: self.segment.geometry().allocated(area).len_bytes.into(),
         });
         let catalog = &state.catalog;
         let mut units: Vec<_> = catalog

@@ -124,12 +124,25 @@ impl Mailbox {
         oldest.unwrap_or(Some(PIN_EVERYTHING))
     }
 
-    /// Whether a thread other than that of record `thread` is inside.
-    pub fn others_inside(&self, thread: u32) -> bool {
-        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, || {
-            self.pins(Some(thread)).next().is_some()
-        });
-        looked.unwrap_or(true)
+    /// The generations that threads are inside at, ascending, each once.
+    pub fn generations(&self) -> Vec<u64> {
+        self.distinct(None)
+    }
+
+    /// The same, but for the thread of record `thread`.
+    pub fn others(&self, thread: u32) -> Vec<u64> {
+        self.distinct(Some(thread))
+    }
+
+    fn distinct(&self, except: Option<u32>) -> Vec<u64> {
+        let look = || {
+            let mut pins: Vec<u64> = self.pins(except).collect();
+            pins.sort_unstable();
+            pins.dedup();
+            pins
+        };
+        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, look);
+        looked.unwrap_or_else(|| vec![PIN_EVERYTHING])
     }
 
     /// The pins of threads that are inside, but for that of record `except`.

@@ -97,6 +97,21 @@ impl Mapping {
         Ok(())
     }
 
+    /// Maps the shared memory behind the part `from..from + len_bytes` a second time, at `to`, where nothing is used.
+    ///
+    /// # Errors
+    /// As mremap(2) with an old size of 0.
+    ///
+    /// # Panics
+    /// If either part is not inside.
+    pub fn repeat(&self, from: usize, len_bytes: usize, to: usize) -> io::Result<()> {
+        use rustix::mm::MremapFlags;
+        let (from, to) = (self.part(from, len_bytes), self.part(to, len_bytes));
+        // SAFETY: `to` lies in this mapping, and nobody uses it (as `overlay`); `from` stays as it is.
+        unsafe { rustix::mm::mremap_fixed(from, 0, len_bytes, MremapFlags::MAYMOVE, to) }?;
+        Ok(())
+    }
+
     /// Sets the protection of a part.
     ///
     /// # Errors

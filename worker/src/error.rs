@@ -205,6 +205,14 @@ pub enum LookupError {
         "functions cannot be looked up while constructors of published code run\n  help: look them up before, or when the constructors have returned"
     )]
     WhileStarting,
+    /// The thread is inside at a generation that others have left, and handles cannot tell it from them.
+    #[error(
+        "this thread is inside at generation {generation}, which is not the newest, and there is no memory to make a handle for both\n  help: leave the guard, and look again"
+    )]
+    Outdated {
+        /// The thread's generation.
+        generation: u64,
+    },
     /// The directory cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

@@ -12,9 +12,10 @@ use std::sync::{Arc, Weak};
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use crate::apply::{failed_trap, removed_trap};
+use crate::cells::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
+use crate::transition::{Place, Step, Transitions};
 use crate::trap::{containing, letting_out, quarantined_trap};
 use crate::worker::{Inner, State, Worker};
 
@@ -32,6 +33,13 @@ impl<F> Clone for Function<F> {
             cell: Arc::clone(&self.cell),
             _type: PhantomData,
         }
+    }
+}
+
+impl HandleCell {
+    /// What calls load.
+    pub(crate) fn target(&self) -> &AtomicU64 {
+        &self.target
     }
 }
 
@@ -57,7 +65,8 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Adds a handle of the function that `slot` leads to; of none, if its fallback serves.
+    /// Adds a handle of the function that `slot` leads to; of one that is not published any more, or whose fallback
+    /// serves, without.
     fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
         if self.all.len() >= self.prune_at {
             self.all.retain(|handle| handle.strong_count() > 0);
@@ -74,23 +83,28 @@ impl Handles {
         }
     }
 
-    /// A slot holds another version now; so do its handles.
-    pub(crate) fn cell_changed(&self, cell: SegmentOffset, address: WorkerAddr) {
-        for handle in self
-            .by_cell
-            .get(&cell)
-            .into_iter()
-            .flatten()
-            .filter_map(Weak::upgrade)
-        {
-            handle.target.store(address.get(), Ordering::Release);
+    /// How many handles there are, some of which may have been dropped.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// A slot leads to another version now; so do its handles.
+    pub(crate) fn cell_changed(
+        &self,
+        transitions: &mut Transitions,
+        step: &Step<'_>,
+        cell: SegmentOffset,
+        address: WorkerAddr,
+    ) {
+        for handle in self.by_cell.get(&cell).into_iter().flatten() {
+            transitions.lead(step, Place::Handle(Weak::clone(handle)), address.get());
         }
     }
 }
 
 impl Inner {
     /// Finds for every handle what its name means now.
-    pub(crate) fn look_up_handles(&self, state: &mut State) {
+    pub(crate) fn look_up_handles(&self, state: &mut State, step: &Step<'_>) {
         if state.handles.all.is_empty() {
             return;
         }
@@ -101,7 +115,7 @@ impl Inner {
             let Some(cell) = handle.upgrade() else {
                 continue;
             };
-            let target = match self.find(state, &cell) {
+            let target = match self.find(state, state.root_at, &cell) {
                 Ok((slot, code)) => {
                     handles
                         .by_cell
@@ -110,16 +124,10 @@ impl Inner {
                         .push(Weak::clone(handle));
                     code
                 }
-                Err(_) if let Some(fallback) = cell.fallback => fallback,
-                Err(LookupError::MissingImport { import, .. }) => {
-                    let lacking = state.imports.values().find(|known| known.name == import);
-                    lacking.map_or_else(removed_trap, |import| import.trap)
-                }
-                Err(LookupError::UnitFailed { .. }) => failed_trap(),
-                Err(LookupError::Quarantined { .. }) => quarantined_trap(),
-                Err(_) => removed_trap(),
+                Err(why) => instead(state, &cell, &why),
             };
-            cell.target.store(target.get(), Ordering::Release);
+            let place = Place::Handle(Weak::clone(handle));
+            state.transitions.lead(step, place, target.get());
         }
         state.handles = handles;
     }
@@ -127,9 +135,10 @@ impl Inner {
     fn find(
         &self,
         state: &State,
+        root_at: SegmentOffset,
         handle: &HandleCell,
     ) -> Result<(SegmentOffset, WorkerAddr), LookupError> {
-        let symbol = self.look_up(state, &handle.name)?;
+        let symbol = self.look_up(state, root_at, &handle.name)?;
         if let Some(asked) = &handle.signature {
             check_signature(&handle.name, symbol.signature.as_deref(), asked)?;
         }
@@ -213,18 +222,84 @@ impl Worker {
             signature,
             fallback,
         };
-        let (slot, code) = match (inner.find(&state, &cell), fallback) {
+        let directory = inner.directory(&state, guard);
+        let found = match (inner.find(&state, directory, &cell), fallback) {
             (Ok((slot, code)), _) => (Some(slot), code),
             (Err(error), Some(fallback)) if error.is_for_now() => (None, fallback),
             (Err(error), _) => return Err(error),
         };
-        cell.target.store(code.get(), Ordering::Relaxed);
         let cell = Arc::new(cell);
-        state.handles.add(slot, &cell);
+        inner.divide_handle(&mut state, guard.generation(), &cell, found)?;
         Ok(Function {
             cell,
             _type: PhantomData,
         })
+    }
+}
+
+impl Inner {
+    /// Gives a new handle, which a thread inside at `generation` found to be `found`, its versions: threads may be inside at
+    /// other generations, and use it too.
+    fn divide_handle(
+        &self,
+        state: &mut State,
+        generation: u64,
+        cell: &Arc<HandleCell>,
+        found: (Option<SegmentOffset>, WorkerAddr),
+    ) -> Result<(), LookupError> {
+        let mut versions = vec![(generation, found.1)];
+        let mut slot = found.0;
+        for (known, root_at) in self.listing().all() {
+            if known < generation {
+                let older = self.find(state, root_at, cell).map(|found| found.1);
+                if let Some(code) = older.ok().or(cell.fallback) {
+                    versions.push((known, code));
+                }
+            } else if known > generation {
+                let newer = self.find(state, root_at, cell);
+                let code = newer
+                    .as_ref()
+                    .map_or_else(|why| instead(state, cell, why), |found| found.1);
+                slot = newer.ok().map(|found| found.0);
+                versions.push((known, code));
+            }
+        }
+        // Somebody is inside at those still, so what was read there was what it is taken for.
+        let pins = self.mailbox().generations();
+        versions.retain(|(known, _)| *known >= generation || pins.contains(known));
+        versions.sort_unstable_by_key(|(known, _)| *known);
+        let count = versions.len() * pins.len();
+        let oldest = pins.first().copied().unwrap_or(u64::MAX);
+        if versions.len() > 1 && !state.transitions.reserve(self.window(), count, oldest) {
+            return Err(LookupError::Outdated { generation });
+        }
+        for (index, (since, code)) in versions.into_iter().enumerate() {
+            if index == 0 {
+                cell.target.store(code.get(), Ordering::Relaxed);
+            } else {
+                let older: Vec<u64> = pins.iter().copied().filter(|pin| *pin < since).collect();
+                let step = self.step(&older, since);
+                let place = Place::Handle(Arc::downgrade(cell));
+                state.transitions.lead(&step, place, code.get());
+            }
+        }
+        self.show_moving(state);
+        state.handles.add(slot, cell);
+        Ok(())
+    }
+}
+
+/// Where a handle leads whose name leads nowhere: to its fallback, or else to a trap.
+fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr {
+    match why {
+        _ if let Some(fallback) = handle.fallback => fallback,
+        LookupError::MissingImport { import, .. } => {
+            let lacking = state.imports.values().find(|known| known.name == *import);
+            lacking.map_or_else(removed_trap, |import| import.trap)
+        }
+        LookupError::UnitFailed { .. } => failed_trap(),
+        LookupError::Quarantined { .. } => quarantined_trap(),
+        _ => removed_trap(),
     }
 }
 

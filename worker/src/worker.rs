@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
-use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
@@ -21,7 +20,9 @@ use crate::error::{AttachError, LookupError};
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::life::LifePage;
+use crate::pin_slot::PinSlot;
 use crate::startup::{FailedUnit, Starting, Units};
+use crate::transition::Transitions;
 use crate::trap;
 use crate::unwind::Unwinding;
 use crate::unwind::register::Registered;
@@ -76,6 +77,7 @@ pub(crate) struct Inner {
     host: HostTable,
     state: Mutex<State>,
     starting: Starting,
+    pin_slot: Option<PinSlot>,
     socket: OwnedFd,
 }
 
@@ -90,6 +92,10 @@ pub(crate) struct State {
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
     pub(crate) units: Units,
+    /// What leads to different versions for different threads.
+    pub(crate) transitions: Transitions,
+    /// Whether units may have been retired that have not ended.
+    pub(crate) ending: bool,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
 }
@@ -145,8 +151,12 @@ impl Worker {
             host: options.host,
             state: Mutex::new(State::default()),
             starting: Starting::default(),
+            pin_slot: PinSlot::claim(),
             socket: attachment.socket,
         });
+        if let Some(slot) = &inner.pin_slot {
+            inner.listing.set_pins(slot.distance());
+        }
         trap::register(inner.window.base(), Arc::downgrade(&inner));
         inner
             .mailbox
@@ -278,6 +288,18 @@ impl Inner {
         &self.listing
     }
 
+    /// Where selectors find threads' pins; `None`: this process has too many workers.
+    pub(crate) fn pin_slot(&self) -> Option<&PinSlot> {
+        self.pin_slot.as_ref()
+    }
+
+    /// Lets selectors find the calling thread's pin, or that it has none.
+    pub(crate) fn find_pin(&self, pin: Option<&AtomicU64>) {
+        if let Some(slot) = &self.pin_slot {
+            slot.set(pin);
+        }
+    }
+
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
     }
@@ -329,13 +351,6 @@ impl Inner {
             }
         };
         state.imports.get(&import).map(|import| import.name.clone())
-    }
-
-    /// The word of a slot, whichever area it is in.
-    pub(crate) fn slot(&self, at: SegmentOffset) -> Option<&AtomicU64> {
-        self.window
-            .private_word(Area::CallCells, at)
-            .or_else(|| self.window.private_word(Area::AddressCells, at))
     }
 }
 

@@ -18,10 +18,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Once, TryLockError};
 
 use jitcast_runtime::memory::View;
-use jitcast_runtime::records::{StoredRegion, UnitRecord, trailing_text};
+use jitcast_runtime::records::{Root, StoredRegion, UnitRecord, trailing_text};
 use jitcast_runtime::{Corrupt, SegmentOffset, index};
 
 use crate::error::UpdateError;
+use crate::guard;
 use crate::startup::protect::Ended;
 use crate::trap;
 use crate::worker::{Inner, State};
@@ -251,27 +252,25 @@ impl Inner {
         }
     }
 
-    /// Runs the destructors of units that are in the directory no longer, the newest first.
-    pub(crate) fn retire_units(
-        &self,
-        state: &mut State,
-        units: SegmentOffset,
-        generation: u64,
-    ) -> Result<(), UpdateError> {
+    /// Runs the destructors of units that are in the applied directory no longer, the newest first. No thread is inside at a
+    /// generation that had them.
+    pub(crate) fn retire_units(&self, state: &mut State) -> Result<(), UpdateError> {
         let view = self.window().control();
+        let root: Root = view.read(state.root_at)?;
         let mut gone = Vec::new();
         for &number in state.units.endings.keys() {
-            if index::get(view, units, number.into())?.is_none() {
+            if index::get(view, root.units, number.into())?.is_none() {
                 gone.push(number);
             }
         }
-        self.starting().begin(hand_over_at(state, generation));
+        self.starting().begin(hand_over_at(state, root.generation));
         for number in gone.into_iter().rev() {
             if let Some(ending) = state.units.endings.remove(&number) {
                 self.end(&ending);
             }
         }
         self.starting().end();
+        state.ending = false;
         Ok(())
     }
 
@@ -296,6 +295,10 @@ impl Inner {
 
     /// Runs all destructors that have not run: the worker detaches, or the process ends.
     pub(crate) fn end_units(&self, state: &mut State) {
+        if !guard::is_known(self) {
+            // Else a selector would look for the pin of a worker that had the slot before.
+            self.find_pin(None);
+        }
         self.starting().begin(state.applied);
         while let Some((_, ending)) = state.units.endings.pop_last() {
             self.end(&ending);

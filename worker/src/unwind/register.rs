@@ -4,7 +4,7 @@
 //! what was replaced may be another unit's already. So it is given a copy in memory of this process, whose pointers
 //! are absolute. It is one section for all texts: of many, libgcc up to 12 makes every throw of the process look at
 //! each, and from 13 on sections must not overlap. Invariant: what is registered is what the directory of the applied
-//! generation has, kept texts included.
+//! generation has, kept texts included; and what threads need that are inside at an older one.
 
 use core::ffi::{CStr, c_void};
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ type Register = unsafe extern "C" fn(*const c_void);
 struct Unwinder {
     register: Register,
     deregister: Register,
+    /// Whether two sections may be about the same code for a moment. libgcc keeps a list up to version 12, and a tree of
+    /// ranges from 13 on, which takes none twice.
+    lets_overlap: bool,
 }
 
 impl Unwinder {
@@ -33,6 +36,8 @@ impl Unwinder {
         Some(Self {
             register: symbol(c"__register_frame")?,
             deregister: symbol(c"__deregister_frame")?,
+            // New in libgcc 13.
+            lets_overlap: symbol(c"__truncsfbf2").is_none(),
         })
     }
 }
@@ -69,14 +74,22 @@ impl Drop for Section {
     }
 }
 
+/// A unit's text that is registered.
+#[derive(Debug)]
+struct Text {
+    unit: u32,
+    end: u32,
+    records: Vec<u64>,
+}
+
 /// What is registered of a window.
 #[derive(Debug)]
 pub(crate) struct Registered {
     unwinder: Unwinder,
     section: Option<Section>,
     stubs: Vec<u64>,
-    /// By the text's start: the unit's number, and its records.
-    texts: BTreeMap<u32, (u32, Vec<u64>)>,
+    /// By the text's start.
+    texts: BTreeMap<u32, Text>,
     /// The generation that this is in agreement with.
     generation: u64,
 }
@@ -100,9 +113,13 @@ impl Registered {
     fn register(&mut self) {
         // Not both at once: they are about the same code.
         self.section = None;
-        let texts = self.texts.values().map(|(_, records)| records);
+        self.section = Some(self.section());
+    }
+
+    fn section(&self) -> Section {
+        let texts = self.texts.values().map(|text| &text.records);
         let parts = core::iter::once(&self.stubs).chain(texts);
-        self.section = Some(Section::new(self.unwinder, parts));
+        Section::new(self.unwinder, parts)
     }
 
     /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
@@ -116,15 +133,43 @@ impl Registered {
         Ok(())
     }
 
+    /// Adds what is new in `root`. Threads are inside that may need all that was there before, at any moment.
+    pub(crate) fn extend(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
+        if self.add(window, root)? {
+            // What both are about is found all the time, in the one or in the other; nobody runs yet what is new.
+            let section = self.section();
+            self.section = Some(section);
+        }
+        self.generation = root.generation;
+        Ok(())
+    }
+
+    /// Whether [`Registered::extend`] can be used: no text that is registered lies where `root` has another. Nobody needs it any
+    /// more, but it cannot be taken out while threads are inside, who may look for others.
+    pub(crate) fn can_extend(&self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let mut can = self.unwinder.lets_overlap;
+        index::walk(view, root.texts, self.generation, &mut |at| {
+            let text: TextRecord = view.read(at)?;
+            let end = text.text.start.saturating_add(text.text.len_bytes);
+            let before = self.texts.range(..end).next_back();
+            // Registered texts do not overlap each other, so the last one that begins before the end is the only one to ask.
+            can &= before
+                .is_none_or(|(_, known)| known.unit == text.unit || known.end <= text.text.start);
+            Ok::<_, Corrupt>(())
+        })?;
+        Ok(can)
+    }
+
     /// Takes out the texts that `root` does not have; whether there were any.
     fn remove(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
         let view = window.control();
         let mut gone = Vec::new();
-        for (&start, &(unit, _)) in &self.texts {
+        for (&start, known) in &self.texts {
             let key = index::by_place(SegmentOffset::new(start));
             let found = index::get(view, root.texts, key)?;
             let found = found.map(|at| view.read::<TextRecord>(at)).transpose()?;
-            if found.is_none_or(|text| text.unit != unit) {
+            if found.is_none_or(|text| text.unit != known.unit) {
                 gone.push(start);
             }
         }
@@ -147,7 +192,9 @@ impl Registered {
             if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
                 let bytes = read(window, region)?;
                 let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
-                self.texts.insert(text.text.start, (text.unit, records));
+                let (unit, start) = (text.unit, text.text.start);
+                let end = start.saturating_add(text.text.len_bytes);
+                self.texts.insert(start, Text { unit, end, records });
             }
             Ok::<_, Corrupt>(())
         })?;
