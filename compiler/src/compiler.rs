@@ -21,7 +21,7 @@ use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
 use crate::status::{AreaStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
-use crate::workers::{Admission, Workers};
+use crate::workers::{Admission, WorkerEntry, Workers};
 
 /// How a compiler process is to be.
 #[derive(Clone, Debug)]
@@ -212,6 +212,21 @@ impl Compiler {
         })
     }
 
+    /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
+    pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
+        let (mailbox, fd) = segment::create_mailbox()?;
+        let number = self.workers.lock().add_spare(parent, mailbox);
+        Ok(number.map(|number| Admission {
+            number,
+            mailbox: fd,
+        }))
+    }
+
+    /// The child is there: process `pid`.
+    pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
+        self.workers.lock().adopt(number, pid);
+    }
+
     /// A worker's process has ended.
     pub(crate) fn worker_died(&self, number: u64) {
         self.workers.lock().remove(number);
@@ -248,7 +263,7 @@ impl Compiler {
             .lock()
             .entries
             .iter()
-            .filter(|entry| !entry.gone)
+            .filter(|entry| !entry.gone && !entry.spare)
             .count()
     }
 
@@ -298,7 +313,10 @@ impl Compiler {
 
     fn worker_status(&self) -> Vec<WorkerStatus> {
         let workers = self.workers.lock();
-        let entries = workers.entries.iter();
+        let there = |entry: &&WorkerEntry| {
+            !entry.spare && (!entry.gone || entry.mailbox.oldest_pin().is_some())
+        };
+        let entries = workers.entries.iter().filter(there);
         entries
             .map(|entry| {
                 let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
