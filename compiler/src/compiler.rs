@@ -283,6 +283,21 @@ impl Compiler {
         })
     }
 
+    /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
+    pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
+        let (mailbox, fd) = segment::create_mailbox()?;
+        let number = self.workers.lock().add_spare(parent, mailbox);
+        Ok(number.map(|number| Admission {
+            number,
+            mailbox: fd,
+        }))
+    }
+
+    /// The child is there: process `pid`.
+    pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
+        self.workers.lock().adopt(number, pid);
+    }
+
     /// A worker's process has ended.
     pub(crate) fn worker_died(&self, number: u64) {
         self.workers.lock().remove(number);
@@ -319,7 +334,7 @@ impl Compiler {
             .lock()
             .entries
             .iter()
-            .filter(|entry| !entry.gone)
+            .filter(|entry| !entry.gone && !entry.spare)
             .count()
     }
 

@@ -76,7 +76,7 @@ pub enum ThreadWord {
 pub struct Mailbox {
     // Declared, and so dropped, before the mapping that it looks at.
     view: View,
-    _mapping: Mapping,
+    mapping: Mapping,
 }
 
 /// The offsets that a mailbox's view spans. It is no part of the window; they are distances in the mailbox.
@@ -99,8 +99,20 @@ impl Mailbox {
         let view = unsafe { View::new(mapping.base(), MAILBOX_SPAN, MAILBOX_SPAN.end()) };
         Ok(Self {
             view,
-            _mapping: mapping,
+            mapping,
         })
+    }
+
+    /// Puts the mailbox behind `fd`, which is as long, in this one's place, at the same addresses.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// No other thread of this process uses it.
+    pub unsafe fn replace(&self, fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+        // SAFETY: words that are accessed atomically; whoever calls knows that they change.
+        unsafe { self.mapping.replace(fd) }
     }
 
     /// A word of the header.

@@ -96,13 +96,19 @@ impl Inner {
                 self.state().lock().unwrap_or_else(PoisonError::into_inner)
             }
         };
-        if gate.enter(word, self.head(), true).is_some() {
+        self.enter_held(&mut state, thread)
+    }
+
+    /// The same, by who holds the state.
+    pub(crate) fn enter_held(&self, state: &mut State, thread: u32) -> Result<(), UpdateError> {
+        let word = self.mailbox().thread(thread, ThreadWord::Pin);
+        if self.life().gate().enter(word, self.head(), true).is_some() {
             // Another thread has applied it.
             return Ok(());
         }
-        let mut others = self.close(&state, thread);
-        let result = self.apply(&mut state, &mut others);
-        self.finish(&mut state, &others, &result);
+        let mut others = self.close(state, thread);
+        let result = self.apply(state, &mut others);
+        self.finish(state, &others, &result);
         match result {
             Ok(generation) => {
                 word.store(generation, Ordering::Release);

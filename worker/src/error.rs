@@ -107,7 +107,7 @@ impl From<WindowError> for UpdateError {
 pub enum EnterError {
     /// This process was forked from the worker.
     #[error(
-        "this process was forked from an attached worker and is not attached itself\n  help: attach in the child, after the fork"
+        "this process was forked from an attached worker, and could not be made one itself (by clone(2) without fork's handlers, without the compiler process, or after its descriptors were closed)\n  help: attach in the child, after the fork"
     )]
     Forked,
     /// Too many threads are inside.

@@ -225,13 +225,15 @@ impl Worker {
     }
 }
 
-/// Whether the calling thread has a record in `worker`'s mailbox.
-pub(crate) fn is_known(worker: &Inner) -> bool {
-    let known = |records: &RefCell<Records>| {
+/// The calling thread's record in `worker`'s mailbox, if it has one.
+pub(crate) fn record_of(worker: &Inner) -> Option<u32> {
+    let find = |records: &RefCell<Records>| {
         let records = records.borrow();
-        records.0.iter().any(|record| record.worker == worker.id())
+        let mut known = records.0.iter();
+        let record = known.find(|record| record.worker == worker.id())?;
+        Some(record.index)
     };
-    RECORDS.try_with(known).unwrap_or(false)
+    RECORDS.try_with(find).ok().flatten()
 }
 
 /// The generation that the calling thread is inside at, if it is.

@@ -4,7 +4,7 @@
 //! there takes the slow path before it stores anything.
 
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::gate::Gate;
 use jitcast_runtime::sys::{Mapping, MappingAdvice};
@@ -14,6 +14,10 @@ pub(crate) const ALIVE: u64 = 1;
 
 /// The same, while threads are inside at different generations.
 pub(crate) const MOVING: u64 = 2;
+
+/// What the page held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life([u64; 3]);
 
 /// The page.
 #[derive(Debug)]
@@ -26,8 +30,7 @@ impl LifePage {
         let mapping = Mapping::anonymous(4096)?;
         mapping.advise(MappingAdvice::LinuxWipeOnFork)?;
         let page = Self { mapping };
-        page.alive()
-            .store(ALIVE, std::sync::atomic::Ordering::Relaxed);
+        page.alive().store(ALIVE, Ordering::Relaxed);
         Ok(page)
     }
 
@@ -47,6 +50,19 @@ impl LifePage {
     /// it was the last.
     pub(crate) fn moving(&self) -> &AtomicU64 {
         self.word(4)
+    }
+
+    /// What a fork wipes.
+    pub(crate) fn save(&self) -> Life {
+        Life([1, 2, 4].map(|index| self.word(index).load(Ordering::Relaxed)))
+    }
+
+    /// Puts back what a fork wiped, and opens the gate at `applied`.
+    pub(crate) fn restore(&self, life: &Life, applied: u64) {
+        for (index, value) in [1, 2, 4].into_iter().zip(life.0) {
+            self.word(index).store(value, Ordering::Relaxed);
+        }
+        self.gate().open(applied);
     }
 
     /// The newest generation applied that put text where other text had been.

@@ -1,7 +1,7 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -17,9 +17,11 @@ use rustix::thread::futex;
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
 use crate::error::{AttachError, LookupError};
+use crate::fork;
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::life::LifePage;
+use crate::link::Link;
 use crate::pin_slot::PinSlot;
 use crate::startup::{FailedUnit, Starting, Units};
 use crate::transition::Transitions;
@@ -73,12 +75,12 @@ pub(crate) struct Inner {
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
-    number: u64,
+    number: AtomicU64,
     host: HostTable,
     state: Mutex<State>,
     starting: Starting,
     pin_slot: Option<PinSlot>,
-    socket: OwnedFd,
+    link: Link,
 }
 
 /// What changes when a publication is applied.
@@ -136,6 +138,10 @@ impl Worker {
             step: "mmap of the life page",
             cause,
         })?;
+        let link = Link::new(attachment.socket).map_err(|cause| AttachError::System {
+            step: "fstat of the connection",
+            cause,
+        })?;
         let Header { hash_seed, .. } = attachment.header;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
@@ -147,12 +153,12 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
-            number: attachment.number,
+            number: AtomicU64::new(attachment.number),
             host: options.host,
             state: Mutex::new(State::default()),
             starting: Starting::default(),
             pin_slot: PinSlot::claim(),
-            socket: attachment.socket,
+            link,
         });
         if let Some(slot) = &inner.pin_slot {
             inner.listing.set_pins(slot.distance());
@@ -167,6 +173,10 @@ impl Worker {
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
         inner.bind_everything(options.unwinding)?;
+        fork::prepare();
+        let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.link.ask_ahead();
+        drop(state);
         Ok(Self(inner))
     }
 
@@ -201,7 +211,7 @@ impl Worker {
 
     /// The descriptor of the connection to the compiler process: it hangs up when that ends.
     pub fn connection(&self) -> BorrowedFd<'_> {
-        self.0.socket.as_fd()
+        self.0.link.descriptor()
     }
 
     /// What the worker can say about itself.
@@ -209,7 +219,7 @@ impl Worker {
         let mailbox = &self.0.mailbox;
         let word = |word| mailbox.word(word).load(Ordering::Relaxed);
         WorkerStats {
-            number: self.0.number,
+            number: self.0.number.load(Ordering::Relaxed),
             base: self.0.window.base(),
             applied: word(Word::Applied),
             updates: word(Word::Updates),
@@ -311,6 +321,15 @@ impl Inner {
             return Err(LookupError::WhileStarting);
         }
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// In a child: the number by which the compiler process knows it.
+    pub(crate) fn set_number(&self, number: u64) {
+        self.number.store(number, Ordering::Relaxed);
     }
 
     pub(crate) fn starting(&self) -> &Starting {

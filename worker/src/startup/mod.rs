@@ -295,7 +295,7 @@ impl Inner {
 
     /// Runs all destructors that have not run: the worker detaches, or the process ends.
     pub(crate) fn end_units(&self, state: &mut State) {
-        if !guard::is_known(self) {
+        if guard::record_of(self).is_none() {
             // Else a selector would look for the pin of a worker that had the slot before.
             self.find_pin(None);
         }

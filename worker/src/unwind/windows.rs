@@ -4,7 +4,7 @@
 //! entry of a length other than 0 has a window that is mapped.
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::records::TextRecord;
@@ -67,6 +67,11 @@ static FIRST: AtomicPtr<Entry> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Held by whoever changes the list.
 static CHANGES: Mutex<()> = Mutex::new(());
+
+/// Keeps the list as it is, for a fork.
+pub(crate) fn lock_changes() -> MutexGuard<'static, ()> {
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The entries. None is ever freed.
 fn entries() -> impl Iterator<Item = &'static Entry> {
