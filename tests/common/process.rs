@@ -168,7 +168,8 @@ impl Process {
         let input = self.child.stdin.as_mut().expect("started listening");
         if let Err(error) = writeln!(input, "{line}") {
             let written = &self.output.0.lock().unwrap().lines;
-            panic!("{}: {error}; it wrote {written:#?}", self.what);
+            let status = self.child.try_wait();
+            panic!("{}: {error}; {status:?}; it wrote {written:#?}", self.what);
         }
     }
 

@@ -31,7 +31,7 @@ pub enum Unwinding {
     /// By the hook, if [`embed!`](crate::embed) has installed it; else as [`Unwinding::Register`].
     #[default]
     Auto,
-    /// A copy of all records is registered with the unwinder (`__register_frame`): memory of this process, and the
+    /// A copy of all records is registered with the unwinder (`__register_frame_info`): memory of this process, and the
     /// time to do it anew whenever code is published.
     Register,
     /// Not at all, unless the hook is installed: exceptions end the process, backtraces end at published code.

@@ -18,14 +18,20 @@ use jitcast_runtime::records::{Root, TextRecord};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Corrupt, Region, SegmentOffset, WorkerAddr};
 
-/// `__register_frame` and `__deregister_frame`.
-type Register = unsafe extern "C" fn(*const c_void);
+/// What libgcc notes of a section (`struct object` of its `unwind-dw2-fde.h`, six words), with room.
+type Object = [u64; 16];
+
+/// `__register_frame_info`.
+type Register = unsafe extern "C" fn(*const c_void, *mut Object);
+
+/// `__deregister_frame_info`.
+type Deregister = unsafe extern "C" fn(*const c_void) -> *mut Object;
 
 /// The unwinder's two functions.
 #[derive(Clone, Copy, Debug)]
 struct Unwinder {
     register: Register,
-    deregister: Register,
+    deregister: Deregister,
     /// Whether two sections may be about the same code for a moment. libgcc keeps a list up to version 12, and a tree of
     /// ranges from 13 on, which takes none twice.
     lets_overlap: bool,
@@ -33,46 +39,76 @@ struct Unwinder {
 
 impl Unwinder {
     fn find() -> Option<Self> {
+        let register = symbol(c"__register_frame_info")?;
+        let deregister = symbol(c"__deregister_frame_info")?;
         Some(Self {
-            register: symbol(c"__register_frame")?,
-            deregister: symbol(c"__deregister_frame")?,
+            // SAFETY: libgcc's function of this name has this type.
+            register: unsafe { core::mem::transmute::<*mut c_void, Register>(register) },
+            // SAFETY: as above.
+            deregister: unsafe { core::mem::transmute::<*mut c_void, Deregister>(deregister) },
             // New in libgcc 13.
             lets_overlap: symbol(c"__truncsfbf2").is_none(),
         })
     }
 }
 
-fn symbol(name: &CStr) -> Option<Register> {
+fn symbol(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: a special handle and a C string.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    // SAFETY: null, or a function of this type: every unwinder has them so.
-    unsafe { core::mem::transmute::<*mut c_void, Option<Register>>(found) }
+    (!found.is_null()).then_some(found)
 }
 
 /// A section that is registered, until it is dropped.
 #[derive(Debug)]
 struct Section {
-    words: Box<[u64]>,
+    records: Records,
     unwinder: Unwinder,
+}
+
+/// The memory of a section. libgcc, having found a record in it, reads on after it has let go of its lock.
+#[derive(Debug, Default)]
+struct Records {
+    words: Box<[u64]>,
+    object: Box<Object>,
 }
 
 impl Section {
     /// Registers the records of `parts`.
     fn new<'a>(unwinder: Unwinder, parts: impl Iterator<Item = &'a Vec<u64>>) -> Self {
         // A zero word at the end.
-        let words = parts.flatten().copied().chain([0]).collect::<Box<[u64]>>();
-        // SAFETY: an `.eh_frame` section that ends with a zero word and stays until it is deregistered.
-        unsafe { (unwinder.register)(words.as_ptr().cast()) };
-        Self { words, unwinder }
+        let words = parts.flatten().copied().chain([0]).collect();
+        let mut records = Records {
+            words,
+            object: Box::default(),
+        };
+        // SAFETY: an `.eh_frame` section that ends with a zero word, and memory for the unwinder's notes; both stay until it is
+        // deregistered, and longer while a thread is inside that may be looking at them.
+        unsafe { (unwinder.register)(records.words.as_ptr().cast(), &raw mut *records.object) };
+        Self { records, unwinder }
+    }
+
+    /// Deregisters it: its memory.
+    fn end(mut self) -> Records {
+        self.deregister();
+        core::mem::take(&mut self.records)
+    }
+
+    fn deregister(&mut self) {
+        // SAFETY: registered when it was made.
+        unsafe { (self.unwinder.deregister)(self.records.words.as_ptr().cast()) };
     }
 }
 
 impl Drop for Section {
     fn drop(&mut self) {
-        // SAFETY: registered when it was made.
-        unsafe { (self.unwinder.deregister)(self.words.as_ptr().cast()) };
+        if !self.records.words.is_empty() {
+            self.deregister();
+        }
     }
 }
+
+/// How often sections may be replaced while threads are inside: each leaves its records behind.
+const MAX_BEFORE: usize = 64;
 
 /// A unit's text that is registered.
 #[derive(Debug)]
@@ -87,6 +123,8 @@ struct Text {
 pub(crate) struct Registered {
     unwinder: Unwinder,
     section: Option<Section>,
+    /// What was registered before, where a thread that is inside may be reading still.
+    before: Vec<Records>,
     stubs: Vec<u64>,
     /// By the text's start.
     texts: BTreeMap<u32, Text>,
@@ -102,6 +140,7 @@ impl Registered {
         let mut registered = Self {
             unwinder: Unwinder::find()?,
             section: None,
+            before: Vec::new(),
             stubs,
             texts: BTreeMap::new(),
             generation: 0,
@@ -125,6 +164,7 @@ impl Registered {
     /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
     pub(crate) fn update(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
         // That the index lies where it lay says nothing: its memory may have been reused.
+        self.before.clear();
         let gone = self.remove(window, root)?;
         if self.add(window, root)? || gone {
             self.register();
@@ -138,7 +178,8 @@ impl Registered {
         if self.add(window, root)? {
             // What both are about is found all the time, in the one or in the other; nobody runs yet what is new.
             let section = self.section();
-            self.section = Some(section);
+            let before = self.section.replace(section);
+            self.before.extend(before.map(Section::end));
         }
         self.generation = root.generation;
         Ok(())
@@ -148,7 +189,7 @@ impl Registered {
     /// more, but it cannot be taken out while threads are inside, who may look for others.
     pub(crate) fn can_extend(&self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
         let view = window.control();
-        let mut can = self.unwinder.lets_overlap;
+        let mut can = self.unwinder.lets_overlap && self.before.len() < MAX_BEFORE;
         index::walk(view, root.texts, self.generation, &mut |at| {
             let text: TextRecord = view.read(at)?;
             let end = text.text.start.saturating_add(text.text.len_bytes);
