@@ -20,9 +20,12 @@ use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publi
 /// The role of a process without membarrier.
 const FENCED: &str = "calls without membarrier";
 
+/// The role of a process that jumps out of published code.
+const JUMPS: &str = "jumps";
+
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(FENCED, call_without_membarrier)]);
+    role::play(&[(FENCED, call_without_membarrier), (JUMPS, jump_out)]);
 }
 
 /// Threads that call at once.
@@ -502,4 +505,81 @@ fn a_constructor_that_takes_its_time_keeps_nobody() {
     drop(stays);
     assert!(DESTROYED.load(Ordering::Acquire));
     assert_eq!(call(&worker, "slow", 0), 1);
+}
+
+static JUMPING_WORKER: std::sync::OnceLock<Worker> = std::sync::OnceLock::new();
+
+/// A host's function that enters, and calls what jumps over it.
+extern "C" fn enter_again() {
+    let worker = JUMPING_WORKER.get().unwrap();
+    let guard = worker.enter().unwrap();
+    let stub = worker.symbol(&guard, "leaves").unwrap().stub.get();
+    // Nothing of this frame is left to be dropped: it is jumped over.
+    std::mem::forget(guard);
+    let function = core::ptr::with_exposed_provenance::<()>(stub as usize);
+    // SAFETY: a published function of this type, and the thread is inside.
+    let leaves: Code = unsafe { std::mem::transmute(function) };
+    leaves(0);
+}
+
+/// The role: published code jumps over a host's function that holds a guard.
+fn jump_out(socket: &str) {
+    let mut table = HostTable::default();
+    let enter_again = enter_again as extern "C" fn() as *const std::ffi::c_void;
+    // SAFETY: the unit takes the name for a function without arguments and results.
+    unsafe { table.define("jitcast_test_enter_again", enter_again) };
+    let options = jitcast::worker::WorkerOptions {
+        host: table,
+        ..Default::default()
+    };
+    let endpoint = jitcast::worker::Endpoint::Path(socket.as_ref());
+    let worker = JUMPING_WORKER.get_or_init(|| Worker::attach(endpoint, options).unwrap());
+    for round in 0..3 {
+        let outer = worker.enter().unwrap();
+        let token = outer.token();
+        assert_eq!(call(worker, "jumps", round), round + 1);
+        // SAFETY: the guard that was jumped over is never used again.
+        unsafe { worker.unwind(token) };
+        assert_eq!(call(worker, "jumps", round), round + 1, "still inside");
+        // SAFETY: as above.
+        unsafe { worker.unwind(token) };
+        drop(outer);
+        role::report("left");
+        role::next_line().unwrap();
+    }
+}
+
+#[test]
+fn a_jump_over_guards_leaves_them() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "#include <setjmp.h>
+        static jmp_buf place; void jitcast_test_enter_again(void);
+        long jumps(long x) { if (setjmp(place)) return x + 1; jitcast_test_enter_again(); return -1; }
+        long leaves(long x) { longjmp(place, 1); }";
+    publish(&host, &[c("jumps", source)]);
+    let mut worker = role::start(JUMPS, &host.socket);
+    for _ in 0..3 {
+        assert_eq!(role::next_report(&mut worker), "left");
+        await_unpinned(&host);
+        publish_generation(&host);
+        worker.send("go on");
+    }
+    worker.finish().succeeded();
+}
+
+/// A build with a seeded fault must fail the test above: guards are counted there, not restored.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn guards_that_are_only_counted_are_noticed() {
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_jump_over_guards_leaves_them"])
+        .env("JITCAST_FAULT", "pin-counted")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "the fault went unnoticed");
 }

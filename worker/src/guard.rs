@@ -16,6 +16,7 @@ use jitcast_runtime::pin;
 
 use crate::barrier::serialise_this;
 use crate::error::EnterError;
+use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
 use crate::worker::{Inner, Worker};
 
@@ -120,6 +121,9 @@ impl Worker {
     /// guard that gave it, or an outer one, has not been left.
     pub unsafe fn unwind(&self, token: Token) {
         if let (Ok(record), true) = (self.record(), self.inner().is_attached_here()) {
+            if seeded(Fault::PinCounted) {
+                return;
+            }
             record.depth.set(token.0);
             if token.0 == 0 {
                 record.leave(self.inner());

@@ -11,6 +11,7 @@ mod barrier;
 mod bind;
 mod cells;
 mod error;
+mod fault;
 mod fork;
 mod guard;
 mod handle;

@@ -13,6 +13,7 @@ use jitcast_runtime::SegmentOffset;
 use jitcast_runtime::selector::SelectorWord;
 use jitcast_runtime::window::Window;
 
+use crate::fault::{Fault, seeded};
 use crate::handle::HandleCell;
 
 /// What leads to a version: a slot of the window, or a handle.
@@ -159,6 +160,9 @@ impl Transitions {
         let Some(now) = place.load(step.window) else {
             return;
         };
+        if seeded(Fault::SlotBySlot) {
+            return place.store(step.window, address);
+        }
         let key = place.key();
         let mut moving = match self.moving.remove(&key) {
             Some(moving) => moving,
