@@ -1,5 +1,4 @@
-//! What workers' address spaces look like: bases of their own, shared views, nothing writable and executable,
-//! and what a fork makes of them.
+//! What workers' address spaces look like: bases of their own, shared views, nothing writable and executable.
 
 mod common;
 
@@ -10,7 +9,6 @@ use common::object::Maker;
 use common::remote::{self, Remote};
 use common::{role, smaps};
 use jitcast::runtime::{Area, geometry::GRANULE_BYTES};
-use jitcast::worker::EnterError;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
 const COUNT: usize = 4;
@@ -18,16 +16,9 @@ const COUNT: usize = 4;
 /// The role of a process that forks workers.
 const FORKS: &str = "forks workers";
 
-/// The role of a worker that forks.
-const FORKING: &str = "worker that forks";
-
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[
-        (remote::ROLE, remote::play),
-        (FORKS, fork_workers),
-        (FORKING, fork_inside_a_guard),
-    ]);
+    role::play(&[(remote::ROLE, remote::play), (FORKS, fork_workers)]);
 }
 
 /// Runs `child` in a forked child, which ends with it; returns its process.
@@ -155,55 +146,4 @@ fn the_number_of_mappings_does_not_depend_on_what_is_published() {
         before.parse::<usize>().unwrap() <= 2 * Area::COUNT,
         "{before}"
     );
-}
-
-/// Attaches, forks under a guard, and reports what child and parent see.
-fn fork_inside_a_guard(socket: &str) {
-    let worker = remote::attach(socket);
-    assert_eq!(remote::call(&worker, "f", 1), Ok(2));
-    let guard = worker.enter().unwrap();
-    let generation = guard.generation();
-    let child = fork(|| {
-        let refusal = worker.enter().map(drop).unwrap_err();
-        assert!(matches!(refusal, EnterError::Forked), "{refusal}");
-        assert!(matches!(worker.poll(), Err(EnterError::Forked)));
-        let own = remote::attach(socket);
-        assert_eq!(remote::call(&own, "f", 1), Ok(2));
-        assert!(
-            worker.enter().is_err(),
-            "the parent's attachment stays the parent's"
-        );
-        assert_ne!(own.stats().base, worker.stats().base);
-    });
-    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
-    assert_eq!(status.exit_status(), Some(0));
-    // Another child drops its copy of the guard.
-    let mut guard = Some(guard);
-    let child = fork(|| drop(guard.take()));
-    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
-    assert_eq!(status.exit_status(), Some(0));
-    assert_eq!(guard.as_ref().unwrap().generation(), generation);
-    role::report(generation);
-    role::next_line();
-    drop(guard);
-    role::report(remote::call(&worker, "f", 1).unwrap());
-    role::next_line();
-}
-
-#[test]
-fn a_forked_child_is_no_worker_until_it_attaches_and_leaves_its_parents_guard_alone() {
-    let host = host();
-    let mut worker = role::start(FORKING, &host.socket);
-    let generation: u64 = role::next_report(&mut worker).parse().unwrap();
-    let pinned = |pid: i32| {
-        let workers = host.compiler.status().workers;
-        let worker = workers.into_iter().find(|worker| worker.pid == pid);
-        worker.expect("the parent is attached").pinned
-    };
-    assert_eq!(pinned(worker.pid()), Some(generation));
-    host.publish_adds("f", 5);
-    worker.send("go on");
-    assert_eq!(role::next_report(&mut worker), "6");
-    assert_eq!(pinned(worker.pid()), None);
-    worker.finish().succeeded();
 }

@@ -63,7 +63,8 @@ fn a_full_area_is_refused_with_figures_and_what_was_before_runs() {
         said.starts_with(&figures) && said.contains("larger --window"),
         "{said}"
     );
-    assert_eq!(count as u64, text.area_bytes / TEXT_BYTES as u64);
+    let allocated = worker.geometry().allocated(Area::Text).len_bytes;
+    assert_eq!(count, allocated as usize / TEXT_BYTES);
     for worker in [&worker, &attach(&host)] {
         assert_eq!(call(worker, "before", 1), 2);
         for number in 0..count {

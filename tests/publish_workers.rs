@@ -49,8 +49,11 @@ fn attach_again(_target: &str) {
             (host.compiler.worker_count() == 0).then_some(())
         });
     }
-    let after = possessions();
-    assert_eq!(after.0, before.0, "descriptors");
+    // What the last worker had for a child goes when its connection is looked at.
+    let after = common::process::await_some("as few descriptors as before", || {
+        let now = possessions();
+        (now.0 <= before.0).then_some(now)
+    });
     // The allocator may have taken a few.
     assert!(
         after.1 < before.1 + 20,

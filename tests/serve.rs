@@ -233,6 +233,15 @@ fn attaching_and_publishing_are_rights_of_their_own() {
         "uid 65534 gid 65534 may not publish",
         "--allow-publish 65534",
     ]);
+    for other in [
+        &["remove", "f"][..],
+        &["quarantine", "f"],
+        &["restore", "f"],
+        &["rollback"],
+    ] {
+        as_nobody(&attacher, other).refused(&["uid 65534 gid 65534 may not publish"]);
+    }
+    as_nobody(&attacher, &["history"]).succeeded();
 
     let publisher = Serve::start(&["--allow-publish", "gid:65534"]);
     as_nobody(&publisher, &publish).succeeded();

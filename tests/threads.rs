@@ -14,15 +14,18 @@ use std::time::{Duration, Instant};
 use common::host::{Host, clif_unit};
 use common::process::PATIENCE;
 use common::{require, role};
-use jitcast::worker::{EnterError, Function, HostTable, Worker};
+use jitcast::worker::{EnterError, Function, Guard, HostTable, Worker};
 use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publish_generation};
 
 /// The role of a process without membarrier.
 const FENCED: &str = "calls without membarrier";
 
+/// The role of a process that jumps out of published code.
+const JUMPS: &str = "jumps";
+
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(FENCED, call_without_membarrier)]);
+    role::play(&[(FENCED, call_without_membarrier), (JUMPS, jump_out)]);
 }
 
 /// Threads that call at once.
@@ -142,38 +145,106 @@ fn the_same_holds_where_membarrier_is_forbidden() {
     assert!(finished.succeeded().stdout.contains("report: done"));
 }
 
+/// What `stays` sees of the pair (handle, `both`), inside at `generation`.
+fn assert_at(guard: &Guard<'_>, [f, both]: [&Function<Code>; 2], generation: u64) {
+    let number = generation.cast_signed();
+    assert_eq!(guard.generation(), generation);
+    assert_eq!(f.call(guard, 0), number);
+    assert_eq!(both.call(guard, 0), number + (number << 32));
+}
+
 #[test]
-fn while_a_thread_stays_inside_others_go_on_at_its_generation() {
+fn while_threads_stay_inside_others_go_on() {
+    const STAY: usize = 5;
     let host = Host::sealed();
-    let old = publish_generation(&host);
+    publish_generation(&host);
+    publish(&host, &[clif_unit("both", BOTH)]);
+    publish_generation(&host);
     let worker = attach(&host);
-    let f = handle(&worker, "f");
-    let [inside, left] = [(); 2].map(|()| Barrier::new(2));
-    std::thread::scope(|scope| {
-        let stays = scope.spawn(|| {
-            let guard = worker.enter().unwrap();
-            inside.wait();
-            left.wait();
-            let nested = worker.enter().unwrap();
-            [
-                guard.generation(),
-                nested.generation(),
-                f.call(&nested, 0).cast_unsigned(),
-            ]
-        });
-        inside.wait();
-        let new = publish_generation(&host);
-        for _ in 0..100 {
-            let guard = worker.enter().unwrap();
-            assert_eq!(guard.generation(), old);
-            assert_eq!(f.call(&guard, 0), old.cast_signed());
-        }
-        left.wait();
-        assert_eq!(stays.join().unwrap(), [old; 3]);
+    let (f, both) = (handle(&worker, "f"), handle(&worker, "both"));
+    let (inside, end) = (Barrier::new(2), AtomicBool::new(false));
+    let stay = |generation: u64| {
         let guard = worker.enter().unwrap();
-        assert_eq!(guard.generation(), new);
-        assert_eq!(f.call(&guard, 0), new.cast_signed());
+        inside.wait();
+        let mut calls = 0u64;
+        while !end.load(Ordering::Relaxed) {
+            assert_at(&guard, [&f, &both], generation);
+            assert_at(&worker.enter().unwrap(), [&f, &both], generation);
+            let found = handle(&worker, "f");
+            assert_eq!(found.call(&guard, 0), generation.cast_signed());
+            let symbol = worker.symbol(&guard, "f").unwrap();
+            assert_eq!(
+                call_raw(&guard, symbol.stub.get(), 0),
+                generation.cast_signed()
+            );
+            calls += 1;
+        }
+        calls
+    };
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for _ in 0..STAY {
+            let generation = publish_generation(&host);
+            threads.push(scope.spawn(move || stay(generation)));
+            inside.wait();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..500 {
+            let new = publish_generation(&host);
+            let guard = worker.enter().unwrap();
+            assert_at(&guard, [&f, &both], new);
+            assert!(Instant::now() < deadline);
+            let failed = threads.iter().any(|thread| thread.is_finished());
+            assert!(!failed, "a thread saw something else than its generation");
+        }
+        end.store(true, Ordering::Relaxed);
+        for thread in threads {
+            assert!(thread.join().unwrap() > 0);
+        }
     });
+    await_unpinned(&host);
+    let new = publish_generation(&host);
+    assert_at(&worker.enter().unwrap(), [&f, &both], new);
+}
+
+/// More generations than a worker keeps apart: it stays where it is, and goes on when there is room.
+#[test]
+fn threads_inside_at_too_many_generations_hold_only_their_worker_back() {
+    const MANY: usize = 12;
+    let host = Host::sealed();
+    let first = publish_generation(&host);
+    let (worker, other) = (attach(&host), attach(&host));
+    let f = handle(&worker, "f");
+    let [inside, left] = [(); 2].map(|()| Barrier::new(MANY + 1));
+    let one_by_one = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for _ in 0..MANY {
+            scope.spawn(|| {
+                let guard = worker.enter().unwrap();
+                one_by_one.wait();
+                inside.wait();
+                assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
+                left.wait();
+            });
+            one_by_one.wait();
+            publish_generation(&host);
+        }
+        inside.wait();
+        let newest = first + MANY as u64;
+        let guard = worker.enter().unwrap();
+        assert!(
+            guard.generation() < newest && guard.generation() > first,
+            "{guard:?}"
+        );
+        assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
+        assert_eq!(other.poll().unwrap(), newest);
+        drop(guard);
+        left.wait();
+    });
+    let newest = host.compiler.status().generation;
+    let guard = worker.enter().unwrap();
+    assert_eq!(guard.generation(), newest);
+    assert_eq!(f.call(&guard, 0), newest.cast_signed());
 }
 
 #[test]
@@ -348,4 +419,167 @@ fn a_panic_inside_a_callback_leaves_the_callers_guard_alone() {
     assert_eq!(guard.generation(), generation);
     drop(guard);
     assert_eq!(call(worker, "f", 0), generation.cast_signed() + 1);
+}
+
+/// Raised when a constructor has begun, when it may end, and when a destructor has run.
+static BEGUN: AtomicBool = AtomicBool::new(false);
+static MAY_END: AtomicBool = AtomicBool::new(false);
+static DESTROYED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn takes_its_time() {
+    BEGUN.store(true, Ordering::Release);
+    let deadline = Instant::now() + PATIENCE;
+    while !MAY_END.load(Ordering::Acquire) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+}
+
+extern "C" fn destroyed() {
+    DESTROYED.store(true, Ordering::Release);
+}
+
+#[test]
+fn a_constructor_that_takes_its_time_keeps_nobody() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let old = publish_generation(&host);
+    let mut table = HostTable::default();
+    for (name, function) in [
+        (
+            "jitcast_test_takes_its_time",
+            takes_its_time as extern "C" fn(),
+        ),
+        ("jitcast_test_destroyed", destroyed),
+    ] {
+        // SAFETY: the unit below takes the names for functions without arguments and results.
+        unsafe { table.define(name, function as *const std::ffi::c_void) };
+    }
+    let worker = attach_with(&host, table);
+    let f = handle(&worker, "f");
+    let source = "void jitcast_test_takes_its_time(void), jitcast_test_destroyed(void);
+        __attribute__((constructor)) static void begin(void) { jitcast_test_takes_its_time(); }
+        __attribute__((destructor)) static void end(void) { jitcast_test_destroyed(); }
+        long slow(long x) { return x; }";
+    let replaced = c("slow", "long slow(long x) { return x + 1; }");
+    std::thread::scope(|scope| {
+        publish(&host, &[c("slow", source)]);
+        let starts = scope.spawn(|| worker.poll().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !BEGUN.load(Ordering::Acquire) {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        // Threads that are known, and one that is not yet.
+        for thread in 0..3 {
+            let call = || {
+                let guard = worker.enter().unwrap();
+                assert_eq!(guard.generation(), old);
+                assert_eq!(f.call(&guard, 0), old.cast_signed());
+            };
+            match thread {
+                0 => drop(scope.spawn(call).join()),
+                _ => call(),
+            }
+        }
+        let stays = worker.enter().unwrap();
+        MAY_END.store(true, Ordering::Release);
+        let new = starts.join().unwrap();
+        assert_eq!(new, old + 1);
+        assert_eq!(f.call(&stays, 0), old.cast_signed());
+        drop(stays);
+    });
+    // Retired while a thread is inside: the destructor runs when that has left.
+    let stays = worker.enter().unwrap();
+    std::thread::scope(|scope| {
+        publish(&host, &[replaced]);
+        let newest = scope.spawn(|| call(&worker, "slow", 0)).join().unwrap();
+        assert_eq!(newest, 1);
+        assert!(
+            !DESTROYED.load(Ordering::Acquire),
+            "under a thread that may be inside it"
+        );
+        assert_eq!(call(&worker, "slow", 0), 0);
+    });
+    drop(stays);
+    assert!(DESTROYED.load(Ordering::Acquire));
+    assert_eq!(call(&worker, "slow", 0), 1);
+}
+
+static JUMPING_WORKER: std::sync::OnceLock<Worker> = std::sync::OnceLock::new();
+
+/// A host's function that enters, and calls what jumps over it.
+extern "C" fn enter_again() {
+    let worker = JUMPING_WORKER.get().unwrap();
+    let guard = worker.enter().unwrap();
+    let stub = worker.symbol(&guard, "leaves").unwrap().stub.get();
+    // Nothing of this frame is left to be dropped: it is jumped over.
+    std::mem::forget(guard);
+    let function = core::ptr::with_exposed_provenance::<()>(stub as usize);
+    // SAFETY: a published function of this type, and the thread is inside.
+    let leaves: Code = unsafe { std::mem::transmute(function) };
+    leaves(0);
+}
+
+/// The role: published code jumps over a host's function that holds a guard.
+fn jump_out(socket: &str) {
+    let mut table = HostTable::default();
+    let enter_again = enter_again as extern "C" fn() as *const std::ffi::c_void;
+    // SAFETY: the unit takes the name for a function without arguments and results.
+    unsafe { table.define("jitcast_test_enter_again", enter_again) };
+    let options = jitcast::worker::WorkerOptions {
+        host: table,
+        ..Default::default()
+    };
+    let endpoint = jitcast::worker::Endpoint::Path(socket.as_ref());
+    let worker = JUMPING_WORKER.get_or_init(|| Worker::attach(endpoint, options).unwrap());
+    for round in 0..3 {
+        let outer = worker.enter().unwrap();
+        let token = outer.token();
+        assert_eq!(call(worker, "jumps", round), round + 1);
+        // SAFETY: the guard that was jumped over is never used again.
+        unsafe { worker.unwind(token) };
+        assert_eq!(call(worker, "jumps", round), round + 1, "still inside");
+        // SAFETY: as above.
+        unsafe { worker.unwind(token) };
+        drop(outer);
+        role::report("left");
+        role::next_line().unwrap();
+    }
+}
+
+#[test]
+fn a_jump_over_guards_leaves_them() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source = "#include <setjmp.h>
+        static jmp_buf place; void jitcast_test_enter_again(void);
+        long jumps(long x) { if (setjmp(place)) return x + 1; jitcast_test_enter_again(); return -1; }
+        long leaves(long x) { longjmp(place, 1); }";
+    publish(&host, &[c("jumps", source)]);
+    let mut worker = role::start(JUMPS, &host.socket);
+    for _ in 0..3 {
+        assert_eq!(role::next_report(&mut worker), "left");
+        await_unpinned(&host);
+        publish_generation(&host);
+        worker.send("go on");
+    }
+    worker.finish().succeeded();
+}
+
+/// A build with a seeded fault must fail the test above: guards are counted there, not restored.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn guards_that_are_only_counted_are_noticed() {
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_jump_over_guards_leaves_them"])
+        .env("JITCAST_FAULT", "pin-counted")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "the fault went unnoticed");
 }

@@ -6,21 +6,30 @@
 
 mod check;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use jitcast_runtime::records::StoredRegion;
-use jitcast_runtime::{ImportId, SegmentOffset};
+use jitcast_runtime::records::{
+    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED,
+    SYMBOL_THREAD_LOCAL, StoredRegion,
+};
+use jitcast_runtime::{Geometry, ImportId, PatchTarget, SegmentOffset};
 use serde::{Deserialize, Serialize};
 
-use crate::publish::Changes;
+use crate::publish::{Changes, Publication, Reclaim};
+use crate::status::TrapStatus;
 
 pub(crate) use check::Disagreement;
 
 /// Everything published.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Catalog {
     pub(crate) units: HashMap<String, Unit>,
     pub(crate) symbols: HashMap<String, Symbol>,
+    /// Functions that were removed under units which use them: their cells are theirs until the name is published
+    /// again.
+    pub(crate) orphans: HashMap<String, Symbol>,
+    /// Names whose functions are not to be reached, published or not.
+    pub(crate) quarantined: BTreeSet<String>,
     pub(crate) imports: HashMap<ImportKey, Import>,
     /// What is unique in a process, by name: it outlives the unit that brought it.
     pub(crate) pool: HashMap<String, Pooled>,
@@ -28,14 +37,14 @@ pub(crate) struct Catalog {
     pub(crate) hashes: HashMap<u64, String>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
-    /// Memory of replaced units that is never reused.
+    /// Memory of replaced and removed units that is never reused.
     pub(crate) kept: Vec<Kept>,
     /// Symbols that those units define or refer to, as long as the cells they know are the symbols' own.
     pub(crate) kept_uses: HashSet<String>,
 }
 
 /// A published unit.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unit {
     pub(crate) number: u32,
     pub(crate) generation: u64,
@@ -43,6 +52,8 @@ pub(crate) struct Unit {
     pub(crate) read_only: StoredRegion,
     pub(crate) private: StoredRegion,
     pub(crate) keeps: bool,
+    /// What its publisher said of that.
+    pub(crate) reclaim: Reclaim,
     /// Whether workers have something to do when it is retired.
     pub(crate) ends: bool,
     /// Symbols that it publishes.
@@ -51,6 +62,15 @@ pub(crate) struct Unit {
     pub(crate) uses: Vec<String>,
     /// Host symbols that it refers to.
     pub(crate) imports: Vec<ImportKey>,
+}
+
+impl Unit {
+    /// The names of the host symbols that it refers to.
+    pub(crate) fn host_symbols(&self) -> impl Iterator<Item = String> {
+        let imports = self.imports.iter();
+        let hosts = imports.filter(|(_, kind)| *kind != ImportKind::Unique);
+        hosts.map(|(name, _)| name.clone())
+    }
 }
 
 /// What a symbol is.
@@ -71,10 +91,20 @@ impl Kind {
             Self::ThreadLocal => "a thread-local datum",
         }
     }
+
+    /// How records say it.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Function => SYMBOL_FUNCTION,
+            Self::Data => SYMBOL_DATA,
+            Self::Absolute => SYMBOL_ABSOLUTE,
+            Self::ThreadLocal => SYMBOL_THREAD_LOCAL,
+        }
+    }
 }
 
 /// A published symbol.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Symbol {
     pub(crate) unit: String,
     pub(crate) kind: Kind,
@@ -86,6 +116,33 @@ pub(crate) struct Symbol {
     pub(crate) call_cell: Option<SegmentOffset>,
     pub(crate) address_cell: Option<SegmentOffset>,
     pub(crate) signature: String,
+    /// What it takes to carry a variable over.
+    pub(crate) variable: Option<Variable>,
+}
+
+impl Symbol {
+    /// The flags of its record and the value of its call cell.
+    pub(crate) fn reached(&self, quarantined: bool) -> (u32, CellValue) {
+        if self.kind == Kind::Function && quarantined {
+            return (SYMBOL_QUARANTINED, CellValue::QUARANTINED);
+        }
+        (0, CellValue::new(PatchTarget::Window(self.place)))
+    }
+
+    /// What its address is: a function's stub, or where the datum lies.
+    pub(crate) fn target(&self, geometry: &Geometry) -> PatchTarget {
+        let stub = self.call_cell.and_then(|cell| geometry.stub_of(cell));
+        PatchTarget::Window(stub.unwrap_or(self.place))
+    }
+}
+
+/// A variable that a later version may take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Variable {
+    pub(crate) size: u64,
+    pub(crate) align_bytes: u64,
+    /// The number of the unit in whose data it lies.
+    pub(crate) since: u32,
 }
 
 /// A host symbol by its name, and how it is referred to.
@@ -108,13 +165,15 @@ pub(crate) enum ImportKind {
 pub(crate) struct Pooled {
     /// The unit that brought it, which is kept.
     pub(crate) unit: String,
+    /// That one's number.
+    pub(crate) since: u32,
     pub(crate) place: SegmentOffset,
     pub(crate) size: u64,
     pub(crate) align_bytes: u64,
 }
 
 /// A host symbol.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Import {
     pub(crate) id: ImportId,
     pub(crate) trap: SegmentOffset,
@@ -126,25 +185,76 @@ pub(crate) struct Import {
     pub(crate) users: u32,
 }
 
-/// What a replaced unit left that is never reused, since addresses of its locals may have been handed out.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What a replaced or removed unit left that is never reused, since addresses of its locals may have been handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     pub(crate) unit: String,
     pub(crate) generation: u64,
     pub(crate) len_bytes: u64,
 }
 
+/// The units that use a symbol, by its name.
+pub(crate) type Users<'a> = HashMap<&'a str, BTreeSet<&'a str>>;
+
+/// The names of the units that use `symbol`, in order.
+pub(crate) fn users_of(users: &Users<'_>, symbol: &str) -> Vec<String> {
+    let users = users.get(symbol).into_iter().flatten();
+    users.map(ToString::to_string).collect()
+}
+
 impl Catalog {
-    /// The units, other than those in `except`, that use `symbol`.
-    pub(crate) fn users_of(&self, symbol: &str, except: &dyn Fn(&str) -> bool) -> Vec<String> {
-        let mut users: Vec<String> = self
-            .units
-            .iter()
-            .filter(|(name, unit)| !except(name) && unit.uses.iter().any(|used| used == symbol))
-            .map(|(name, _)| name.clone())
-            .collect();
-        users.sort();
+    /// Who uses what, but for the units in `except`.
+    pub(crate) fn users(&self, except: &HashSet<&str>) -> Users<'_> {
+        let mut users = Users::new();
+        for (name, unit) in &self.units {
+            if !except.contains(name.as_str()) {
+                for used in &unit.uses {
+                    users.entry(used).or_default().insert(name);
+                }
+            }
+        }
         users
+    }
+
+    /// Whether `symbol`, called `name`, is a function that is not to be reached.
+    pub(crate) fn is_quarantined(&self, name: &str, symbol: &Symbol) -> bool {
+        symbol.kind == Kind::Function && self.quarantined.contains(name)
+    }
+
+    /// What units have published.
+    pub(crate) fn describe(&self, units: &[&str]) -> Publication {
+        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        let defined = units.clone().flat_map(|unit| &unit.defines);
+        let functions = defined.filter(|name| self.function(name).is_some());
+        let mut functions: Vec<_> = functions.cloned().collect();
+        functions.sort();
+        Publication {
+            functions,
+            imports: units.flat_map(Unit::host_symbols).collect(),
+            ..Publication::default()
+        }
+    }
+
+    /// The function `name`, published or an orphan.
+    pub(crate) fn function(&self, name: &str) -> Option<&Symbol> {
+        let orphan = || self.orphans.get(name);
+        let known = self.symbols.get(name).or_else(orphan);
+        known.filter(|symbol| symbol.kind == Kind::Function)
+    }
+
+    /// The functions that were removed under their users, in order.
+    pub(crate) fn traps(&self) -> Vec<TrapStatus> {
+        if self.orphans.is_empty() {
+            return Vec::new();
+        }
+        let users = self.users(&HashSet::new());
+        let trap = |symbol: &String| TrapStatus {
+            symbol: symbol.clone(),
+            users: users_of(&users, symbol),
+        };
+        let mut traps: Vec<_> = self.orphans.keys().map(trap).collect();
+        traps.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+        traps
     }
 
     /// Takes over what a committed publication changed.
@@ -152,6 +262,17 @@ impl Catalog {
         for (name, hash) in &changes.removed {
             self.symbols.remove(name);
             self.hashes.remove(hash);
+        }
+        for name in &changes.settled {
+            self.orphans.remove(name);
+        }
+        self.orphans.extend(changes.orphaned);
+        for (name, quarantined) in changes.quarantined {
+            if quarantined {
+                self.quarantined.insert(name);
+            } else {
+                self.quarantined.remove(&name);
+            }
         }
         self.pool.extend(changes.pool);
         self.hashes.extend(changes.added_hashes);
@@ -163,6 +284,11 @@ impl Catalog {
         for (name, unit) in changes.units {
             let keep = changes.kept.contains(&name);
             self.replace_unit(&name, unit, keep);
+        }
+        for name in &changes.removed_units {
+            if let Some(old) = self.units.remove(name) {
+                self.retire_unit(name, old, changes.kept.contains(name));
+            }
         }
         for name in &changes.left {
             // Its cells are the kept units' for good; a new version has its own.
@@ -188,23 +314,28 @@ impl Catalog {
             }
         }
         if let Some(old) = self.units.insert(name.to_owned(), unit) {
-            for import in &old.imports {
-                if let Some(import) = self.imports.get_mut(import) {
-                    // Never less than none, whatever a journal says.
-                    import.users = import.users.saturating_sub(1);
-                }
+            self.retire_unit(name, old, keep);
+        }
+    }
+
+    /// Lets go of a unit that was replaced or removed.
+    fn retire_unit(&mut self, name: &str, old: Unit, keep: bool) {
+        for import in &old.imports {
+            if let Some(import) = self.imports.get_mut(import) {
+                // Never less than none, whatever a journal says.
+                import.users = import.users.saturating_sub(1);
             }
-            if old.keeps || keep {
-                let regions = [old.text, old.read_only, old.private].into_iter();
-                self.kept_uses.extend(old.defines);
-                self.kept_uses.extend(old.uses);
-                let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
-                self.kept.push(Kept {
-                    unit: name.to_owned(),
-                    generation: old.generation,
-                    len_bytes,
-                });
-            }
+        }
+        if old.keeps || keep {
+            let regions = [old.text, old.read_only, old.private].into_iter();
+            self.kept_uses.extend(old.defines);
+            self.kept_uses.extend(old.uses);
+            let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
+            self.kept.push(Kept {
+                unit: name.to_owned(),
+                generation: old.generation,
+                len_bytes,
+            });
         }
     }
 }

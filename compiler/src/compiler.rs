@@ -1,73 +1,29 @@
 //! The compiler: a segment, what is published in it, and the workers that map it.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use jitcast_linker::Prepared;
 use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::directory::Edit;
-use jitcast_runtime::geometry::{Area, DEFAULT_WINDOW_BYTES, Geometry, GeometryError};
+use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::Txn;
-use jitcast_runtime::mailbox::Word;
-use jitcast_runtime::records::Root;
-use jitcast_runtime::segment::{self, BackEnd, Segment, SegmentOptions};
-use parking_lot::Mutex;
+use jitcast_runtime::segment::{self, Segment, SegmentOptions};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
-use crate::catalog::ImportKind;
+use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
-use crate::journal::{self, Journal, JournalError, JournalOptions, Past, Storage};
-use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
+use crate::history::RetainedUnit;
+use crate::journal::{self, Journal, JournalError, Past, Storage};
+use crate::options::CompilerOptions;
+use crate::publish::{self, Batch, Publication, Site, UnitSource};
 use crate::state::{Commit, State, commit};
-use crate::status::{AreaStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
+use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
 use crate::workers::{Admission, Workers};
-
-/// How a compiler process is to be.
-#[derive(Clone, Debug)]
-pub struct CompilerOptions {
-    /// The layout of the window; `None`: that of the journal, or else the default.
-    pub geometry: Option<Geometry>,
-    /// Where the segment lies.
-    pub back_end: BackEnd,
-    /// The path of its socket, for the header; empty if there is none.
-    pub socket: String,
-    /// The processor features that code may use.
-    pub cpu: CpuFeatures,
-    /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
-    pub reclaim_above_bytes: u64,
-    /// Where publications are written down, so that the next compiler process has them too; `None`: nowhere.
-    pub journal: Option<JournalOptions>,
-}
-
-impl Default for CompilerOptions {
-    /// A sealed segment of a 1 GiB window for this machine's processor.
-    fn default() -> Self {
-        Self {
-            geometry: None,
-            back_end: BackEnd::Sealed,
-            socket: String::new(),
-            cpu: CpuFeatures::host(),
-            reclaim_above_bytes: 256 << 10,
-            journal: None,
-        }
-    }
-}
-
-impl CompilerOptions {
-    /// The defaults with a window of `window_bytes`.
-    ///
-    /// # Errors
-    /// [`GeometryError`] outside the limits.
-    pub fn with_window(window_bytes: u64) -> Result<Self, GeometryError> {
-        Ok(Self {
-            geometry: Some(Geometry::new(window_bytes)?),
-            ..Self::default()
-        })
-    }
-}
 
 /// The compiler process's side of a segment. Shared between threads.
 #[derive(Debug)]
@@ -107,10 +63,10 @@ impl Compiler {
         let segment = SegmentOptions {
             geometry: past.geometry(options.geometry)?,
             cpu: CpuFeatures::from_bits(cpu),
-            ..segment_options(options)
+            ..options.segment()
         };
         let segment = Segment::restore(&segment, header.instance, header.hash_seed)?;
-        let (state, journal) = past.replay(storage, &segment)?;
+        let (state, journal) = past.replay(storage, &segment, options.retain)?;
         Ok(Self::new(options, segment, state, Some(journal)))
     }
 
@@ -119,8 +75,8 @@ impl Compiler {
         options: &CompilerOptions,
         storage: Option<Box<dyn Storage>>,
     ) -> Result<Self, StartError> {
-        let segment = Segment::create(&segment_options(options))?;
-        let state = State::fresh(&segment)?;
+        let segment = Segment::create(&options.segment())?;
+        let state = State::fresh(&segment, options.retain)?;
         let journal = match (storage, &options.journal) {
             (Some(storage), Some(options)) => {
                 Some(Journal::begin(storage, options, &segment, &state)?)
@@ -145,20 +101,146 @@ impl Compiler {
         }
     }
 
-    /// Links `sources` and makes them visible as one. Whatever goes wrong, nothing of them is, unless the error is
+    /// Links `units` and makes them visible as one. Whatever goes wrong, nothing of them is.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn publish(&self, units: &[UnitSource]) -> Result<Publication, PublishError> {
+        self.change(&Changeset {
+            units,
+            ..Changeset::default()
+        })
+    }
+
+    /// Removes published units as one. Each worker runs their destructors; their memory is reused, or kept, as if they
+    /// had been replaced.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn remove(&self, removals: &[String]) -> Result<Publication, PublishError> {
+        self.change(&Changeset {
+            removals,
+            ..Changeset::default()
+        })
+    }
+
+    /// Makes all of `changes` visible as one generation. Whatever goes wrong, nothing of it is, unless the error is
     /// [`JournalError::NotDurable`]. With a journal, what it returns is durable.
     ///
     /// # Errors
     /// [`PublishError`].
-    pub fn publish(&self, sources: &[UnitSource]) -> Result<Publication, PublishError> {
-        let inputs = publish::inputs(sources);
-        let units = publish::read(sources, &inputs)?;
+    pub fn change(&self, changes: &Changeset<'_>) -> Result<Publication, PublishError> {
+        let retained: Vec<_> = changes.units.iter().map(RetainedUnit::new).collect();
+        // Who does not ask for it does not wait here for somebody else's publication.
+        if changes.options.if_changed
+            && let Some(published) = self.state.lock().unchanged(changes, &retained)
+        {
+            return Ok(published);
+        }
+        let inputs = publish::inputs(changes.units);
+        let units = publish::read(changes, &inputs)?;
         let mut state = self.state.lock();
-        let result = match self.publish_locked(&mut state, sources, &units) {
+        // Somebody may have published the same meanwhile.
+        match state.unchanged(changes, &retained) {
+            Some(published) => Ok(published),
+            None => self.publish_locked(&mut state, changes, &retained, &units),
+        }
+    }
+
+    /// Moves functions to the fallbacks of their handles, at the next guard of every worker, until they are restored.
+    /// Refused for a function that other units call, unless [`Compiler::change`] is asked to leave traps.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn quarantine(&self, symbols: &[String]) -> Result<Publication, PublishError> {
+        self.update(symbols, SymbolUpdate::Quarantine)
+    }
+
+    /// Puts quarantined functions back.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn restore(&self, symbols: &[String]) -> Result<Publication, PublishError> {
+        self.update(symbols, SymbolUpdate::Restore)
+    }
+
+    fn update(
+        &self,
+        symbols: &[String],
+        update: fn(String) -> SymbolUpdate,
+    ) -> Result<Publication, PublishError> {
+        let updates: Vec<_> = symbols.iter().cloned().map(update).collect();
+        self.change(&Changeset {
+            updates: &updates,
+            ..Changeset::default()
+        })
+    }
+
+    /// Publishes again what the units were made of that have changed since generation `to` (`None`: by the latest
+    /// publication of units), as a new generation: those that did not exist then are removed, removed ones come back,
+    /// replaced ones get their earlier sources. Quarantines stay. It is refused for all the reasons that a publication
+    /// is, and can be undone like one.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn rollback(
+        &self,
+        to: Option<u64>,
+        options: PublishOptions,
+    ) -> Result<Publication, PublishError> {
+        let mut state = self.state.lock();
+        let mut undo = state.history.undo(to)?;
+        // Others may publish while the units are read, and so change what leads back; after that they wait.
+        let mut others_wait = false;
+        loop {
+            let sources = self.sources(&state, &undo.units)?;
+            let changes = Changeset {
+                units: &sources,
+                removals: &undo.removals,
+                options,
+                ..Changeset::default()
+            };
+            let inputs = publish::inputs(changes.units);
+            let units = if others_wait {
+                publish::read(&changes, &inputs)?
+            } else {
+                MutexGuard::unlocked(&mut state, || publish::read(&changes, &inputs))?
+            };
+            let now = state.history.undo(to)?;
+            if now == undo {
+                return self.publish_locked(&mut state, &changes, &undo.units, &units);
+            }
+            (undo, others_wait) = (now, true);
+        }
+    }
+
+    /// What retained units were made of.
+    fn sources(
+        &self,
+        state: &State,
+        units: &[RetainedUnit],
+    ) -> Result<Vec<UnitSource>, JournalError> {
+        let mut journal = self.journal.lock();
+        let source = |unit| match &mut *journal {
+            None => Ok(state.contents.source(unit)),
+            Some(journal) => journal.source(unit),
+        };
+        units.iter().map(source).collect()
+    }
+
+    fn publish_locked(
+        &self,
+        state: &mut State,
+        asked: &Changeset<'_>,
+        retained: &[RetainedUnit],
+        units: &[Prepared<'_>],
+    ) -> Result<Publication, PublishError> {
+        let link = |state: &mut State| self.link_and_commit(state, asked, retained, units);
+        let result = match link(state) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
-                self.reclaim(&mut state);
-                self.publish_locked(&mut state, sources, &units)
+                self.reclaim(state);
+                link(state)
             }
             other => other,
         };
@@ -168,17 +250,18 @@ impl Compiler {
             Ok(publication)
         });
         if state.heap.retired_bytes() > self.reclaim_above_bytes {
-            self.reclaim(&mut state);
+            self.reclaim(state);
         }
-        self.compact(&state);
+        self.compact(state);
         result
     }
 
-    fn publish_locked(
+    fn link_and_commit(
         &self,
         state: &mut State,
-        sources: &[UnitSource],
-        units: &[jitcast_linker::Prepared<'_>],
+        asked: &Changeset<'_>,
+        retained: &[RetainedUnit],
+        units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         let mut journal = self.journal.lock();
         let geometry = self.segment.geometry();
@@ -187,7 +270,7 @@ impl Compiler {
             hash_seed: self.segment.header().hash_seed,
             catalog: &state.catalog,
         };
-        let batch = Batch::new(site, sources, units)?;
+        let batch = Batch::new(site, asked, units)?;
         let generation = match &mut *journal {
             None => state.generation() + 1,
             Some(journal) => journal.next_generation(state.generation())?,
@@ -199,14 +282,24 @@ impl Compiler {
         let changes = batch.write(&mut txn, &mut edit)?;
         let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
             None => Ok(()),
-            Some(journal) => Ok::<_, PublishError>(
-                journal.write_ahead(geometry, txn, commit, &changes, sources)?,
-            ),
+            Some(journal) => {
+                let units = (retained, asked.units);
+                Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
+            }
         };
         state.latest = commit(&self.segment, txn, edit, &latest.extents, write_ahead)?;
-        let publication = describe(&state.latest.root, &changes);
-        state.catalog.merge(changes);
-        Ok(publication)
+        let removed = changes.removed_units.clone();
+        let forgotten = state.take_over(changes, retained);
+        if journal.is_none() {
+            state.hold(retained, asked.units, &forgotten);
+        }
+        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
+        Ok(Publication {
+            generation: state.latest.root.generation,
+            published_ns: state.latest.root.published_ns,
+            removed,
+            ..state.catalog.describe(&names)
+        })
     }
 
     /// Makes a publication that is visible durable.
@@ -226,22 +319,6 @@ impl Compiler {
         {
             // What is published is in the old log, or the journal takes no more.
             tracing::warn!(%error, "the journal's log is not compacted");
-        }
-    }
-
-    /// What the unit `name` of publication `generation` was made from, if the journal remembers it: it does for
-    /// units as they are published now, and for all of the last three publications.
-    ///
-    /// # Errors
-    /// [`JournalError`] if it cannot be read.
-    pub fn sources_of(
-        &self,
-        generation: u64,
-        name: &str,
-    ) -> Result<Option<UnitSource>, JournalError> {
-        match &*self.journal.lock() {
-            None => Ok(None),
-            Some(journal) => journal.sources_of(generation, name),
         }
     }
 
@@ -284,6 +361,21 @@ impl Compiler {
         })
     }
 
+    /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
+    pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
+        let (mailbox, fd) = segment::create_mailbox()?;
+        let number = self.workers.lock().add_spare(parent, mailbox);
+        Ok(number.map(|number| Admission {
+            number,
+            mailbox: fd,
+        }))
+    }
+
+    /// The child is there: process `pid`.
+    pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
+        self.workers.lock().adopt(number, pid);
+    }
+
     /// A worker's process has ended.
     pub(crate) fn worker_died(&self, number: u64) {
         self.workers.lock().remove(number);
@@ -320,7 +412,7 @@ impl Compiler {
             .lock()
             .entries
             .iter()
-            .filter(|entry| !entry.gone)
+            .filter(|entry| !entry.gone && !entry.spare)
             .count()
     }
 
@@ -335,7 +427,7 @@ impl Compiler {
         let areas = Area::ALL.map(|area| AreaStatus {
             name: area.name().to_owned(),
             used_bytes: state.heap.used_bytes(area),
-            area_bytes: self.segment.geometry().region(area).len_bytes.into(),
+            area_bytes: self.segment.geometry().allocated(area).len_bytes.into(),
         });
         let catalog = &state.catalog;
         let mut units: Vec<_> = catalog
@@ -347,7 +439,10 @@ impl Compiler {
         let mut symbols: Vec<_> = catalog
             .symbols
             .iter()
-            .map(|(name, symbol)| SymbolStatus::new(name, symbol))
+            .map(|(name, symbol)| SymbolStatus {
+                quarantined: catalog.is_quarantined(name, symbol),
+                ..SymbolStatus::new(name, symbol)
+            })
             .collect();
         symbols.sort_by(|a, b| a.name.cmp(&b.name));
         let status = Status {
@@ -359,70 +454,16 @@ impl Compiler {
             units,
             symbols,
             kept: catalog.kept.iter().map(Into::into).collect(),
+            traps: catalog.traps(),
+            quarantined: catalog.quarantined.iter().cloned().collect(),
+            history: HistoryStatus::list(&state.history),
+            oldest_retained: state.history.oldest(),
             workers: Vec::new(),
         };
         drop(state);
         Status {
-            workers: self.worker_status(),
+            workers: self.workers.lock().status(),
             ..status
         }
-    }
-
-    fn worker_status(&self) -> Vec<WorkerStatus> {
-        let workers = self.workers.lock();
-        let entries = workers.entries.iter();
-        entries
-            .map(|entry| {
-                let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
-                WorkerStatus {
-                    number: entry.number,
-                    pid: entry.pid,
-                    uid: entry.uid,
-                    label: entry.label.clone(),
-                    base: word(Word::Base),
-                    applied: word(Word::Applied),
-                    updates: word(Word::Updates),
-                    missing: word(Word::Missing),
-                    failed: word(Word::Failed),
-                    pinned: entry.mailbox.oldest_pin(),
-                }
-            })
-            .collect()
-    }
-}
-
-fn segment_options(options: &CompilerOptions) -> SegmentOptions {
-    let default =
-        || Geometry::new(DEFAULT_WINDOW_BYTES.into()).expect("the default is within the limits");
-    SegmentOptions {
-        geometry: options.geometry.unwrap_or_else(default),
-        cpu: options.cpu,
-        back_end: options.back_end.clone(),
-        socket: options.socket.clone(),
-    }
-}
-
-fn describe(root: &Root, changes: &Changes) -> Publication {
-    let units: HashSet<&str> = changes
-        .units
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .collect();
-    // Symbols of other units are among the changes too, if they got an address cell.
-    let functions = changes
-        .symbols
-        .iter()
-        .filter(|(_, symbol)| symbol.call_cell.is_some() && units.contains(symbol.unit.as_str()));
-    Publication {
-        generation: root.generation,
-        published_ns: root.published_ns,
-        functions: functions.map(|(name, _)| name.clone()).collect(),
-        imports: changes
-            .units
-            .iter()
-            .flat_map(|(_, unit)| &unit.imports)
-            .filter(|(_, kind)| *kind != ImportKind::Unique)
-            .map(|(name, _)| name.clone())
-            .collect(),
     }
 }

@@ -23,9 +23,9 @@ pub enum PublishError {
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,
-    /// Two units of the batch have one name.
+    /// Two units of the batch have one name, or one is published and removed.
     #[error(
-        "two units of this publication are called `{unit}`\n  help: give one of them another name with --unit"
+        "the unit `{unit}` is published or removed twice in this publication\n  help: give one of them another name with --unit, or ask for one of both"
     )]
     SameUnit {
         /// The name.
@@ -45,8 +45,9 @@ pub enum PublishError {
         published: bool,
     },
     /// A replacement lacks what others use.
-    #[error("the new version of the unit `{unit}` does not define `{symbol}`, which {} used by {}\n  help: keep the symbol, or publish its users again in the same publication",
-        if *.is_data { "is a datum" } else { "is" }, Names(.users))]
+    #[error("the new version of the unit `{unit}` does not define `{symbol}`, which {} used by {}\n  help: keep the symbol, or publish its users again in the same publication{}",
+        if *.is_data { "is a datum" } else { "is" }, Names(.users),
+        if *.is_data { "" } else { ", or let their calls end in a trap (--leave-traps)" })]
     StillUsed {
         /// The symbol.
         symbol: String,
@@ -57,8 +58,80 @@ pub enum PublishError {
         /// Whether it is a datum.
         is_data: bool,
     },
+    /// A unit is to be removed that is not there.
+    #[error(
+        "no unit is called `{unit}`, so it cannot be removed\n  help: `jitcast status` lists the units"
+    )]
+    NoSuchUnit {
+        /// The name.
+        unit: String,
+    },
+    /// Others use what would go with a unit.
+    #[error("the unit `{unit}` cannot be removed: {}\n  help: remove or replace its users in the same publication{}",
+        Uses(.used), if *.traps_asked { "; a trap cannot stand for a datum" }
+            else { ", or let calls of its functions end in a trap (--leave-traps)" })]
+    RemovedInUse {
+        /// The unit.
+        unit: String,
+        /// Its symbols that others use, and these.
+        used: Vec<(String, Vec<String>)>,
+        /// Whether the publisher asked for traps in place of functions.
+        traps_asked: bool,
+    },
+    /// An earlier state is not known any more, or is no earlier one.
+    #[error("generation {generation} cannot be rolled back to: the states from {oldest} to {} are retained\n  help: `jitcast history` lists them; a compiler process that is started with a larger --retain knows more", .newest - 1)]
+    CannotRollBack {
+        /// What was asked for.
+        generation: u64,
+        /// The oldest generation whose state is known.
+        oldest: u64,
+        /// The newest generation that changed units.
+        newest: u64,
+    },
+    /// There is nothing to undo.
+    #[error(
+        "nothing is to be rolled back: no unit has changed since, or nothing is retained\n  help: `jitcast history` lists what can be undone; `serve --retain` says how much is retained"
+    )]
+    NothingToRollBack,
+    /// A variable is to keep its place, where the new version does not fit.
+    #[error(
+        "`{symbol}` of the unit `{unit}` cannot keep its contents: it has {} bytes aligned to {}, and the new version {} aligned to {}\n  help: declare it as before, give the new one another name, or publish without --keep-data",
+        .lengths.0, .alignments.0, .lengths.1, .alignments.1
+    )]
+    KeptDiffers {
+        /// The variable.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// Its lengths, bytes, the published one first.
+        lengths: (u64, u64),
+        /// The alignments of its places, bytes.
+        alignments: (u64, u64),
+    },
+    /// Only functions can be quarantined.
+    #[error(
+        "`{symbol}` is no published function, so it cannot be quarantined\n  help: `jitcast status` lists the symbols"
+    )]
+    NotAFunction {
+        /// The symbol.
+        symbol: String,
+    },
+    /// A function cannot be restored that is not quarantined.
+    #[error("`{symbol}` is not quarantined\n  help: `jitcast status` lists what is")]
+    NotQuarantined {
+        /// The symbol.
+        symbol: String,
+    },
+    /// Others call what is to be quarantined.
+    #[error("`{symbol}` cannot be quarantined, since {} it, and only handles have fallbacks\n  help: quarantine what they offer to hosts instead, or let their calls end in a trap (--leave-traps)", Use(.users))]
+    QuarantinedInUse {
+        /// The symbol.
+        symbol: String,
+        /// The units that use it.
+        users: Vec<String>,
+    },
     /// A datum would move under its users.
-    #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication",
+    #[error("replacing the unit `{unit}` would give its datum `{symbol}` a new place, but {} linked against the old one\n  help: publish {} again in the same publication, or keep the datum where it is (--keep-data)",
         Are(.users), Names(.users))]
     DataMoves {
         /// The datum.
@@ -79,6 +152,21 @@ pub enum PublishError {
         /// What it would be.
         becomes: &'static str,
         /// The units that use it.
+        users: Vec<String>,
+    },
+    /// A function's callers expect another signature.
+    #[error("`{symbol}` of the unit `{unit}` would have the signature {becomes}, but was published as {was}, and {} use it\n  help: give it another name, or say that its callers are ready for it (publish --change-signature)",
+        Callers(.users))]
+    SignatureChanges {
+        /// The function.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// The recorded signature.
+        was: String,
+        /// The new one.
+        becomes: String,
+        /// The units that use it, besides hosts that may.
         users: Vec<String>,
     },
     /// A number of another unit is taken for a place.
@@ -172,17 +260,46 @@ pub enum StartError {
     Journal(#[from] JournalError),
 }
 
+/// How many names a message lists.
+const SHOWN: usize = 5;
+
+struct Uses<'a>(&'a [(String, Vec<String>)]);
+
+impl fmt::Display for Uses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (symbol, users)) in self.0.iter().take(SHOWN).enumerate() {
+            let comma = if index == 0 { "" } else { "; " };
+            write!(f, "{comma}`{symbol}` is used by {}", Names(users))?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; {more} more of its symbols are used"),
+        }
+    }
+}
+
 struct Names<'a>(&'a [String]);
 
 impl fmt::Display for Names<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 5;
         for (index, name) in self.0.iter().take(SHOWN).enumerate() {
             write!(f, "{}`{name}`", if index == 0 { "" } else { ", " })?;
         }
         match self.0.len().saturating_sub(SHOWN) {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// Units, and whoever has a handle.
+struct Callers<'a>(&'a [String]);
+
+impl fmt::Display for Callers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("hosts may"),
+            users => write!(f, "{} and maybe hosts", Names(users)),
         }
     }
 }

@@ -73,15 +73,9 @@ mod seeding {
         names
     };
 
-    /// What the environment variable `variable` chooses from `known`.
-    fn choose<T: Copy>(variable: &str, chosen: &str, known: &[(&str, T)]) -> T {
+    fn find<T: Copy>(chosen: &str, known: &[(&str, T)]) -> Option<T> {
         let found = known.iter().find(|(name, _)| *name == chosen);
-        let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-        let (_, found) = found.unwrap_or_else(|| {
-            let names = names().join(", ");
-            panic!("{variable}={chosen} is not known to this build: it knows {names}")
-        });
-        *found
+        found.map(|(_, found)| *found)
     }
 
     /// Whether `fault` was asked for.
@@ -89,7 +83,8 @@ mod seeding {
         static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
         let chosen = CHOSEN.get_or_init(|| {
             let chosen = std::env::var("JITCAST_FAULT").ok()?;
-            Some(choose("JITCAST_FAULT", &chosen, &FAULTS))
+            // Others are workers'.
+            find(&chosen, &FAULTS)
         });
         *chosen == Some(fault)
     }
@@ -102,7 +97,11 @@ mod seeding {
             let chosen = std::env::var("JITCAST_CRASH_AT").ok()?;
             let (name, count) = chosen.split_once(':').unwrap_or((&chosen, "1"));
             let count = count.parse().expect("a number of times");
-            Some((choose("JITCAST_CRASH_AT", name, &POINTS), count))
+            let point = find(name, &POINTS);
+            let names = CRASH_POINTS.join(", ");
+            let point =
+                point.unwrap_or_else(|| panic!("JITCAST_CRASH_AT={name} is none of {names}"));
+            Some((point, count))
         });
         let Some((_, count)) = chosen.filter(|(chosen, _)| *chosen == point) else {
             return;

@@ -1,11 +1,15 @@
 //! The compiler process of jitcast: front ends, publisher, sockets.
 
 mod catalog;
+mod changeset;
 mod compiler;
+mod contents;
 mod error;
 mod fault;
 pub mod front;
+pub mod history;
 mod journal;
+mod options;
 mod preview;
 mod publish;
 pub mod request;
@@ -15,12 +19,17 @@ mod status;
 mod support;
 mod workers;
 
-pub use compiler::{Compiler, CompilerOptions};
+pub use changeset::{Changeset, PublishOptions, SymbolUpdate};
+pub use compiler::Compiler;
 pub use error::{PublishError, StartError};
 #[cfg(feature = "seeded-faults")]
 pub use fault::CRASH_POINTS;
 pub use journal::{JournalError, JournalOptions};
+pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};
-pub use status::{AreaStatus, KeptStatus, Status, SymbolStatus, UnitStatus, WorkerStatus};
+pub use status::{
+    AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
+    WorkerStatus,
+};

@@ -7,6 +7,7 @@ use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
 use serde::{Deserialize, Serialize};
 
+use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
 use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
@@ -15,11 +16,26 @@ use crate::status::Status;
 /// The longest request that the compiler process accepts from a publisher, bytes.
 pub const MAX_REQUEST_BYTES: u32 = 512 << 20;
 
-/// Units to publish as one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is to become visible as one: a [`Changeset`] whose units are not compiled yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishRequest {
-    /// The units.
+    /// The units to publish.
     pub units: Vec<RequestUnit>,
+    /// Names of the units to remove.
+    pub removals: Vec<String>,
+    /// Updates of symbols.
+    pub updates: Vec<SymbolUpdate>,
+    /// What the publisher asks for besides.
+    pub options: PublishOptions,
+}
+
+/// A state to go back to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// The generation whose units are wanted; `None`: what was before the latest publication of units.
+    pub generation: Option<u64>,
+    /// What the publisher asks for besides.
+    pub options: PublishOptions,
 }
 
 /// A unit to publish.
@@ -89,21 +105,7 @@ pub enum RequestError {
     Malformed(#[from] postcard::Error),
 }
 
-/// Turns a request into units: what is text is compiled here.
-///
-/// # Errors
-/// The text for the publisher.
-pub(crate) fn units(
-    request: PublishRequest,
-    options: &front::Options,
-) -> Result<Vec<UnitSource>, String> {
-    request
-        .units
-        .into_iter()
-        .map(|unit| unit_source(unit, options))
-        .collect()
-}
-
+/// What is text is compiled here.
 fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource, String> {
     let mut signatures = Vec::new();
     for text in &unit.signatures {
@@ -137,14 +139,46 @@ pub(crate) fn carry_out(
     payload: &[u8],
     options: &front::Options,
 ) -> (FrameKind, Vec<u8>) {
-    let published = postcard::from_bytes(payload)
-        .map_err(|error| format!("the request cannot be read: {error}"))
-        .and_then(|request| units(request, options))
-        .and_then(|units| compiler.publish(&units).map_err(|error| error.to_string()))
-        .and_then(|publication| {
-            postcard::to_stdvec(&publication).map_err(|error| error.to_string())
-        });
-    match published {
+    let published = read(payload).and_then(|request| publish_request(compiler, request, options));
+    reply(published)
+}
+
+/// Goes back to an earlier state.
+pub(crate) fn roll_back(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<u8>) {
+    let published = read(payload).and_then(|request: RollbackRequest| {
+        let done = compiler.rollback(request.generation, request.options);
+        done.map_err(|error| error.to_string())
+    });
+    reply(published)
+}
+
+fn publish_request(
+    compiler: &Compiler,
+    request: PublishRequest,
+    options: &front::Options,
+) -> Result<Publication, String> {
+    let units = request.units.into_iter();
+    let units: Vec<_> = units
+        .map(|unit| unit_source(unit, options))
+        .collect::<Result<_, _>>()?;
+    let changes = Changeset {
+        units: &units,
+        removals: &request.removals,
+        updates: &request.updates,
+        options: request.options,
+    };
+    compiler.change(&changes).map_err(|error| error.to_string())
+}
+
+fn read<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
+    postcard::from_bytes(payload).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+fn reply(published: Result<Publication, String>) -> (FrameKind, Vec<u8>) {
+    let reply = published.and_then(|publication| {
+        postcard::to_stdvec(&publication).map_err(|error| error.to_string())
+    });
+    match reply {
         Ok(reply) => (FrameKind::Published, reply),
         Err(text) => (FrameKind::Refused, text.into_bytes()),
     }
@@ -165,6 +199,17 @@ pub(crate) fn tell(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
 pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publication, RequestError> {
     let payload = postcard::to_stdvec(request)?;
     wire::send(&socket, FrameKind::Publish, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process to go back to an earlier state.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn rollback(socket: impl AsFd, request: &RollbackRequest) -> Result<Publication, RequestError> {
+    let payload = postcard::to_stdvec(request)?;
+    wire::send(&socket, FrameKind::Rollback, &payload, &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

@@ -1,6 +1,6 @@
 //! What is published, as the compiler process holds it, and the commit that moves it on.
 //!
-//! Invariant: heap, catalog and latest commit are of one generation, which is the segment's.
+//! Invariant: heap, catalog, history and latest commit are of one generation, which is the segment's.
 
 use jitcast_runtime::SegmentOffset;
 use jitcast_runtime::directory::{Edit, record_flags};
@@ -14,13 +14,20 @@ use jitcast_runtime::segment::Segment;
 use jitcast_runtime::sys;
 
 use crate::catalog::Catalog;
+use crate::changeset::Changeset;
+use crate::contents::Contents;
 use crate::fault::{CrashPoint, crash_at};
+use crate::history::{History, RetainedUnit};
+use crate::publish::{Changes, Publication, UnitSource};
 
 /// Everything that a publication reads and changes.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) heap: Heap,
     pub(crate) catalog: Catalog,
+    pub(crate) history: History,
+    /// What the history's files contain; empty with a journal, which has them.
+    pub(crate) contents: Contents,
     pub(crate) latest: Commit,
 }
 
@@ -35,7 +42,8 @@ pub(crate) struct Commit {
 
 impl State {
     /// That of a fresh segment: an empty directory, committed.
-    pub(crate) fn fresh(segment: &Segment) -> Result<Self, SegmentFull> {
+    /// It will retain the last `retain` publications of units.
+    pub(crate) fn fresh(segment: &Segment, retain: usize) -> Result<Self, SegmentFull> {
         let mut heap = Heap::new(segment.geometry());
         let nothing = Root {
             generation: FIRST_GENERATION - 1,
@@ -51,6 +59,8 @@ impl State {
         Ok(Self {
             heap,
             catalog: Catalog::default(),
+            history: History::new(retain, FIRST_GENERATION),
+            contents: Contents::default(),
             latest,
         })
     }
@@ -58,6 +68,59 @@ impl State {
     /// The generation of what is published.
     pub(crate) fn generation(&self) -> u64 {
         self.latest.root.generation
+    }
+
+    /// Remembers what the latest commit, of `units` among others, changed. What it returns cannot be had again.
+    pub(crate) fn take_over(
+        &mut self,
+        changes: Changes,
+        units: &[RetainedUnit],
+    ) -> Vec<RetainedUnit> {
+        let Root {
+            generation,
+            published_ns,
+            ..
+        } = self.latest.root;
+        let removed = &changes.removed_units;
+        let forgotten = self
+            .history
+            .record((generation, published_ns), units, removed);
+        self.catalog.merge(changes);
+        forgotten
+    }
+
+    /// Holds what `units` were made of, and lets go of what those were that are forgotten.
+    pub(crate) fn hold(
+        &mut self,
+        units: &[RetainedUnit],
+        sources: &[UnitSource],
+        forgotten: &[RetainedUnit],
+    ) {
+        if self.history.retains() {
+            let units = units.iter().zip(sources);
+            units.for_each(|(unit, source)| self.contents.hold(unit, source));
+        }
+        forgotten
+            .iter()
+            .for_each(|unit| self.contents.release(unit));
+    }
+
+    /// The publication that did what `changes` asks for, if nothing would change and the publisher does not insist.
+    pub(crate) fn unchanged(
+        &self,
+        changes: &Changeset<'_>,
+        units: &[RetainedUnit],
+    ) -> Option<Publication> {
+        if !changes.options.if_changed || !changes.is_units_only() {
+            return None;
+        }
+        let published = self.history.published_as(units)?;
+        let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+        Some(Publication {
+            generation: published.generation,
+            published_ns: published.published_ns,
+            ..self.catalog.describe(&names)
+        })
     }
 
     /// Shows all of it in a segment that nobody maps yet. What was retired before is free, so the floor says that

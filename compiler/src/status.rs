@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{self, ImportKind, Kind};
+use crate::catalog::{self, Kind};
+use crate::history::{History, HistoryEntry};
+use crate::publish::Reclaim;
 
 /// The state of a segment and its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +23,45 @@ pub struct Status {
     pub units: Vec<UnitStatus>,
     /// The symbols.
     pub symbols: Vec<SymbolStatus>,
-    /// Replaced units whose memory is kept.
+    /// Replaced and removed units whose memory is kept.
     pub kept: Vec<KeptStatus>,
+    /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
+    pub traps: Vec<TrapStatus>,
+    /// Names that are quarantined, published or not.
+    pub quarantined: Vec<String>,
+    /// The publications of units that can be undone, the newest first.
+    pub history: Vec<HistoryStatus>,
+    /// The oldest generation whose units can be had again.
+    pub oldest_retained: u64,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
+}
+
+/// A publication that can be undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStatus {
+    /// Its generation.
+    pub generation: u64,
+    /// The units that it published.
+    pub published: Vec<String>,
+    /// The units that it removed.
+    pub removed: Vec<String>,
+}
+
+impl HistoryStatus {
+    /// What can be undone, the newest first.
+    pub(crate) fn list(history: &History) -> Vec<Self> {
+        let status = |entry: &HistoryEntry| {
+            let names = entry.before.keys().cloned();
+            let (removed, published) = names.partition(|name| entry.removed.contains(name));
+            Self {
+                generation: entry.generation,
+                published,
+                removed,
+            }
+        };
+        history.entries().rev().map(status).collect()
+    }
 }
 
 /// An area of the window.
@@ -53,6 +90,8 @@ pub struct UnitStatus {
     pub private_bytes: u64,
     /// Whether its memory is kept when it is replaced.
     pub keeps: bool,
+    /// What its publisher said of that.
+    pub reclaim: Reclaim,
     /// Host symbols that it refers to.
     pub imports: Vec<String>,
 }
@@ -68,9 +107,20 @@ pub struct SymbolStatus {
     pub unit: String,
     /// Its recorded signature; empty: unknown.
     pub signature: String,
+    /// Whether it is quarantined.
+    pub quarantined: bool,
 }
 
-/// What a replaced unit left that is not reused.
+/// A function that is published no longer, but used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrapStatus {
+    /// Its name.
+    pub symbol: String,
+    /// The units that use it.
+    pub users: Vec<String>,
+}
+
+/// What a replaced or removed unit left that is not reused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptStatus {
     /// The unit's name.
@@ -115,12 +165,8 @@ impl UnitStatus {
             read_only_bytes: unit.read_only.len_bytes.into(),
             private_bytes: unit.private.len_bytes.into(),
             keeps: unit.keeps,
-            imports: unit
-                .imports
-                .iter()
-                .filter(|(_, kind)| *kind != ImportKind::Unique)
-                .map(|(name, _)| name.clone())
-                .collect(),
+            reclaim: unit.reclaim,
+            imports: unit.host_symbols().collect(),
         }
     }
 }
@@ -138,6 +184,7 @@ impl SymbolStatus {
             kind: kind.to_owned(),
             unit: symbol.unit.clone(),
             signature: symbol.signature.clone(),
+            quarantined: false,
         }
     }
 }

@@ -6,6 +6,8 @@ use jitcast_runtime::mailbox::{Mailbox, Word};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
+use crate::status::WorkerStatus;
+
 /// A worker, as the compiler process knows it.
 #[derive(Debug)]
 pub(crate) struct WorkerEntry {
@@ -16,6 +18,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) mailbox: Mailbox,
     /// The connection has ended, but a thread may still be inside.
     pub(crate) gone: bool,
+    /// It is there for a child that has not been forked yet, as far as is known.
+    pub(crate) spare: bool,
 }
 
 /// Every worker that may have a thread inside.
@@ -37,13 +41,57 @@ impl Workers {
             label,
             mailbox,
             gone: false,
+            spare: false,
         });
         number
+    }
+
+    /// Adds what a child of worker `parent` takes over when it is forked.
+    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: Mailbox) -> Option<u64> {
+        let parent = self.entries.iter().find(|entry| entry.number == parent)?;
+        let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
+        let number = self.add(pid, uid, label, mailbox);
+        let entry = self
+            .entries
+            .iter_mut()
+            .find(|entry| entry.number == number)?;
+        entry.spare = true;
+        Some(number)
+    }
+
+    /// Process `pid` has taken a spare over.
+    pub(crate) fn adopt(&mut self, number: u64, pid: i32) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
+            (entry.spare, entry.pid) = (false, pid);
+        }
     }
 
     /// A worker's process has ended: whatever it pinned, it runs no more.
     pub(crate) fn remove(&mut self, number: u64) {
         self.entries.retain(|entry| entry.number != number);
+    }
+
+    /// What they say about themselves.
+    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+        let status = |entry: &WorkerEntry| {
+            let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
+            WorkerStatus {
+                number: entry.number,
+                pid: entry.pid,
+                uid: entry.uid,
+                label: entry.label.clone(),
+                base: word(Word::Base),
+                applied: word(Word::Applied),
+                updates: word(Word::Updates),
+                missing: word(Word::Missing),
+                failed: word(Word::Failed),
+                pinned: entry.mailbox.oldest_pin(),
+            }
+        };
+        let there = |entry: &&WorkerEntry| {
+            !entry.spare && (!entry.gone || entry.mailbox.oldest_pin().is_some())
+        };
+        self.entries.iter().filter(there).map(status).collect()
     }
 
     /// Whether a worker has said that it is done: no thread of it will enter again.
@@ -79,11 +127,28 @@ impl Workers {
             }
         }
         self.drop_gone();
-        self.entries
-            .iter()
-            .filter_map(|entry| entry.mailbox.oldest_pin())
-            .min()
-            .unwrap_or(u64::MAX)
+        // A fork hands a pin over from one mailbox to another, like the start of a thread inside one.
+        const TRIES: u32 = 8;
+        for _ in 0..TRIES {
+            let before = self.handed_over();
+            let pins = self
+                .entries
+                .iter()
+                .filter_map(|entry| entry.mailbox.oldest_pin());
+            let oldest = pins.min();
+            if self.handed_over() == before {
+                return oldest.unwrap_or(u64::MAX);
+            }
+        }
+        0
+    }
+
+    /// How many pins were handed over, by all.
+    fn handed_over(&self) -> u64 {
+        // Acquire: pairs with the release in `pin::hand_over`, which comes before the giver leaves.
+        let count =
+            |entry: &WorkerEntry| entry.mailbox.word(Word::HandedOver).load(Ordering::Acquire);
+        self.entries.iter().map(count).fold(0, u64::wrapping_add)
     }
 }
 

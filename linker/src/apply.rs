@@ -2,9 +2,10 @@
 
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module};
 
+use crate::carry::Carriage;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::fixup::{Fixup, Rewrite, Target};
-use crate::input::{Area, Binding, Linked, Place, PlacedSymbol, Placement};
+use crate::input::{Area, Binding, Carried, Linked, Place, PlacedSymbol, Placement};
 use crate::layout::{Content, MODULE, Spot};
 use crate::mutant::{Mutant, makes};
 use crate::prepared::Prepared;
@@ -27,6 +28,20 @@ impl<'a> Prepared<'a> {
     /// A value that its field cannot hold; a placement that is not aligned as [`Prepared::extents`] asks, or
     /// bindings that lack what a reference asked for.
     pub fn link(&self, at: &Placement, bindings: &[Binding]) -> Result<Linked, LinkError> {
+        self.link_carrying(at, bindings, &[])
+    }
+
+    /// As [`Prepared::link`], with data that lie elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::link`]; carried data that are reached in a way that does not tell which datum is meant.
+    pub fn link_carrying(
+        &self,
+        at: &Placement,
+        bindings: &[Binding],
+        carried: &[Carried],
+    ) -> Result<Linked, LinkError> {
         self.check(at, bindings)?;
         let extents = self.extents();
         let zeros = |len_bytes: u64| vec![0; len_bytes as usize];
@@ -54,8 +69,10 @@ impl<'a> Prepared<'a> {
         }
         self.fill_module(at, &mut linked);
         self.check_host(bindings)?;
+        let carriage = Carriage::new(self, at, carried, &mut linked.patches)
+            .map_err(|problem| LinkError::new(self.name, problem))?;
         for fixup in &self.plan.fixups {
-            self.apply(fixup, at, bindings, &mut linked)
+            self.apply(fixup, at, (bindings, &carriage), &mut linked)
                 .map_err(|problem| self.blame(fixup.site, problem))?;
         }
         linked.patches.sort_by_key(|patch| patch.site);
@@ -193,7 +210,7 @@ impl<'a> Prepared<'a> {
         &self,
         fixup: &Fixup,
         at: &Placement,
-        bindings: &[Binding],
+        (bindings, carriage): (&[Binding], &Carriage<'_>),
         linked: &mut Linked,
     ) -> Result<(), Problem> {
         let (area, site) = self.place(fixup.site, at)?;
@@ -207,6 +224,10 @@ impl<'a> Prepared<'a> {
                     None => self.target(fixup.target, at, bindings)?,
                 }
             }
+            Target::Spot(spot) => match carriage.place(&self.unit, fixup, spot)? {
+                Some(place) => Operand::Patch(PatchTarget::Window(place)),
+                None => self.target(fixup.target, at, bindings)?,
+            },
             target => self.target(target, at, bindings)?,
         };
         let value = match target {

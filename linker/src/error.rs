@@ -178,6 +178,10 @@ pub enum SymbolRefusal {
     NotPlaced,
     /// To be copied from the host, and published.
     CopyOfPublished,
+    /// Carried over from an earlier version, and reached by its section.
+    CarriedBySection,
+    /// Carried over from another place than what it is part of.
+    CarriedApart,
 }
 
 impl SymbolRefusal {
@@ -198,12 +202,19 @@ impl SymbolRefusal {
             Self::Discarded => "is defined only in a section that its COMDAT group discarded",
             Self::NotPlaced => "lies in a section that is not loaded",
             Self::CopyOfPublished => "is published, and only data of the host are copied",
+            Self::CarriedBySection => {
+                "is to keep its contents, but code may refer to it by its section, which it shares with other data"
+            }
+            Self::CarriedApart => {
+                "is to keep its contents, but overlaps a datum that lay elsewhere before"
+            }
         }
     }
 
     fn help(self, file: &str) -> Option<String> {
         match self {
             Self::Unique => Some(format!("compile {file} with -fno-gnu-unique")),
+            Self::CarriedBySection => Some(format!("compile {file} with -fdata-sections")),
             Self::Hidden => Some("add the file that defines it to the unit".into()),
             _ => None,
         }

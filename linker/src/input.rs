@@ -111,8 +111,23 @@ pub struct Definition<'a> {
     pub unique: bool,
     /// `st_size`, bytes.
     pub size: u64,
-    /// The alignment of the piece that it lies in, bytes.
+    /// The alignment of its place in the piece that it lies in, bytes.
     pub align_bytes: u64,
+    /// A variable, whose contents a later version may take over ([`Carried`]): it can be written to, is neither
+    /// thread-local nor unique, and lies in no section whose bounds are asked for.
+    pub writable: bool,
+}
+
+/// A variable, or what is unique, that lies elsewhere in the private area, where an earlier unit had it: what that has
+/// stored in it is kept. The unit's own copy serves workers that have not had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The index into [`Prepared::definitions`](crate::Prepared::definitions).
+    pub definition: usize,
+    /// Where it lies.
+    pub place: SegmentOffset,
+    /// The number of the unit that brought it: workers that have had one of this number or a later one have it.
+    pub since: u32,
 }
 
 /// A global name that the unit's code refers to through cells, stubs or patches: undefined in it, or its

@@ -31,6 +31,7 @@ mod archive;
 mod atoms;
 mod bounds;
 mod budget;
+mod carry;
 mod classify;
 mod dynamic;
 mod error;
@@ -63,8 +64,8 @@ mod unwind;
 pub use error::{Failure, LinkError, Misuse, Problem, SectionRefusal, Site, SymbolRefusal};
 pub use explain::{Counts, Done, Explanation, Piece};
 pub use input::{
-    Area, Binding, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options, Place,
-    PlacedSymbol, Placement, Reference, SymbolKind,
+    Area, Binding, Carried, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options,
+    Place, PlacedSymbol, Placement, Reference, SymbolKind,
 };
 pub use prepared::Prepared;
 pub use unwind::Unwinding;

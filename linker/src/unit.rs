@@ -262,12 +262,32 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
-    /// The alignment of the piece that a global lies in.
+    /// The alignment of a global's place in the piece that it lies in.
     fn align_of(&self, number: u32) -> u64 {
         match self.definition(number) {
-            Ok(Meaning::Own(own)) => self.chunks[own.spot.chunk as usize].align_bytes,
+            Ok(Meaning::Own(own)) => {
+                let piece = self.chunks[own.spot.chunk as usize].align_bytes;
+                1 << (piece | u64::from(own.spot.offset)).trailing_zeros()
+            }
             _ => 1,
         }
+    }
+
+    /// Whether a global is a variable that a later version may take over.
+    fn is_variable(&self, number: u32) -> bool {
+        let global = &self.globals.list[number as usize];
+        let Ok(Meaning::Own(own)) = self.definition(number) else {
+            return false;
+        };
+        let chunk = &self.chunks[own.spot.chunk as usize];
+        let written = chunk.origin.is_none_or(|(object, section)| {
+            let section = &self.objects[object as usize].sections[section as usize];
+            section.role == Role::Writable && !section.name.starts_with(".data.rel.ro")
+        });
+        let end = u64::from(own.spot.offset).checked_add(global.size);
+        let whole = end.is_some_and(|end| end <= chunk.len_bytes());
+        let alone = chunk.group == 0 && !own.thread_local && !global.unique;
+        chunk.area == Area::Private && written && alone && whole && global.size > 0
     }
 
     /// Lists what other units may refer to by name.
@@ -305,6 +325,7 @@ impl<'a> Unit<'a> {
                 unique: global.unique,
                 size: global.size,
                 align_bytes: self.align_of(number),
+                writable: self.is_variable(number),
             });
         }
     }

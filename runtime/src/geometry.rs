@@ -7,6 +7,8 @@
 use core::fmt;
 
 use crate::SegmentOffset;
+use crate::header::CONTROL_FIXED_BYTES;
+use crate::selector::BLOCK_BYTES;
 
 /// The unit of area sizes, bytes: the largest page size that x86-64 systems use for base pages, with room.
 pub const GRANULE_BYTES: u32 = 64 << 10;
@@ -228,6 +230,22 @@ impl Geometry {
     pub fn shared(&self) -> Region {
         let start = self.region(Area::Control).start;
         Region { start, len_bytes: self.window().end() - start }
+    }
+
+    /// Where the code of selectors lies: the first of the text.
+    pub fn selectors(&self) -> Region {
+        Region { len_bytes: BLOCK_BYTES, ..self.region(Area::Text) }
+    }
+
+    /// The part of `area` that is allocated from: all of it but what has its place from the beginning.
+    pub fn allocated(&self, area: Area) -> Region {
+        let region = self.region(area);
+        let fixed = match area {
+            Area::Control => CONTROL_FIXED_BYTES,
+            Area::Text => BLOCK_BYTES,
+            _ => 0,
+        };
+        Region { start: region.start + fixed, len_bytes: region.len_bytes - fixed }
     }
 
     /// The stub that jumps through the call cell at `cell`, or `None` if there is no call cell there.

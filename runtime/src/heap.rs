@@ -9,7 +9,6 @@ mod redo;
 use std::collections::{HashMap, VecDeque};
 
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
-use crate::header::CONTROL_FIXED_BYTES;
 use crate::memory::Memory;
 use crate::space::Space;
 
@@ -78,21 +77,12 @@ pub struct Heap {
 impl Heap {
     /// The allocator of a fresh segment.
     pub fn new(geometry: &Geometry) -> Self {
-        let spaces = Area::ALL.map(|area| {
-            let mut region = geometry.region(area);
-            if area == Area::Control {
-                region = Region {
-                    start: region.start + CONTROL_FIXED_BYTES,
-                    len_bytes: region.len_bytes - CONTROL_FIXED_BYTES,
-                };
-            }
-            Space::new(region)
-        });
+        let spaces = Area::ALL.map(|area| Space::new(geometry.allocated(area)));
         Self {
             geometry: *geometry,
             spaces,
-            backed: Area::ALL.map(|area| geometry.region(area).start),
-            fresh_text: geometry.region(Area::Text).start,
+            backed: Area::ALL.map(|area| geometry.allocated(area).start / GRANULE_BYTES * GRANULE_BYTES),
+            fresh_text: geometry.allocated(Area::Text).start,
             retired: VecDeque::new(),
             retired_bytes: 0,
         }
@@ -122,7 +112,7 @@ impl Heap {
         self.backed[area.index()]
     }
 
-    /// Bytes of `area` in use (published, retired or fixed).
+    /// Bytes of `area` in use (published or retired).
     pub fn used_bytes(&self, area: Area) -> u64 {
         self.spaces[area.index()].used_bytes()
     }
@@ -152,7 +142,7 @@ impl Heap {
 
     fn full(&self, area: Area, asked_bytes: u64, cause: Option<String>) -> SegmentFull {
         let space = &self.spaces[area.index()];
-        let area_bytes = u64::from(self.geometry.region(area).len_bytes);
+        let area_bytes = u64::from(space.area().len_bytes);
         SegmentFull {
             area: area.name(),
             asked_bytes,

@@ -2,10 +2,11 @@
 //!
 //! Knows neither objects nor compilers. `runtime/FORMAT.md` draws the bytes.
 //!
-//! Under `cfg(loom)` only the protocols are built ([`ring`], [`pin`]): loom's atomics cannot lie in shared
+//! Under `cfg(loom)` only the protocols are built ([`ring`], [`pin`], [`gate`]): loom's atomics cannot lie in shared
 //! memory.
 
 pub mod atomic;
+pub mod gate;
 pub mod pin;
 pub mod ring;
 
@@ -30,6 +31,7 @@ unless_modelled! {
     pub mod patch;
     pub mod records;
     pub mod segment;
+    pub mod selector;
     pub mod signature;
     pub mod space;
     pub mod sys;

@@ -76,7 +76,7 @@ pub enum ThreadWord {
 pub struct Mailbox {
     // Declared, and so dropped, before the mapping that it looks at.
     view: View,
-    _mapping: Mapping,
+    mapping: Mapping,
 }
 
 /// The offsets that a mailbox's view spans. It is no part of the window; they are distances in the mailbox.
@@ -99,8 +99,20 @@ impl Mailbox {
         let view = unsafe { View::new(mapping.base(), MAILBOX_SPAN, MAILBOX_SPAN.end()) };
         Ok(Self {
             view,
-            _mapping: mapping,
+            mapping,
         })
+    }
+
+    /// Puts the mailbox behind `fd`, which is as long, in this one's place, at the same addresses.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// No other thread of this process uses it.
+    pub unsafe fn replace(&self, fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+        // SAFETY: words that are accessed atomically; whoever calls knows that they change.
+        unsafe { self.mapping.replace(fd) }
     }
 
     /// A word of the header.
@@ -124,12 +136,25 @@ impl Mailbox {
         oldest.unwrap_or(Some(PIN_EVERYTHING))
     }
 
-    /// Whether a thread other than that of record `thread` is inside.
-    pub fn others_inside(&self, thread: u32) -> bool {
-        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, || {
-            self.pins(Some(thread)).next().is_some()
-        });
-        looked.unwrap_or(true)
+    /// The generations that threads are inside at, ascending, each once.
+    pub fn generations(&self) -> Vec<u64> {
+        self.distinct(None)
+    }
+
+    /// The same, but for the thread of record `thread`.
+    pub fn others(&self, thread: u32) -> Vec<u64> {
+        self.distinct(Some(thread))
+    }
+
+    fn distinct(&self, except: Option<u32>) -> Vec<u64> {
+        let look = || {
+            let mut pins: Vec<u64> = self.pins(except).collect();
+            pins.sort_unstable();
+            pins.dedup();
+            pins
+        };
+        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, look);
+        looked.unwrap_or_else(|| vec![PIN_EVERYTHING])
     }
 
     /// The pins of threads that are inside, but for that of record `except`.

@@ -44,7 +44,9 @@ pub enum PatchKind {
     /// `R_X86_64_64`: S + A.
     #[default]
     Address = 1,
-    /// `R_X86_64_COPY`: the A bytes at S.
+    /// `R_X86_64_COPY`: the A bytes at S. If S is the window's, the low half of A is the length, and its high half the
+    /// number of the unit that brought what lies at the site: a worker that has had a unit of this number or a later one
+    /// leaves the site alone.
     Copy = 5,
     /// `R_X86_64_DTPMOD64`: the module of the thread-local S, as `__tls_get_addr` wants it.
     TlsModule = 16,

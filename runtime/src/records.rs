@@ -159,9 +159,12 @@ pub struct SymbolRecord {
     pub name_len: u32,
     /// Length of the signature's text, bytes; 0: unknown.
     pub signature_len: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`SYMBOL_QUARANTINED`].
+    pub flags: u32,
 }
+
+/// [`SymbolRecord::flags`]: a function that is not to be reached: handles lead to their hosts' fallbacks.
+pub const SYMBOL_QUARANTINED: u32 = 1;
 
 /// [`SymbolRecord::kind`]: code.
 pub const SYMBOL_FUNCTION: u32 = 0;
@@ -238,6 +241,8 @@ impl CellValue {
     pub const BITS: u32 = 36;
     /// Nothing: the worker stores the address of its trap.
     pub const UNBOUND: Self = Self(0);
+    /// A function that is not to be reached: the worker stores the address of another trap.
+    pub const QUARANTINED: Self = Self(3 << 32);
 
     /// The value that leads to `target`.
     pub fn new(target: PatchTarget) -> Self {
@@ -257,7 +262,7 @@ impl CellValue {
         self.0
     }
 
-    /// Where it leads; `None`: unbound (or a kind that this version does not write).
+    /// Where it leads; `None`: unbound or quarantined (or a kind that this version does not write).
     pub fn target(self) -> Option<PatchTarget> {
         let payload = self.0 as u32;
         match self.0 >> 32 {

@@ -97,6 +97,36 @@ impl Mapping {
         Ok(())
     }
 
+    /// Maps the shared memory behind the part `from..from + len_bytes` a second time, at `to`, where nothing is used.
+    ///
+    /// # Errors
+    /// As mremap(2) with an old size of 0.
+    ///
+    /// # Panics
+    /// If either part is not inside.
+    pub fn repeat(&self, from: usize, len_bytes: usize, to: usize) -> io::Result<()> {
+        use rustix::mm::MremapFlags;
+        let (from, to) = (self.part(from, len_bytes), self.part(to, len_bytes));
+        // SAFETY: `to` lies in this mapping, and nobody uses it (as `overlay`); `from` stays as it is.
+        unsafe { rustix::mm::mremap_fixed(from, 0, len_bytes, MremapFlags::MAYMOVE, to) }?;
+        Ok(())
+    }
+
+    /// Puts a shared, writable mapping of `fd` in place of all of this one, which was such a one too.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// Nobody relies on what was stored before.
+    pub unsafe fn replace(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the range is this mapping, which stays readable and writable; what it holds changes, as the caller knows.
+        unsafe { rustix::mm::mmap(self.base.as_ptr().cast(), self.len_bytes, prot, flags, fd, 0) }?;
+        Ok(())
+    }
+
     /// Sets the protection of a part.
     ///
     /// # Errors
@@ -184,6 +214,20 @@ pub fn reopen_read_only(fd: impl AsFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Lets the descriptor `at` lead to what `other` leads to, close-on-exec.
+///
+/// # Errors
+/// As dup3(2).
+///
+/// # Safety
+/// `at` is the caller's own, and nobody relies on where it led.
+pub unsafe fn replace_descriptor(at: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: two open descriptors; the caller's promise for the one that is replaced.
+    let result = unsafe { libc::dup3(other.as_raw_fd(), at.as_raw_fd(), libc::O_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Random bytes.
@@ -278,4 +322,43 @@ fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::last_os_error())
+}
+
+/// Receives some bytes from a socket that passes credentials (`SO_PASSCRED`, unix(7)), and which process sent them, as the
+/// kernel says: 0 if it has no number in this process's pid namespace.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_with_sender(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::Result<(usize, Option<i32>)> {
+    use std::os::fd::AsRawFd;
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // Words, so that headers of control messages are aligned. Descriptors that come along do not fit, and are closed.
+    let mut control = [0u64; 4];
+    // SAFETY: a `msghdr` of zeros is one without parts.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the message, its one part and its control buffer live across the call.
+    let received = unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = usize::try_from(received).map_err(|_| {
+        let error = io::Error::last_os_error();
+        rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+    })?;
+    // SAFETY: the kernel has filled the control buffer in as far as it says.
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: null, or a header in that buffer.
+    let Some(header) = (unsafe { first.as_ref() }) else {
+        return Ok((count, None));
+    };
+    let wanted = size_of::<libc::cmsghdr>() + size_of::<libc::ucred>();
+    let is_sender = (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS);
+    if !is_sender || header.cmsg_len < wanted {
+        return Ok((count, None));
+    }
+    // SAFETY: the header's data follow it.
+    let data = unsafe { libc::CMSG_DATA(first) };
+    // SAFETY: as long as credentials are, as its length says.
+    let credentials = unsafe { data.cast::<libc::ucred>().read_unaligned() };
+    Ok((count, Some(credentials.pid)))
 }

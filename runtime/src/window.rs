@@ -13,6 +13,7 @@ use crate::addr::{SegmentOffset, WorkerAddr};
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
 use crate::header::CONTROL_FIXED_BYTES;
 use crate::memory::{Corrupt, View};
+use crate::selector::{BLOCK_BYTES, MAX_BLOCKS, SELECTOR_BYTES, SELECTORS_PER_BLOCK, SelectorWord};
 use crate::sys::{self, Mapping, MappingAdvice, Protection};
 
 /// Where windows are drawn from: the part of the user's half that is far from what programs, the heap, the
@@ -59,6 +60,8 @@ pub struct Window {
     geometry: Geometry,
     /// First offset of each area that is not accessible yet.
     ends: [AtomicU32; Area::COUNT],
+    /// Blocks of selectors that are mapped.
+    blocks: AtomicU32,
     mapping: Mapping,
 }
 
@@ -69,7 +72,10 @@ impl Window {
     /// [`WindowError`].
     pub fn map(geometry: &Geometry, object: impl AsFd) -> Result<Self, WindowError> {
         let len_bytes = geometry.window().len_bytes;
-        let mapping = reserve(len_bytes).map_err(|cause| WindowError::Reserve { len_bytes, cause })?;
+        // Behind the window there is room for selectors. A process that is short of address space does without.
+        let mapping = reserve(len_bytes as usize + SELECTOR_SPACE)
+            .or_else(|_| reserve(len_bytes as usize))
+            .map_err(|cause| WindowError::Reserve { len_bytes, cause })?;
         let shared = geometry.shared();
         let map_error = |cause| WindowError::Map {
             area: "the views",
@@ -88,7 +94,7 @@ impl Window {
         // is readable yet.
         let view = unsafe { View::new(start, control, control.start) };
         let ends = Area::ALL.map(|area| AtomicU32::new(geometry.region(area).start));
-        let window = Self { control: view, geometry: *geometry, ends, mapping };
+        let window = Self { control: view, geometry: *geometry, ends, blocks: AtomicU32::new(0), mapping };
         window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES))?;
         Ok(window)
     }
@@ -178,6 +184,11 @@ impl Window {
         Some(unsafe { core::sync::atomic::AtomicU64::from_ptr(word.as_ptr().cast()) })
     }
 
+    /// The word of a slot, whichever area it is in; `None` if there is none at `at`.
+    pub fn slot(&self, at: SegmentOffset) -> Option<&core::sync::atomic::AtomicU64> {
+        self.private_word(Area::CallCells, at).or_else(|| self.private_word(Area::AddressCells, at))
+    }
+
     /// A copy of the bytes of `region` in `area`, whoever may write there meanwhile.
     ///
     /// # Errors
@@ -263,7 +274,7 @@ impl Window {
     /// [`Corrupt`] unless the site is accessible.
     ///
     /// # Safety
-    /// As [`Window::fill_private`]; `from` can be read, and does not lie in the window.
+    /// As [`Window::fill_private`]; `from` can be read, and what is read does not overlap the site.
     pub unsafe fn copy_private(
         &self,
         site: SegmentOffset,
@@ -276,24 +287,92 @@ impl Window {
         // SAFETY: inside the mapping, checked just above.
         let place = unsafe { self.mapping.base().add(site.get() as usize) };
         let from = core::ptr::with_exposed_provenance::<u8>(from.get() as usize);
-        // SAFETY: the caller's promise for `from`; `len_bytes` from `place` are mapped read-write, unused, and lie
-        // in the window, where `from` does not.
+        // SAFETY: the caller's promise for `from`; `len_bytes` from `place` are mapped read-write and unused, and do
+        // not overlap what is read (its promise too).
         unsafe { core::ptr::copy_nonoverlapping(from, place.as_ptr(), len_bytes as usize) };
         Ok(())
     }
 }
 
+/// Selectors, behind the window: blocks of records, each followed by its code.
+impl Window {
+    /// How many selectors there are.
+    pub fn selector_count(&self) -> u32 {
+        self.blocks.load(Ordering::Acquire) * SELECTORS_PER_BLOCK
+    }
+
+    /// Makes more selectors, a block of them: records of this process, and the shared code once more. For one thread at a
+    /// time.
+    ///
+    /// # Errors
+    /// As mprotect(2) and mremap(2), or that there is no room behind the window; then there are as many as before.
+    pub fn add_selectors(&self) -> io::Result<()> {
+        let index = self.blocks.load(Ordering::Relaxed);
+        let code = self.geometry.selectors();
+        let records = self.block(index);
+        let len_bytes = BLOCK_BYTES as usize;
+        if records + 2 * len_bytes > self.mapping.len_bytes() || self.end(Area::Text) < code.end() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.mapping.protect(records, len_bytes, Protection::ReadWrite)?;
+        self.mapping.repeat(code.start as usize, len_bytes, records + len_bytes)?;
+        self.blocks.store(index + 1, Ordering::Release);
+        Ok(())
+    }
+
+    fn block(&self, index: u32) -> usize {
+        self.geometry.window().len_bytes as usize + index as usize * 2 * BLOCK_BYTES as usize
+    }
+
+    /// A word of the record of selector `index`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn selector_word(&self, index: u32, word: SelectorWord) -> &core::sync::atomic::AtomicU64 {
+        assert!(index < self.selector_count());
+        let inside = index % SELECTORS_PER_BLOCK * SELECTOR_BYTES;
+        let distance = self.block(index / SELECTORS_PER_BLOCK) + inside as usize + word as usize * 8;
+        // SAFETY: inside the mapping: the block was mapped before it was counted.
+        let word = unsafe { self.mapping.base().add(distance) };
+        // SAFETY: mapped read-write while the window lives, aligned, accessed atomically only; selectors load whole words.
+        unsafe { core::sync::atomic::AtomicU64::from_ptr(word.as_ptr().cast()) }
+    }
+
+    /// Where selector `index` is entered.
+    pub fn selector(&self, index: u32) -> WorkerAddr {
+        let (block, inside) = (index / SELECTORS_PER_BLOCK, index % SELECTORS_PER_BLOCK);
+        let distance = self.block(block) + (BLOCK_BYTES + inside * SELECTOR_BYTES) as usize;
+        WorkerAddr::new(self.base().get() + distance as u64)
+    }
+
+    /// The distance from the base to the end of all that may be executed, selectors included, bytes.
+    pub fn reach_bytes(&self) -> u64 {
+        self.mapping.len_bytes() as u64
+    }
+
+    /// The start of the block of selectors that `addr` lies in.
+    pub fn selectors_at(&self, addr: WorkerAddr) -> Option<WorkerAddr> {
+        let behind = addr.get().checked_sub(self.base().get() + u64::from(self.geometry.window().len_bytes))?;
+        let block = u32::try_from(behind / u64::from(2 * BLOCK_BYTES)).ok()?;
+        let is_code = behind % u64::from(2 * BLOCK_BYTES) >= BLOCK_BYTES.into();
+        (is_code && block < self.blocks.load(Ordering::Acquire)).then(|| self.selector(block * SELECTORS_PER_BLOCK))
+    }
+}
+
+/// What selectors take, bytes of address space.
+const SELECTOR_SPACE: usize = MAX_BLOCKS as usize * 2 * BLOCK_BYTES as usize;
+
 /// Reserves address space at a base drawn at random: siblings forked from one parent would otherwise all
 /// be given the same one.
-fn reserve(len_bytes: u32) -> io::Result<Mapping> {
+fn reserve(len_bytes: usize) -> io::Result<Mapping> {
     let places = (LAST_BASE - FIRST_BASE) / BASE_ALIGN;
     for _ in 0..64 {
         let draw = u64::from_le_bytes(sys::random()?);
         let hint = FIRST_BASE + draw % places * BASE_ALIGN;
-        match Mapping::reserve(Some(hint as usize), len_bytes as usize) {
+        match Mapping::reserve(Some(hint as usize), len_bytes) {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             other => return other,
         }
     }
-    Mapping::reserve(None, len_bytes as usize)
+    Mapping::reserve(None, len_bytes)
 }

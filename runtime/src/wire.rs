@@ -39,13 +39,23 @@ pub enum FrameKind {
     Status = 6,
     /// Compiler to anyone: the answer.
     StatusReply = 7,
+    /// Worker to compiler: what a child of mine needs that may be forked at any moment.
+    Spare = 8,
+    /// Compiler to worker: [`AttachReply`] for such a child, with the descriptors of its mailbox and its connection.
+    SpareReply = 9,
+    /// Child to compiler, over that connection: here I am.
+    Adopt = 10,
+    /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
+    Rollback = 11,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        use FrameKind::{Attach, Attached, Publish, Published, Refused, Status, StatusReply};
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply]
+        use FrameKind::{
+            Adopt, Attach, Attached, Publish, Published, Refused, Rollback, Spare, SpareReply, Status, StatusReply,
+        };
+        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback]
             .into_iter()
             .find(|kind| *kind as u32 == number)
     }

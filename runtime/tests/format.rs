@@ -99,7 +99,7 @@ fn every_structure_is_drawn_as_it_is() {
             node,
             name_len,
             signature_len,
-            reserved,
+            flags,
         }),
         rows!(ImportRecord {
             key,

@@ -9,6 +9,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use jitcast_runtime::atomic::{AtomicU64, Ordering, fence};
+use jitcast_runtime::gate::Gate;
 use jitcast_runtime::pin;
 use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
 use loom::sync::Arc;
@@ -235,4 +236,130 @@ fn a_pin_that_is_handed_over_is_not_missed() {
 #[test]
 fn a_look_that_is_not_repeated_is_caught() {
     assert!(fails(|| hand_over_against_reuse(false)));
+}
+
+/// What a worker's threads share: the gate, the head, a pin, and two cells of functions that a publication replaces together.
+/// A cell holds a version, or 16 times the version before it plus the new one: a selector.
+struct Cells {
+    applied: AtomicU64,
+    staying: AtomicU64,
+    head: AtomicU64,
+    floor: AtomicU64,
+    pin: AtomicU64,
+    cells: [AtomicU64; 2],
+}
+
+/// Generation 1 is applied, and 2 published.
+impl Cells {
+    fn new() -> Self {
+        Self {
+            applied: AtomicU64::new(1),
+            staying: AtomicU64::new(0),
+            head: AtomicU64::new(1),
+            floor: AtomicU64::new(0),
+            pin: AtomicU64::new(0),
+            cells: [AtomicU64::new(1), AtomicU64::new(1)],
+        }
+    }
+
+    fn gate(&self) -> Gate<'_> {
+        Gate::new(&self.applied, &self.staying)
+    }
+
+    /// Calls through both cells under one guard, if the thread gets in.
+    fn call_both(&self, enter: impl Fn(&Self) -> Option<u64>) {
+        let Some(generation) = enter(self).or_else(|| {
+            pin::leave(&self.pin, 0);
+            self.gate().stay(&self.pin, &self.floor)
+        }) else {
+            return;
+        };
+        for cell in &self.cells {
+            let found = match cell.load(Ordering::Acquire) {
+                version @ 0..16 => version,
+                selector if generation < selector % 16 => selector / 16,
+                selector => selector % 16,
+            };
+            assert_eq!(found, generation, "the version of another generation");
+        }
+        pin::leave(&self.pin, 0);
+    }
+
+    /// Applies generation 2.
+    fn apply(&self, close: impl Fn(&Self), selects: bool) {
+        self.head.store(2, Ordering::Release);
+        close(self);
+        let inside = self.pin.load(Ordering::Acquire) != 0;
+        if inside {
+            self.gate().let_stay(1);
+        }
+        for cell in &self.cells {
+            let value = if inside && selects { 16 + 2 } else { 2 };
+            cell.store(value, Ordering::Release);
+        }
+        self.gate().open(2);
+        // The last one that is inside at 1 has left: cells lead straight to the new versions.
+        fence(Ordering::SeqCst);
+        let pin = self.pin.load(Ordering::Acquire);
+        if pin == 0 || pin == 2 {
+            self.cells
+                .iter()
+                .for_each(|cell| cell.store(2, Ordering::Release));
+        }
+    }
+}
+
+fn transition(
+    enter: impl Fn(&Cells) -> Option<u64> + Copy + Send + Sync + 'static,
+    close: impl Fn(&Cells),
+    selects: bool,
+) {
+    let shared = Arc::new(Cells::new());
+    let caller = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || (0..2).for_each(|_| shared.call_both(enter)))
+    };
+    shared.apply(close, selects);
+    caller.join().unwrap();
+}
+
+fn enter(cells: &Cells) -> Option<u64> {
+    cells.gate().enter(&cells.pin, &cells.head, false)
+}
+
+fn close(cells: &Cells) {
+    cells.gate().close();
+    fence(Ordering::SeqCst);
+}
+
+#[test]
+fn calls_under_one_guard_are_of_one_generation() {
+    explore("transition", || transition(enter, close, true));
+}
+
+#[test]
+fn cells_that_do_not_tell_threads_apart_are_caught() {
+    assert!(fails(|| transition(enter, close, false)));
+}
+
+#[test]
+fn a_transition_without_either_half_of_its_barrier_is_caught() {
+    let no_fence = |cells: &Cells| {
+        let applied = cells.applied.load(Ordering::Acquire);
+        cells.pin.store(applied, Ordering::Relaxed);
+        let open = cells.head.load(Ordering::Acquire) == applied && applied != 0;
+        (open && cells.applied.load(Ordering::Relaxed) == applied).then_some(applied)
+    };
+    assert!(
+        fails(move || transition(no_fence, close, true)),
+        "the thread's half"
+    );
+    let no_barrier = |cells: &Cells| {
+        cells.applied.store(0, Ordering::Relaxed);
+        cells.staying.store(0, Ordering::Relaxed);
+    };
+    assert!(
+        fails(move || transition(enter, no_barrier, true)),
+        "the half of who applies"
+    );
 }

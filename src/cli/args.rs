@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jitcast::compiler::front;
-use jitcast::compiler::{LinkOptions, Reclaim};
+use jitcast::compiler::{DEFAULT_RETAIN, LinkOptions, PublishOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
@@ -28,11 +28,33 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast serve --socket /run/jitcast.sock --allow-attach uid:33"
     )]
     Serve(ServeArgs),
-    /// Publish a unit through a running compiler process.
+    /// Publish units through a running compiler process.
     #[command(
-        after_help = "Example:\n  jitcast publish --socket /run/jitcast.sock examples/score.clif"
+        after_help = "A `+` between files begins another unit; all of them, and what is removed, quarantined and restored \
+                      with them, become visible as one.\n\nExamples:\n  jitcast publish --socket /run/jitcast.sock \
+                      examples/score.clif\n  jitcast publish --socket /run/jitcast.sock table.c + reader.c libfoo.a \
+                      --remove old"
     )]
     Publish(PublishArgs),
+    /// Remove published units.
+    #[command(after_help = "Example:\n  jitcast remove --socket /run/jitcast.sock score")]
+    Remove(RemoveArgs),
+    /// Move functions to the fallbacks that hosts gave for them, until they are restored.
+    #[command(
+        after_help = "Every worker does so at its next guard, also one that attaches later, whatever is published under \
+                      the name meanwhile. Where a host gave no fallback, a call ends its process. Calls inside the \
+                      function's own unit go on.\n\nExample:\n  jitcast quarantine --socket /run/jitcast.sock score"
+    )]
+    Quarantine(QuarantineArgs),
+    /// Put quarantined functions back.
+    #[command(after_help = "Example:\n  jitcast restore --socket /run/jitcast.sock score")]
+    Restore(RestoreArgs),
+    /// Publish again what an earlier generation had, for the units that have changed since.
+    #[command(after_help = "Example:\n  jitcast rollback --socket /run/jitcast.sock")]
+    Rollback(RollbackArgs),
+    /// Show what can be rolled back to.
+    #[command(after_help = "Example:\n  jitcast history --socket /run/jitcast.sock")]
+    History(StatusArgs),
     /// Link files without publishing them, and tell what the linker does with them.
     #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
     Link(LinkArgs),
@@ -72,8 +94,9 @@ pub(super) struct UnitArgs {
     /// Its flags, in place of `-O2 -fPIC -fno-plt`.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     pub(super) cflags: Option<String>,
-    /// Reuse the unit's memory once it is replaced; `no`: never [default: CLIF yes, C and objects no,
-    /// since addresses of their static functions may have been handed out].
+    /// Reuse the unit's memory once it is replaced or removed; `no`: never, for code that hands its static functions
+    /// (callbacks that the host keeps) or static data to the host [default: CLIF yes, C and objects no, since
+    /// these may have done so].
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "yes", require_equals = true)]
     pub(super) reclaim: Option<YesNo>,
     /// Take every member of every archive, wanted or not.
@@ -239,6 +262,9 @@ pub(super) struct ServeArgs {
     /// Who else may publish: `uid:N` or `gid:N`; may be repeated [default: the same user].
     #[arg(long, value_name = "WHO")]
     pub(super) allow_publish: Vec<Who>,
+    /// How many publications can be rolled back: their sources are retained in memory.
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_RETAIN)]
+    pub(super) retain: usize,
     /// Remove a named segment at the end even while workers are attached.
     #[arg(long, requires = "name")]
     pub(super) remove_on_exit: bool,
@@ -276,6 +302,92 @@ pub(super) struct PublishArgs {
     pub(super) socket: String,
     #[command(flatten)]
     pub(super) unit: UnitArgs,
+    /// Remove this unit in the same publication; may be repeated.
+    #[arg(long = "remove", value_name = "UNIT")]
+    pub(super) removals: Vec<String>,
+    /// Quarantine this function in the same publication; may be repeated.
+    #[arg(long, value_name = "SYMBOL")]
+    pub(super) quarantine: Vec<String>,
+    /// Restore this function in the same publication; may be repeated.
+    #[arg(long, value_name = "SYMBOL")]
+    pub(super) restore: Vec<String>,
+    /// Do nothing if the unit is published with these very contents already. Otherwise it is linked again, and its data
+    /// start afresh.
+    #[arg(long)]
+    pub(super) if_changed: bool,
+    /// Variables that the replaced version defines alike keep their contents, and their places for others: global ones.
+    /// Static ones start afresh, as all do without this option.
+    #[arg(long)]
+    pub(super) keep_data: bool,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
+}
+
+/// What would be refused, and is done all the same.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub(super) struct ForceArgs {
+    /// Functions that others still use may go: calls of them end the calling process, until the name is published
+    /// again.
+    #[arg(long)]
+    leave_traps: bool,
+    /// A function may get another signature: all of its callers are ready for it.
+    #[arg(long)]
+    change_signature: bool,
+}
+
+impl From<ForceArgs> for PublishOptions {
+    fn from(force: ForceArgs) -> Self {
+        Self {
+            leave_traps: force.leave_traps,
+            change_signatures: force.change_signature,
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RemoveArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The units: all of them go as one.
+    #[arg(required = true, value_name = "UNIT")]
+    pub(super) units: Vec<String>,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RestoreArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The functions: all of them as one.
+    #[arg(required = true, value_name = "SYMBOL")]
+    pub(super) symbols: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct QuarantineArgs {
+    #[command(flatten)]
+    pub(super) what: RestoreArgs,
+    /// Also functions that other units use, whose calls then end the calling process.
+    #[arg(long)]
+    pub(super) leave_traps: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RollbackArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The generation whose units are wanted [default: that before the latest publication of units].
+    pub(super) generation: Option<u64>,
+    /// Global variables keep their contents, as with `publish --keep-data`.
+    #[arg(long)]
+    pub(super) keep_data: bool,
+    #[command(flatten)]
+    pub(super) force: ForceArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 mod args;
+mod change;
 mod children;
 mod fuzz;
 mod link;
@@ -43,6 +44,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
+        Command::Remove(args) => change::remove(&args),
+        Command::Quarantine(args) => change::quarantine(&args),
+        Command::Restore(args) => change::restore(&args),
+        Command::Rollback(args) => change::rollback(&args),
+        Command::History(args) => status::history(&args),
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),

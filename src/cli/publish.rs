@@ -1,42 +1,77 @@
-//! `jitcast publish`: a unit for a running compiler process.
+//! `jitcast publish`: units for a running compiler process.
 
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jitcast::compiler::front::{self, Kind, compile_file};
 use jitcast::compiler::request::{self, PublishRequest, RequestFile, RequestUnit};
+use jitcast::compiler::{Publication, PublishOptions, SymbolUpdate};
 
 use super::Failure;
-use super::args::{Cpu, PublishArgs};
+use super::args::{Cpu, PublishArgs, UnitArgs};
 
 pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
-    let options = args.unit.options(Cpu::Host);
-    let mut files = Vec::new();
-    for path in &args.unit.files {
-        files.push(request_file(path, &options)?);
-    }
-    let unit = RequestUnit {
-        name: args.unit.name(),
-        files,
-        signatures: args
-            .unit
-            .signatures
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        reclaim: args.unit.reclaim(),
-        link: args.unit.link(),
+    let quarantine = args
+        .quarantine
+        .iter()
+        .cloned()
+        .map(SymbolUpdate::Quarantine);
+    let restore = args.restore.iter().cloned().map(SymbolUpdate::Restore);
+    let request = PublishRequest {
+        units: request_units(&args.unit)?,
+        removals: args.removals.clone(),
+        updates: quarantine.chain(restore).collect(),
+        options: PublishOptions {
+            if_changed: args.if_changed,
+            keep_data: args.keep_data,
+            ..args.force.into()
+        },
     };
-    let socket = connect(&args.socket)?;
-    let done = request::publish(socket, &PublishRequest { units: vec![unit] })?;
-    println!(
-        "generation {}: {}",
-        done.generation,
-        done.functions.join(", ")
-    );
+    let done = request::publish(connect(&args.socket)?, &request)?;
+    tell(&done, true);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The units that are asked for: one, or several with a `+` between their files.
+fn request_units(args: &UnitArgs) -> Result<Vec<RequestUnit>, Failure> {
+    let options = args.options(Cpu::Host);
+    let groups: Vec<_> = args.files.split(|file| file.as_os_str() == "+").collect();
+    if groups.len() > 1 && args.unit.is_some() {
+        let help = "leave it out: units are called after their first files";
+        return Err(Failure(format!(
+            "--unit names one unit, and there are several\n  help: {help}"
+        )));
+    }
+    let unit = |paths: &[PathBuf]| {
+        let [first, ..] = paths else {
+            let help = "put `+` between the files of one unit and those of the next";
+            return Err(Failure(format!("a unit without files\n  help: {help}")));
+        };
+        let files = paths.iter().map(|path| request_file(path, &options));
+        Ok(RequestUnit {
+            name: args.unit.clone().unwrap_or_else(|| front::unit_name(first)),
+            files: files.collect::<Result<_, _>>()?,
+            signatures: args.signatures.iter().map(ToString::to_string).collect(),
+            reclaim: args.reclaim(),
+            link: args.link(),
+        })
+    };
+    groups.into_iter().map(unit).collect()
+}
+
+/// Says what was published, if units were, and which units went, if any did.
+pub(super) fn tell(done: &Publication, units: bool) {
+    if units {
+        let functions = done.functions.join(", ");
+        println!("generation {}: {functions}", done.generation);
+    }
+    if !done.removed.is_empty() {
+        let units = done.removed.join(", ");
+        println!("generation {}: removed {units}", done.generation);
+    }
 }
 
 /// C is compiled here, where its headers are; CLIF is text that the compiler process compiles.

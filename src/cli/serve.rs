@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use jitcast::compiler::front;
-use jitcast::compiler::{Access, Compiler, JournalOptions, Policy, Server};
+use jitcast::compiler::{Access, Compiler, CompilerOptions, JournalOptions, Policy, Server};
 use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
@@ -24,11 +24,15 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     };
     let server = Server::bind(&args.socket, policy, options)?;
     clear_leftover(&args.segment)?;
-    let mut options = compiler_options(&args.segment, &args.socket)?;
-    options.journal = args.journal.as_ref().map(|folder| JournalOptions {
+    let journal = args.journal.as_ref().map(|folder| JournalOptions {
         durable: args.durable,
         ..JournalOptions::new(folder)
     });
+    let options = CompilerOptions {
+        retain: args.retain,
+        journal,
+        ..compiler_options(&args.segment, &args.socket)?
+    };
     let compiler = Arc::new(Compiler::create(&options)?);
     let stop = server.stopper()?;
     let what = match &args.segment.name {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
-use jitcast::compiler::{Status, request};
+use jitcast::compiler::{Reclaim, Status, UnitStatus, request};
 
 use super::Failure;
 use super::args::StatusArgs;
@@ -17,6 +17,33 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         show(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `jitcast history`: what can be rolled back to.
+pub(super) fn history(args: &StatusArgs) -> Result<ExitCode, Failure> {
+    let status = request::status(connect(&args.socket)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status.history)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = new_table(&["generation", "published", "removed"]);
+    for entry in &status.history {
+        table.add_row([
+            entry.generation.to_string(),
+            entry.published.join(", "),
+            entry.removed.join(", "),
+        ]);
+    }
+    println!("{table}");
+    match status.history.first() {
+        Some(newest) => println!(
+            "generations {} to {} can be rolled back to",
+            status.oldest_retained,
+            newest.generation - 1
+        ),
+        None => println!("nothing can be rolled back"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -46,7 +73,7 @@ fn show(status: &Status) {
             kib(unit.text_bytes),
             kib(unit.read_only_bytes),
             kib(unit.private_bytes),
-            if unit.keeps { "kept" } else { "reclaimed" }.to_owned(),
+            when_replaced(unit).to_owned(),
         ]);
     }
     println!("{units}");
@@ -57,7 +84,12 @@ fn show(status: &Status) {
         } else {
             &symbol.signature
         };
-        symbols.add_row([&symbol.name, &symbol.kind, &symbol.unit, signature]);
+        let kind = if symbol.quarantined {
+            &format!("{}, quarantined", symbol.kind)
+        } else {
+            &symbol.kind
+        };
+        symbols.add_row([&symbol.name, kind, &symbol.unit, signature]);
     }
     println!("{symbols}");
     let mut workers = new_table(&[
@@ -94,13 +126,44 @@ fn show(status: &Status) {
         ]);
     }
     println!("{areas}");
+    if !status.quarantined.is_empty() {
+        println!("quarantined: {}", status.quarantined.join(", "));
+    }
+    if !status.traps.is_empty() {
+        let mut traps = new_table(&["removed function", "used by"]);
+        for trap in &status.traps {
+            traps.add_row([&trap.symbol, &trap.users.join(", ")]);
+        }
+        println!("{traps}");
+    }
+    let mut kept = new_table(&["kept unit", "of generation", "memory"]);
+    for unit in &status.kept {
+        kept.add_row([
+            unit.unit.clone(),
+            unit.generation.to_string(),
+            kib(unit.len_bytes),
+        ]);
+    }
+    if !status.kept.is_empty() {
+        println!("{kept}");
+    }
     let kept: u64 = status.kept.iter().map(|kept| kept.len_bytes).sum();
     println!(
-        "retired {}, kept {} of {} replaced units",
+        "retired {}, kept {} of {} replaced or removed units",
         kib(status.retired_bytes),
         kib(kept),
         status.kept.len()
     );
+}
+
+/// What happens to a unit's memory when it is replaced or removed.
+fn when_replaced(unit: &UnitStatus) -> &'static str {
+    match (unit.keeps, unit.reclaim) {
+        (true, Reclaim::No) => "kept, as asked",
+        (true, Reclaim::Yes) => "kept for what may run later",
+        (true, Reclaim::Auto) => "kept",
+        (false, _) => "reclaimed",
+    }
 }
 
 fn new_table(header: &[&str]) -> Table {

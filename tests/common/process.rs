@@ -166,7 +166,11 @@ impl Process {
     /// Writes a line to its standard input.
     pub(crate) fn send(&mut self, line: &str) {
         let input = self.child.stdin.as_mut().expect("started listening");
-        writeln!(input, "{line}").unwrap_or_else(|error| panic!("{}: {error}", self.what));
+        if let Err(error) = writeln!(input, "{line}") {
+            let written = &self.output.0.lock().unwrap().lines;
+            let status = self.child.try_wait();
+            panic!("{}: {error}; {status:?}; it wrote {written:#?}", self.what);
+        }
     }
 
     /// Sends it a signal. It has not been waited for, so its number means no other process.

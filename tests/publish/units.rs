@@ -7,7 +7,7 @@
 )]
 
 use jitcast::compiler::front::{self, cc, compile_bytes};
-use jitcast::compiler::{Publication, PublishError, Reclaim, Status, UnitSource};
+use jitcast::compiler::{Changeset, Publication, PublishError, Reclaim, Status, UnitSource};
 use jitcast::worker::{Function, Guard, HostTable, LookupError, Worker, WorkerOptions};
 
 use crate::common::host::{Host, object_unit};
@@ -66,8 +66,20 @@ pub(crate) fn publish(host: &Host, units: &[UnitSource]) -> Publication {
 /// Publishes a batch that is to be refused, and changes nothing.
 #[track_caller]
 pub(crate) fn refused(host: &Host, units: &[UnitSource]) -> PublishError {
+    change_refused(
+        host,
+        &Changeset {
+            units,
+            ..Changeset::default()
+        },
+    )
+}
+
+/// Asks for changes that are to be refused, and change nothing.
+#[track_caller]
+pub(crate) fn change_refused(host: &Host, changes: &Changeset<'_>) -> PublishError {
     let before = published(host);
-    let error = host.compiler.publish(units).expect_err("a refusal");
+    let error = host.compiler.change(changes).expect_err("a refusal");
     let mut after = published(host);
     if matches!(error, PublishError::Full(_)) {
         // What was retired may have been freed to make room.

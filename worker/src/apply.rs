@@ -1,35 +1,48 @@
 //! Applying publications: bringing the private area from one generation to another.
 //!
-//! Invariant: while slots change, no thread of this process is inside a guard. A thread may read what a root
-//! reaches if the root was the latest one after the thread was pinned, or if it is of the generation that the
-//! thread is pinned at. A ring record needs no pin, since it is validated after it was copied.
+//! Invariant: what a thread inside a guard can reach does not change. New units and names are bound first, where nobody is
+//! led yet; then what was replaced moves: at once if nobody is inside, else by selectors ([`crate::transition`]). A thread may
+//! read what a root reaches if the root was the latest one after the thread was pinned, or if it is of the generation that the
+//! thread is pinned at, or newer. A ring record needs no pin, since it is validated after it was copied.
 
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{PoisonError, TryLockError};
 
-use jitcast_runtime::directory::{read_page, record_flags, record_root, unpack_op};
-use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::directory::{INLINE_OPS, record_flags, record_root, unpack_op};
+use jitcast_runtime::geometry::Area;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{PIN_EVERYTHING, ThreadWord, Word};
 use jitcast_runtime::pin;
-use jitcast_runtime::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellValue, ImportRecord, Root, TRAP_CELL, trailing_text,
-};
+use jitcast_runtime::records::Root;
 use jitcast_runtime::ring::Record;
-use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{Corrupt, SegmentOffset};
 
 use crate::error::UpdateError;
+use crate::life::{ALIVE, MOVING};
+use crate::pin_slot::PinSlot;
 use crate::startup::Fresh;
-use crate::trap;
+use crate::transition::Step;
 use crate::unwind::register::Registered;
+use crate::unwind::windows::MAX_GENERATIONS;
 use crate::unwind::{Unwinding, hook, text_at};
-use crate::worker::{Import, Inner, State};
+use crate::worker::{Inner, State};
 
-/// How often a thread looks whether the others have left before it goes on with what is applied.
+/// How often a thread looks whether the others have left before it leads cells through selectors.
 const PATIENCE: u32 = 64;
 
 /// A worker further behind than this reads the directory at once.
 const RING_STEPS: u64 = 64;
+
+/// Who is inside while a publication is applied.
+#[derive(Debug, Default)]
+struct Others {
+    /// The record of the thread that applies.
+    thread: u32,
+    /// Whether what is applied is still there, so that others may stay at it.
+    may_stay: bool,
+    /// The generations that others are inside at, or may enter at, ascending; none: nobody is inside.
+    pins: Vec<u64>,
+}
 
 impl Inner {
     /// Binds everything that is published, when the worker attaches.
@@ -41,15 +54,19 @@ impl Inner {
             .as_raw_nonzero()
             .get()
             .unsigned_abs();
-        let index = self.mailbox().claim(tid.into()).ok_or(Corrupt {
+        let thread = self.mailbox().claim(tid.into()).ok_or(Corrupt {
             what: "a mailbox without free records",
             at: SegmentOffset::NONE,
         })?;
-        let word = self.mailbox().thread(index, ThreadWord::Pin);
+        let word = self.mailbox().thread(thread, ThreadWord::Pin);
         pin::enter(word, PIN_EVERYTHING, self.head(), true);
-        let result = self.resync(&mut state);
-        self.finish(&mut state, &result);
-        self.mailbox().release(index);
+        let mut others = Others {
+            thread,
+            ..Others::default()
+        };
+        let result = self.resync(&mut state, &mut others);
+        self.finish(&mut state, &others, &result);
+        self.mailbox().release(thread);
         result.map(|_| ())
     }
 
@@ -63,31 +80,35 @@ impl Inner {
         wanted.then(|| Registered::new(self.window()))?
     }
 
-    /// Applies what is new, if no other thread is inside, and leaves the calling thread (whose pin is 0)
-    /// pinned at the generation that is applied then.
+    /// Applies what is new, and leaves the calling thread (whose pin is 0) inside at the generation that is applied then; or,
+    /// if another thread is at it, at the one that was applied before.
     pub(crate) fn catch_up(&self, thread: u32) -> Result<(), UpdateError> {
-        let mut state = self.state().lock().unwrap_or_else(PoisonError::into_inner);
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
-        let applied = self.life().applied().load(Ordering::Relaxed);
-        if applied != 0 && pin::enter(word, applied, self.head(), true) == applied {
-            // Another thread has applied it while this one waited for the lock.
+        let gate = self.life().gate();
+        let mut state = match self.state().try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                if gate.stay(word, self.control().floor()).is_some() {
+                    return Ok(());
+                }
+                // It stores cells, while nobody is inside: that does not take long.
+                self.state().lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        self.enter_held(&mut state, thread)
+    }
+
+    /// The same, by who holds the state.
+    pub(crate) fn enter_held(&self, state: &mut State, thread: u32) -> Result<(), UpdateError> {
+        let word = self.mailbox().thread(thread, ThreadWord::Pin);
+        if self.life().gate().enter(word, self.head(), true).is_some() {
+            // Another thread has applied it.
             return Ok(());
         }
-        // From here on, whoever enters finds 0 and waits for the lock.
-        self.life().applied().store(0, Ordering::Relaxed);
-        let alone = self.mailbox().word(Word::Threads).load(Ordering::Relaxed) == 1;
-        if !alone {
-            self.barriers().all_threads();
-        }
-        // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
-        // this thread sees the floor that it announced before it reused anything.
-        let head = pin::enter(word, state.applied, self.head(), true);
-        let result = if !alone && self.others_stay(thread, state.applied) {
-            Ok(state.applied)
-        } else {
-            self.apply(&mut state, head)
-        };
-        self.finish(&mut state, &result);
+        let mut others = self.close(state, thread);
+        let result = self.apply(state, &mut others);
+        self.finish(state, &others, &result);
         match result {
             Ok(generation) => {
                 word.store(generation, Ordering::Release);
@@ -100,100 +121,216 @@ impl Inner {
         }
     }
 
-    /// Lets the other threads in again, at what is applied now.
-    fn finish(&self, state: &mut State, result: &Result<u64, UpdateError>) {
-        if let Ok(generation) = result {
-            if *generation != state.applied {
-                state.applied = *generation;
-                self.mailbox()
-                    .word(Word::Applied)
-                    .store(*generation, Ordering::Relaxed);
-                self.mailbox()
-                    .word(Word::Updates)
-                    .fetch_add(1, Ordering::Relaxed);
-            }
-            self.listing().set_root(state.root_at);
-            // Release: pairs with the relaxed load in `enter` by way of x86-64's ordered stores and loads, and
-            // of the barrier above for threads that were running: slots first, then the number.
-            self.life().applied().store(*generation, Ordering::Release);
-        }
-        // After an error it stays 0: every guard tries again.
+    /// Closes the gate, and sees who is inside. Until [`Inner::finish`] opens it, nobody enters but at what is applied.
+    fn close(&self, state: &State, thread: u32) -> Others {
+        let gate = self.life().gate();
+        gate.close();
+        // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
+        // this thread sees the floor that it announced before it reused anything.
+        let word = self.mailbox().thread(thread, ThreadWord::Pin);
+        pin::enter(word, state.applied, self.head(), true);
+        let mut others = Others {
+            thread,
+            may_stay: self.control().floor().load(Ordering::Acquire) <= state.applied,
+            pins: Vec::new(),
+        };
+        self.look(state, &mut others);
+        others
     }
 
-    /// Whether other threads stay inside for longer than is worth waiting, at a generation that this thread may
-    /// join. One that only looks, and will wait for the lock, has a pin for a moment too; so somebody's being
-    /// inside does not prove that the generation's memory is still there. The floor does.
-    fn others_stay(&self, thread: u32, applied: u64) -> bool {
-        let mut looks = 0;
-        while self.mailbox().others_inside(thread) {
-            looks += 1;
+    /// Sees who is inside, while the gate is shut; lets them, and others, stay if they do not leave soon.
+    ///
+    /// One that only looks, and will wait for the lock, has a pin for a moment too. So somebody's being inside does not prove
+    /// that the generation's memory is still there; the floor does.
+    fn look(&self, state: &State, others: &mut Others) {
+        fence(Ordering::SeqCst);
+        // A thread that is new counts itself before it enters, and executes a full barrier in between.
+        if self.mailbox().word(Word::Threads).load(Ordering::Relaxed) > 1 {
+            self.barriers().all_threads();
+        }
+        for looks in 1.. {
+            others.pins = self.mailbox().others(others.thread);
+            if others.pins.is_empty() {
+                return;
+            }
             if looks < PATIENCE {
                 std::hint::spin_loop();
-            } else if self.control().floor().load(Ordering::Acquire) <= applied {
-                return true;
+            } else if others.may_stay {
+                break;
             } else {
                 std::thread::yield_now();
             }
         }
-        false
+        if let Err(place) = others.pins.binary_search(&state.applied) {
+            others.pins.insert(place, state.applied);
+        }
+        if self.pin_slot().is_some() {
+            self.life().gate().let_stay(state.applied);
+        }
     }
 
-    fn apply(&self, state: &mut State, head: u64) -> Result<u64, UpdateError> {
+    /// Lets threads in again, at what is applied now.
+    fn finish(&self, state: &mut State, others: &Others, result: &Result<u64, UpdateError>) {
+        let Ok(generation) = result else {
+            // Every guard tries again.
+            self.life().gate().shut();
+            return;
+        };
+        if *generation != state.applied {
+            state.applied = *generation;
+            let mailbox = self.mailbox();
+            mailbox
+                .word(Word::Applied)
+                .store(*generation, Ordering::Relaxed);
+            mailbox.word(Word::Updates).fetch_add(1, Ordering::Relaxed);
+        }
+        self.listing()
+            .set_newest(*generation, state.root_at, &others.pins);
+        self.show_moving(state);
+        self.life().gate().open(*generation);
+    }
+
+    /// Tells threads that leave whether somebody waits for that.
+    pub(crate) fn show_moving(&self, state: &State) {
+        let settled = state.transitions.is_empty() && !state.ending;
+        let newest = state.transitions.newest().max(state.applied);
+        self.life().moving().store(newest, Ordering::Relaxed);
+        let alive = if settled { ALIVE } else { MOVING };
+        self.life().alive().store(alive, Ordering::Relaxed);
+    }
+
+    /// If no thread but that of record `thread`, which is about to leave, is inside at a generation before the newest: every cell
+    /// leads straight to its last version, and what has been retired ends.
+    #[cold]
+    pub(crate) fn settle(&self, thread: u32) {
+        let Ok(mut state) = self.state().try_lock() else {
+            return;
+        };
+        let oldest = || self.mailbox().others(thread).first().copied();
+        let newest = self.life().moving().load(Ordering::Relaxed);
+        let stay = |oldest: Option<u64>| oldest.is_some_and(|oldest| oldest < newest);
+        if stay(oldest()) {
+            return;
+        }
+        // Who is about to enter at an older generation has its pin seen, or sees that the gate is open at the newest.
+        self.barriers().all_threads();
+        let oldest = oldest();
+        if stay(oldest) {
+            return;
+        }
+        let next = state.applied + 1;
+        state
+            .transitions
+            .settle(self.window(), oldest.unwrap_or(u64::MAX), next);
+        if state.ending {
+            // An error means a corrupt directory, which whoever applies something meets again.
+            let _ = self.retire_units(&mut state);
+        }
+        self.listing().set_newest(state.applied, state.root_at, &[]);
+        self.show_moving(&state);
+    }
+
+    fn apply(&self, state: &mut State, others: &mut Others) -> Result<u64, UpdateError> {
+        if !self.can_move(others) {
+            return Ok(state.applied);
+        }
         // The root is committed before the head moves, so what was read from the root may be ahead of it.
-        let head = head.max(state.applied);
+        let head = self.head().load(Ordering::Acquire).max(state.applied);
         let behind = head - state.applied;
         let lacks_something = state
             .imports
             .values()
             .any(|import| import.address.is_none());
-        if behind > RING_STEPS || lacks_something {
-            return self.resync(state);
+        // Texts that are registered with the unwinder may be in the way of new ones, which only the directory tells.
+        let registers = state.registered.is_some() && !others.pins.is_empty();
+        if behind > RING_STEPS || lacks_something || registers {
+            return self.resync(state, others);
+        }
+        let moves = behind as usize * INLINE_OPS;
+        if !self.reserve(state, others, moves) {
+            return Ok(state.applied);
         }
         let ring = self.control().ring();
         let (mut serialise, mut names) = (0, false);
         for generation in state.applied + 1..=head {
             match ring.read(generation) {
                 Some(record) if record[1] & record_flags::RESYNC == 0 => {
-                    self.apply_record(state, &record)?;
+                    self.apply_record(state, others, head, &record)?;
                     state.root_at = record_root(&record);
                     names |= record[1] & record_flags::NAMES != 0;
                     if record[1] & record_flags::SERIALISE != 0 {
                         serialise = generation;
                     }
                 }
-                _ => return self.resync(state),
+                _ => return self.resync(state, others),
             }
         }
-        if let Some(registered) = &mut state.registered {
+        if state.registered.is_some() {
             let root = self.window().control().read(state.root_at)?;
-            registered.update(self.window(), &root)?;
+            self.register(state, others.pins.is_empty(), &root)?;
         }
         if names {
-            self.look_up_handles(state);
+            self.look_up_handles(state, &self.step(&others.pins, head));
         }
         if serialise != 0 {
             self.serialise(serialise);
         }
+        if others.pins.is_empty() {
+            self.settle_all(state)?;
+        }
         Ok(head)
     }
 
-    fn apply_record(&self, state: &mut State, record: &Record) -> Result<(), UpdateError> {
+    /// What is applied from generation `since` on, as cells see it, while threads are inside at the older generations `pins`.
+    pub(crate) fn step<'a>(&'a self, pins: &'a [u64], since: u64) -> Step<'a> {
+        Step {
+            window: self.window(),
+            from_thread: self.pin_slot().map_or(0, PinSlot::distance),
+            since,
+            pins,
+        }
+    }
+
+    /// Whether cells can tell apart the threads that are inside. If not, nothing is applied until some of them have left.
+    fn can_move(&self, others: &Others) -> bool {
+        let can = self.pin_slot().is_some() && others.pins.len() < MAX_GENERATIONS;
+        others.pins.is_empty() || can
+    }
+
+    /// Makes sure that there are selectors for `moves` cells and all handles.
+    fn reserve(&self, state: &mut State, others: &Others, moves: usize) -> bool {
+        let Some(&oldest) = others.pins.first() else {
+            return true;
+        };
+        let count = (moves + state.handles.len()) * others.pins.len();
+        state.transitions.reserve(self.window(), count, oldest)
+    }
+
+    fn apply_record(
+        &self,
+        state: &mut State,
+        others: &Others,
+        since: u64,
+        record: &Record,
+    ) -> Result<(), UpdateError> {
         if record[1] & record_flags::EXTENTS != 0 {
             self.open_extents()?;
         }
         let count = (record[1] & 0xff) as usize;
+        let step = self.step(&others.pins, since);
         for op in record[2..].iter().take(count) {
             let (cell, value) = unpack_op(*op);
-            let address = self.store_cell(state, cell, value)?;
-            state.handles.cell_changed(cell, address);
+            let address = self.lead_cell(state, &step, cell, value)?;
+            state
+                .handles
+                .cell_changed(&mut state.transitions, &step, cell, address);
         }
         Ok(())
     }
 
     /// Brings everything to the latest root.
-    fn resync(&self, state: &mut State) -> Result<u64, UpdateError> {
-        let control = self.control();
-        let root_at = control.root();
+    fn resync(&self, state: &mut State, others: &mut Others) -> Result<u64, UpdateError> {
+        let root_at = self.control().root();
         self.open_extents()?;
         let view = self.window().control();
         let root: Root = view.read(root_at)?;
@@ -205,9 +342,21 @@ impl Inner {
             }
             .into());
         }
+        let extends = match &state.registered {
+            Some(registered) => registered.can_extend(self.window(), &root)?,
+            None => true,
+        };
+        let nobody = others.pins.is_empty();
+        if !nobody && !extends || !self.reserve_for(state, others, &root)? {
+            return Ok(applied);
+        }
         self.forget_failed(state, root.units)?;
-        // From here on what is bound can be unwound through.
-        self.listing().set_root(root_at);
+        // From here on what is bound can be unwound through; what was before, too.
+        let mut older = others.pins.clone();
+        if older.is_empty() {
+            older.push(applied);
+        }
+        self.listing().set_newest(root.generation, root_at, &older);
         index::walk(view, root.imports, applied, &mut |at| {
             self.resolve_import(state, at)
         })?;
@@ -216,9 +365,10 @@ impl Inner {
             fresh.push(self.bind_unit(state, at)?);
             Ok::<_, UpdateError>(())
         })?;
-        if let Some(registered) = &mut state.registered {
-            registered.update(self.window(), &root)?;
-        }
+        // Others may enter while constructors run, at what is applied.
+        let starts = fresh.iter().any(Fresh::starts);
+        let lets_stay = nobody && starts && extends && others.may_stay && self.pin_slot().is_some();
+        self.register(state, nobody && !lets_stay, &root)?;
         for unit in fresh.iter().filter(|unit| unit.ends()) {
             if let Some((_, text)) = text_at(view, root_at, unit.text())? {
                 self.listing().leave(text);
@@ -227,36 +377,101 @@ impl Inner {
         if root.reused_text > applied {
             self.serialise(root.reused_text);
         }
-        if fresh.iter().any(Fresh::starts) {
+        if starts {
             // Names that are new lead to the new units before their constructors run; others move after.
             index::walk(view, root.cells, applied, &mut |at| {
-                self.bind_page(state, at, true)
+                self.bind_new(state, at)
             })?;
+            if lets_stay {
+                self.life().gate().let_stay(applied);
+            }
             self.start_units(state, root.generation, &mut fresh);
+            if lets_stay {
+                self.look_again(state, others, &root)?;
+            }
         }
         self.remember_units(state, fresh);
+        let step = self.step(&others.pins, root.generation);
         index::walk(view, root.cells, applied, &mut |at| {
-            self.bind_page(state, at, false)
+            self.bind_page(state, &step, at)
         })?;
         state.root_at = root_at;
-        self.retire_units(state, root.units, root.generation)?;
-        self.look_up_handles(state);
-        let failed = state.units.failed().count() as u64;
-        self.mailbox()
-            .word(Word::Failed)
-            .store(failed, Ordering::Relaxed);
-        let missing = state
-            .imports
-            .values()
-            .filter(|import| import.address.is_none())
-            .count();
-        self.mailbox()
-            .word(Word::Missing)
-            .store(missing as u64, Ordering::Relaxed);
-        self.mailbox()
-            .word(Word::Resyncs)
-            .fetch_add(1, Ordering::Relaxed);
+        self.look_up_handles(state, &step);
+        state.ending = true;
+        if others.pins.is_empty() {
+            self.settle_all(state)?;
+        }
+        self.tell(state);
         Ok(root.generation)
+    }
+
+    /// Nobody is inside: nothing is on its way any more, and what has been retired ends.
+    fn settle_all(&self, state: &mut State) -> Result<(), UpdateError> {
+        let next = state.applied + 1;
+        state.transitions.settle(self.window(), u64::MAX, next);
+        if state.ending {
+            self.retire_units(state)?;
+        }
+        Ok(())
+    }
+
+    /// Sees who has entered while units started. There is no way back: if they are too many, some have to leave.
+    fn look_again(
+        &self,
+        state: &mut State,
+        others: &mut Others,
+        root: &Root,
+    ) -> Result<(), UpdateError> {
+        loop {
+            self.life().gate().shut();
+            self.look(state, others);
+            let fits = others.pins.len() < MAX_GENERATIONS;
+            if fits && self.reserve_for(state, others, root)? {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Makes sure that there are selectors for all that `root` replaces.
+    fn reserve_for(
+        &self,
+        state: &mut State,
+        others: &Others,
+        root: &Root,
+    ) -> Result<bool, UpdateError> {
+        let mut moves = 0;
+        if !others.pins.is_empty() {
+            let view = self.window().control();
+            index::walk(view, root.cells, state.applied, &mut |at| {
+                moves += self.count_moves(state, at)?;
+                Ok::<_, UpdateError>(())
+            })?;
+        }
+        Ok(self.reserve(state, others, moves))
+    }
+
+    /// Registers what is new in `root` with the unwinder, if that is how it knows published code; if `nobody` is inside, what
+    /// is gone is taken out.
+    fn register(&self, state: &mut State, nobody: bool, root: &Root) -> Result<(), Corrupt> {
+        match &mut state.registered {
+            Some(registered) if nobody => registered.update(self.window(), root),
+            Some(registered) => registered.extend(self.window(), root),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the compiler process what this worker lacks.
+    fn tell(&self, state: &State) {
+        let failed = state.units.failed().count() as u64;
+        let imports = state.imports.values();
+        let missing = imports.filter(|import| import.address.is_none()).count() as u64;
+        let mailbox = self.mailbox();
+        mailbox.word(Word::Failed).store(failed, Ordering::Relaxed);
+        mailbox
+            .word(Word::Missing)
+            .store(missing, Ordering::Relaxed);
+        mailbox.word(Word::Resyncs).fetch_add(1, Ordering::Relaxed);
     }
 
     fn serialise(&self, generation: u64) {
@@ -266,131 +481,11 @@ impl Inner {
             .store(generation, Ordering::Relaxed);
     }
 
-    fn open_extents(&self) -> Result<(), UpdateError> {
+    pub(crate) fn open_extents(&self) -> Result<(), UpdateError> {
         let control = self.control();
         for area in Area::ALL {
             self.window().open(area, control.extent(area))?;
         }
         Ok(())
     }
-
-    /// The first call cell is where the segment's traps jump through.
-    fn bind_traps(&self) -> Result<(), UpdateError> {
-        self.open_extents()?;
-        let trap: extern "C" fn(u32, u64) -> ! = trap::missing_import;
-        self.store_slot(TRAP_CELL, WorkerAddr::new(trap as *const () as u64))?;
-        Ok(())
-    }
-
-    fn resolve_import(&self, state: &mut State, at: SegmentOffset) -> Result<(), UpdateError> {
-        let view = self.window().control();
-        let record: ImportRecord = view.read(at)?;
-        let import = u32::try_from(record.key).map_err(|_| Corrupt {
-            what: "number of an import",
-            at,
-        })?;
-        let name = trailing_text::<ImportRecord>(view, at, 0, record.name_len)?;
-        if state.imports.contains_key(&ImportId::new(import)) {
-            // Its cells and patches hold what was found first, and go on to.
-            return Ok(());
-        }
-        let found = self.host().resolve(&name);
-        let address = found.or_else(|| (record.weak == 1).then_some(WorkerAddr::NULL));
-        let trap = self.window().addr_of(record.trap);
-        let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
-        let address = address.or_else(|| Some(self.window().addr_of(fallback?)));
-        state.imports.insert(
-            ImportId::new(import),
-            Import {
-                name,
-                address,
-                trap,
-            },
-        );
-        Ok(())
-    }
-
-    /// Stores a page of cells; `only_new`: those that lead nowhere yet.
-    fn bind_page(
-        &self,
-        state: &State,
-        at: SegmentOffset,
-        only_new: bool,
-    ) -> Result<(), UpdateError> {
-        let page = read_page(self.window().control(), at)?;
-        let first = page.key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
-        let first = first
-            .and_then(|first| u32::try_from(first).ok())
-            .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES)
-            .ok_or(Corrupt {
-                what: "number of a page of cells",
-                at,
-            })?;
-        for (index, value) in page.values.iter().enumerate() {
-            let cell = SegmentOffset::new(first + index as u32 * SLOT_BYTES);
-            let value = CellValue::from_bits(*value);
-            // The first cell is the traps' own. Unbound cells may lie beyond what is backed.
-            let skip =
-                value == CellValue::UNBOUND && (cell == TRAP_CELL || self.slot(cell).is_none());
-            if !(skip || only_new && self.leads_somewhere(cell)) {
-                self.store_cell(state, cell, value)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a cell leads to something published.
-    fn leads_somewhere(&self, cell: SegmentOffset) -> bool {
-        let nowhere = [0, removed_trap().get()];
-        self.slot(cell)
-            .is_some_and(|slot| !nowhere.contains(&slot.load(Ordering::Relaxed)))
-    }
-
-    fn store_cell(
-        &self,
-        state: &State,
-        cell: SegmentOffset,
-        value: CellValue,
-    ) -> Result<WorkerAddr, UpdateError> {
-        let address = match value.target() {
-            Some(PatchTarget::Window(place)) if state.units.is_failed(place) => failed_trap(),
-            Some(target) => self.address(state, target),
-            None => removed_trap(),
-        };
-        self.store_slot(cell, address)?;
-        Ok(address)
-    }
-
-    fn store_slot(&self, cell: SegmentOffset, address: WorkerAddr) -> Result<(), UpdateError> {
-        let slot = self.slot(cell).ok_or(Corrupt {
-            what: "cell outside the slots",
-            at: cell,
-        })?;
-        // Release: on a processor that reads the slot, what it leads to was stored before.
-        slot.store(address.get(), Ordering::Release);
-        Ok(())
-    }
-
-    /// What a cell or a patch that leads to `target` holds in this worker.
-    pub(crate) fn address(&self, state: &State, target: PatchTarget) -> WorkerAddr {
-        match target {
-            PatchTarget::Window(offset) => self.window().addr_of(offset),
-            PatchTarget::Host(import) => state
-                .imports
-                .get(&import)
-                .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
-        }
-    }
-}
-
-/// Where cells lead whose function is not published any more.
-pub(crate) fn removed_trap() -> WorkerAddr {
-    let trap: extern "C" fn() -> ! = trap::removed;
-    WorkerAddr::new(trap as *const () as u64)
-}
-
-/// Where cells lead whose function's unit failed in this worker.
-pub(crate) fn failed_trap() -> WorkerAddr {
-    let trap: extern "C" fn() -> ! = trap::failed;
-    WorkerAddr::new(trap as *const () as u64)
 }

@@ -52,8 +52,22 @@ pub(crate) fn attach(
     check_peer(&socket, allowed_uids)?;
     let (reply, segment, mailbox_fd) = ask(&socket, label, fenced)?;
     let (header, geometry) = check_segment(&segment, reply.sealed == 1)?;
+    let mailbox = map_mailbox(&mailbox_fd)?;
+    Ok(Attachment {
+        socket,
+        segment,
+        geometry,
+        header,
+        mailbox,
+        number: reply.worker,
+        fenced: reply.fenced != 0,
+    })
+}
+
+/// Maps a mailbox, checked.
+pub(crate) fn map_mailbox(mailbox_fd: &OwnedFd) -> Result<Mailbox, AttachError> {
     let step = |step| move |cause| AttachError::System { step, cause };
-    let stat = rustix::fs::fstat(&mailbox_fd)
+    let stat = rustix::fs::fstat(mailbox_fd)
         .map_err(std::io::Error::from)
         .map_err(step("fstat of the mailbox"))?;
     if stat.st_size.cast_unsigned() < u64::from(MAILBOX_BYTES) {
@@ -72,15 +86,7 @@ pub(crate) fn attach(
     {
         return Err(protocol("the mailbox is none"));
     }
-    Ok(Attachment {
-        socket,
-        segment,
-        geometry,
-        header,
-        mailbox,
-        number: reply.worker,
-        fenced: reply.fenced != 0,
-    })
+    Ok(mailbox)
 }
 
 fn connect(endpoint: Endpoint<'_>) -> Result<OwnedFd, AttachError> {

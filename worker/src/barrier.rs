@@ -30,6 +30,22 @@ impl Barriers {
         }
     }
 
+    /// Registers again, in a child.
+    pub(crate) fn register_again(self) {
+        let commands = [
+            (self.global, MembarrierCommand::RegisterGlobalExpedited),
+            (self.private, MembarrierCommand::RegisterPrivateExpedited),
+            (
+                self.sync_core,
+                MembarrierCommand::RegisterPrivateExpeditedSyncCore,
+            ),
+        ];
+        for (_, command) in commands.into_iter().filter(|(registered, _)| *registered) {
+            // What its parent could, it can.
+            let _ = membarrier(command);
+        }
+    }
+
     /// Makes every running thread of this process execute a full barrier; whether it could. (If not, their
     /// guards use fences, so none is needed.)
     pub(crate) fn all_threads(self) {

@@ -53,11 +53,52 @@ impl Inner {
             .into());
         }
         let mut fresh = Fresh::read(view, at, &unit)?;
+        let mut carried = Vec::new();
         for index in 0..patches.len_bytes / size {
             let at = SegmentOffset::new(patches.start + index * size);
-            self.patch(state, &mut fresh, private, at)?;
+            let patch: Patch = view.read(at)?;
+            match (patch.kind(), patch.target()) {
+                // Initial bytes are taken when they are patched.
+                (Some(PatchKind::Copy), Some(PatchTarget::Window(from))) => {
+                    carried.push((patch, from));
+                }
+                _ => self.patch(state, &mut fresh, private, at)?,
+            }
+        }
+        for (patch, from) in carried {
+            self.carry(state, private, &patch, from)?;
         }
         Ok(fresh)
+    }
+
+    /// Gives a datum that an earlier version brought its initial bytes, unless this worker has had it.
+    fn carry(
+        &self,
+        state: &State,
+        private: Region,
+        patch: &Patch,
+        from: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        let addend = patch.addend.cast_unsigned();
+        let (len_bytes, since) = (addend as u32, (addend >> 32) as u32);
+        if state.units.has_had(since) {
+            return Ok(());
+        }
+        let corrupt = |what| Corrupt {
+            what,
+            at: patch.site,
+        };
+        let site = Region::new(patch.site.get(), len_bytes);
+        let site = site.ok_or_else(|| corrupt("range of a carried datum"))?;
+        let apart = site.end() <= private.start || private.end() <= site.start;
+        if !private.contains(from, len_bytes.into()) || !apart {
+            return Err(corrupt("copy of a carried datum").into());
+        }
+        let from = self.window().addr_of(from);
+        // SAFETY: the bytes lie in the unit's own data, filled just now, and the site does not (looked at above). It
+        // belongs to no unit that this worker has had, so nobody looks there yet.
+        unsafe { self.window().copy_private(patch.site, from, len_bytes) }?;
+        Ok(())
     }
 
     fn patch(

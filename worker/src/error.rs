@@ -107,7 +107,7 @@ impl From<WindowError> for UpdateError {
 pub enum EnterError {
     /// This process was forked from the worker.
     #[error(
-        "this process was forked from an attached worker and is not attached itself\n  help: attach in the child, after the fork"
+        "this process was forked from an attached worker, and could not be made one itself (by clone(2) without fork's handlers, without the compiler process, or after its descriptors were closed)\n  help: attach in the child, after the fork"
     )]
     Forked,
     /// Too many threads are inside.
@@ -192,12 +192,42 @@ pub enum LookupError {
         /// Its unit, and why.
         failed: FailedUnit,
     },
+    /// It is not to be reached.
+    #[error(
+        "`{name}` is quarantined\n  help: `jitcast restore {name}` puts it back; a handle with a fallback (`Worker::function_or`) serves meanwhile"
+    )]
+    Quarantined {
+        /// The name.
+        name: String,
+    },
     /// It is looked up by a constructor that this very lookup would have to wait for.
     #[error(
         "functions cannot be looked up while constructors of published code run\n  help: look them up before, or when the constructors have returned"
     )]
     WhileStarting,
+    /// The thread is inside at a generation that others have left, and handles cannot tell it from them.
+    #[error(
+        "this thread is inside at generation {generation}, which is not the newest, and there is no memory to make a handle for both\n  help: leave the guard, and look again"
+    )]
+    Outdated {
+        /// The thread's generation.
+        generation: u64,
+    },
     /// The directory cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+impl LookupError {
+    /// Whether it may be otherwise after another publication, so that a fallback serves meanwhile; else the name is
+    /// something else than the host takes it for, or this is no time to look.
+    pub(crate) fn is_for_now(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::MissingImport { .. }
+                | Self::UnitFailed { .. }
+                | Self::Quarantined { .. }
+        )
+    }
 }

@@ -9,13 +9,15 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord};
 use jitcast_runtime::pin;
 
 use crate::barrier::serialise_this;
 use crate::error::EnterError;
+use crate::fault::{Fault, seeded};
+use crate::life::{ALIVE, MOVING};
 use crate::worker::{Inner, Worker};
 
 /// A thread's permission to call published code; everything called under the outermost one belongs to one
@@ -46,6 +48,8 @@ pub(crate) struct ThreadRecord {
     depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
+    /// How often this thread left while threads were inside at different generations.
+    leaves: Cell<u32>,
     /// The worker of a thread that published code started, which holds no guard that would keep it.
     keep: RefCell<Option<Arc<Inner>>>,
 }
@@ -69,6 +73,7 @@ impl Drop for Records {
             let worker = record.owner.upgrade();
             if let Some(worker) = worker.filter(|worker| worker.is_attached_here()) {
                 // The end of a thread leaves its guards, those that were forgotten too.
+                worker.find_pin(None);
                 worker.mailbox().release(record.index);
             }
             let keep = record.keep.take();
@@ -116,9 +121,12 @@ impl Worker {
     /// guard that gave it, or an outer one, has not been left.
     pub unsafe fn unwind(&self, token: Token) {
         if let (Ok(record), true) = (self.record(), self.inner().is_attached_here()) {
+            if seeded(Fault::PinCounted) {
+                return;
+            }
             record.depth.set(token.0);
             if token.0 == 0 {
-                pin::leave(record.pin(self.inner()), 0);
+                record.leave(self.inner());
             }
         }
     }
@@ -127,17 +135,14 @@ impl Worker {
     fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
         let inner = self.inner();
         let depth = record.depth.get();
-        let applied = inner.life().applied().load(Ordering::Relaxed);
-        if applied == 0 {
-            self.enter_slowly(record)?;
-        } else if depth == 0 {
-            let head = pin::enter(
-                record.pin(inner),
-                applied,
-                record.head(inner),
-                inner.fenced(),
-            );
-            if head != applied || inner.life().applied().load(Ordering::Relaxed) != applied {
+        if depth == 0 || !inner.is_attached_here() {
+            let (pin, head) = (record.pin(inner), record.head(inner));
+            if inner
+                .life()
+                .gate()
+                .enter(pin, head, inner.fenced())
+                .is_none()
+            {
                 self.enter_slowly(record)?;
             } else if inner.fenced() {
                 record.serialise_if_needed(inner);
@@ -204,8 +209,6 @@ impl Worker {
         if inner.starting().here().is_some() {
             return Err(EnterError::WhileEnding);
         }
-        // Under the lock, so that whoever applies knows all threads.
-        let _state = inner.state().lock().unwrap_or_else(PoisonError::into_inner);
         let tid = rustix::thread::gettid()
             .as_raw_nonzero()
             .get()
@@ -215,6 +218,7 @@ impl Worker {
             .claim(tid.into())
             .ok_or(EnterError::TooManyThreads { max: MAX_THREADS })?;
         let record = ThreadRecord::new(inner, self.downgrade(), index);
+        inner.find_pin(Some(record.pin(inner)));
         let pointer = core::ptr::from_ref::<ThreadRecord>(&record);
         RECORDS.with_borrow_mut(|records| {
             // Workers that are gone free their records' places here.
@@ -223,6 +227,17 @@ impl Worker {
         });
         Ok(pointer)
     }
+}
+
+/// The calling thread's record in `worker`'s mailbox, if it has one.
+pub(crate) fn record_of(worker: &Inner) -> Option<u32> {
+    let find = |records: &RefCell<Records>| {
+        let records = records.borrow();
+        let mut known = records.0.iter();
+        let record = known.find(|record| record.worker == worker.id())?;
+        Some(record.index)
+    };
+    RECORDS.try_with(find).ok().flatten()
 }
 
 /// The generation that the calling thread is inside at, if it is.
@@ -246,6 +261,7 @@ pub(crate) fn adopt(worker: Arc<Inner>, index: u32) {
     let word = worker.mailbox().thread(index, ThreadWord::Tid);
     word.store(tid.into(), Ordering::Relaxed);
     let record = ThreadRecord::new(&worker, Arc::downgrade(&worker), index);
+    worker.find_pin(Some(record.pin(&worker)));
     record.depth.set(1);
     record.keep.replace(Some(worker));
     RECORDS.with_borrow_mut(|records| records.0.push(record));
@@ -261,6 +277,7 @@ impl ThreadRecord {
             head: NonNull::from(inner.head()),
             depth: Cell::new(0),
             serialised: Cell::new(0),
+            leaves: Cell::new(0),
             keep: RefCell::new(None),
         })
     }
@@ -278,6 +295,32 @@ impl ThreadRecord {
         debug_assert!(self.worker == inner.id());
         // SAFETY: as for `pin`; the word lies in the worker's window.
         unsafe { self.head.as_ref() }
+    }
+
+    /// The outermost guard is left.
+    #[inline(always)]
+    fn leave(&self, inner: &Inner) {
+        match inner.life().alive().load(Ordering::Relaxed) {
+            ALIVE => pin::leave(self.pin(inner), 0),
+            MOVING => self.leave_slowly(inner),
+            // In a child that was forked under the guard, the pin is the parent's: hands off.
+            _ => {}
+        }
+    }
+
+    /// While threads are inside at different generations: whoever leaves an older one may be the last.
+    #[cold]
+    fn leave_slowly(&self, inner: &Inner) {
+        /// The others look now and then: the last one may have left when somebody else was busy with the worker's state.
+        const SELDOM: u32 = 64;
+        let leaves = self.leaves.get().wrapping_add(1);
+        self.leaves.set(leaves);
+        let newest = inner.life().moving().load(Ordering::Relaxed);
+        let pin = self.pin(inner);
+        if pin.load(Ordering::Relaxed) < newest || leaves.is_multiple_of(SELDOM) {
+            inner.settle(self.index);
+        }
+        pin::leave(pin, 0);
     }
 
     fn serialise_if_needed(&self, inner: &Inner) {
@@ -325,9 +368,8 @@ impl Drop for Guard<'_> {
         let record = self.record();
         let depth = record.depth.get() - 1;
         record.depth.set(depth);
-        // In a child that was forked under the guard, the pin is the parent's: hands off.
-        if depth == 0 && self.worker.inner().is_attached_here() {
-            pin::leave(self.pin(), 0);
+        if depth == 0 {
+            record.leave(self.worker.inner());
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A handle is a cell of this process's heap that obeys the rules of slots: it changes only while a
 //! publication is applied. Invariant: a handle's cell leads to code of the signature that the handle was made
-//! for, or to a trap.
+//! for, to the host's fallback, which has it, or to a trap.
 
 use core::marker::PhantomData;
 use std::collections::HashMap;
@@ -12,10 +12,11 @@ use std::sync::{Arc, Weak};
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use crate::apply::{failed_trap, removed_trap};
+use crate::cells::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
-use crate::trap::{containing, letting_out};
+use crate::transition::{Place, Step, Transitions};
+use crate::trap::{containing, letting_out, quarantined_trap};
 use crate::worker::{Inner, State, Worker};
 
 /// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
@@ -35,6 +36,13 @@ impl<F> Clone for Function<F> {
     }
 }
 
+impl HandleCell {
+    /// What calls load.
+    pub(crate) fn target(&self) -> &AtomicU64 {
+        &self.target
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct HandleCell {
     target: AtomicU64,
@@ -43,6 +51,8 @@ pub(crate) struct HandleCell {
     name: String,
     /// The signature asked for; `None`: the caller vouched for it.
     signature: Option<Signature>,
+    /// The host's function that serves while there is none to call.
+    fallback: Option<WorkerAddr>,
 }
 
 /// The handles of a worker.
@@ -55,8 +65,9 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Adds a handle of the function that `slot` leads to.
-    fn add(&mut self, slot: SegmentOffset, cell: &Arc<HandleCell>) {
+    /// Adds a handle of the function that `slot` leads to; of one that is not published any more, or whose fallback
+    /// serves, without.
+    fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
         if self.all.len() >= self.prune_at {
             self.all.retain(|handle| handle.strong_count() > 0);
             for handles in self.by_cell.values_mut() {
@@ -66,29 +77,34 @@ impl Handles {
             self.prune_at = (self.all.len() * 2).max(64);
         }
         self.all.push(Arc::downgrade(cell));
-        self.by_cell
-            .entry(slot)
-            .or_default()
-            .push(Arc::downgrade(cell));
+        if let Some(slot) = slot {
+            let handles = self.by_cell.entry(slot).or_default();
+            handles.push(Arc::downgrade(cell));
+        }
     }
 
-    /// A slot holds another version now; so do its handles.
-    pub(crate) fn cell_changed(&self, cell: SegmentOffset, address: WorkerAddr) {
-        for handle in self
-            .by_cell
-            .get(&cell)
-            .into_iter()
-            .flatten()
-            .filter_map(Weak::upgrade)
-        {
-            handle.target.store(address.get(), Ordering::Release);
+    /// How many handles there are, some of which may have been dropped.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// A slot leads to another version now; so do its handles.
+    pub(crate) fn cell_changed(
+        &self,
+        transitions: &mut Transitions,
+        step: &Step<'_>,
+        cell: SegmentOffset,
+        address: WorkerAddr,
+    ) {
+        for handle in self.by_cell.get(&cell).into_iter().flatten() {
+            transitions.lead(step, Place::Handle(Weak::clone(handle)), address.get());
         }
     }
 }
 
 impl Inner {
     /// Finds for every handle what its name means now.
-    pub(crate) fn look_up_handles(&self, state: &mut State) {
+    pub(crate) fn look_up_handles(&self, state: &mut State, step: &Step<'_>) {
         if state.handles.all.is_empty() {
             return;
         }
@@ -99,7 +115,7 @@ impl Inner {
             let Some(cell) = handle.upgrade() else {
                 continue;
             };
-            let target = match self.find(state, &cell) {
+            let target = match self.find(state, state.root_at, &cell) {
                 Ok((slot, code)) => {
                     handles
                         .by_cell
@@ -108,14 +124,10 @@ impl Inner {
                         .push(Weak::clone(handle));
                     code
                 }
-                Err(LookupError::MissingImport { import, .. }) => {
-                    let lacking = state.imports.values().find(|known| known.name == import);
-                    lacking.map_or_else(removed_trap, |import| import.trap)
-                }
-                Err(LookupError::UnitFailed { .. }) => failed_trap(),
-                Err(_) => removed_trap(),
+                Err(why) => instead(state, &cell, &why),
             };
-            cell.target.store(target.get(), Ordering::Release);
+            let place = Place::Handle(Weak::clone(handle));
+            state.transitions.lead(step, place, target.get());
         }
         state.handles = handles;
     }
@@ -123,9 +135,10 @@ impl Inner {
     fn find(
         &self,
         state: &State,
+        root_at: SegmentOffset,
         handle: &HandleCell,
     ) -> Result<(SegmentOffset, WorkerAddr), LookupError> {
-        let symbol = self.look_up(state, &handle.name)?;
+        let symbol = self.look_up(state, root_at, &handle.name)?;
         if let Some(asked) = &handle.signature {
             check_signature(&handle.name, symbol.signature.as_deref(), asked)?;
         }
@@ -143,7 +156,7 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, Some(F::signature()))
+        self.handle(guard, name, Some(F::signature()), None)
     }
 
     /// The function `name`, whatever signature was recorded.
@@ -158,7 +171,38 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, None)
+        self.handle(guard, name, None, None)
+    }
+
+    /// The function `name`, whose recorded signature must be that of `F`; or `fallback`, while it is quarantined, not
+    /// published (yet), or cannot be called in this worker, since its unit failed or lacks a host symbol. The handle
+    /// follows: at the next guard after a publication it leads to what serves then.
+    ///
+    /// # Errors
+    /// [`LookupError`], if the name is something else.
+    pub fn function_or<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        fallback: F,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, Some(F::signature()), Some(fallback.address()))
+    }
+
+    /// As [`Worker::function_or`], whatever signature was recorded.
+    ///
+    /// # Errors
+    /// [`LookupError`], if the name is no function.
+    ///
+    /// # Safety
+    /// `name` is, in every version that will be published, a function of type `F`.
+    pub unsafe fn function_or_unchecked<F: FunctionType>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        fallback: F,
+    ) -> Result<Function<F>, LookupError> {
+        self.handle(guard, name, None, Some(fallback.address()))
     }
 
     fn handle<F>(
@@ -166,6 +210,7 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
         signature: Option<Signature>,
+        fallback: Option<WorkerAddr>,
     ) -> Result<Function<F>, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
@@ -175,15 +220,86 @@ impl Worker {
             worker: inner.id(),
             name: name.to_owned(),
             signature,
+            fallback,
         };
-        let (slot, code) = inner.find(&state, &cell)?;
-        cell.target.store(code.get(), Ordering::Relaxed);
+        let directory = inner.directory(&state, guard);
+        let found = match (inner.find(&state, directory, &cell), fallback) {
+            (Ok((slot, code)), _) => (Some(slot), code),
+            (Err(error), Some(fallback)) if error.is_for_now() => (None, fallback),
+            (Err(error), _) => return Err(error),
+        };
         let cell = Arc::new(cell);
-        state.handles.add(slot, &cell);
+        inner.divide_handle(&mut state, guard.generation(), &cell, found)?;
         Ok(Function {
             cell,
             _type: PhantomData,
         })
+    }
+}
+
+impl Inner {
+    /// Gives a new handle, which a thread inside at `generation` found to be `found`, its versions: threads may be inside at
+    /// other generations, and use it too.
+    fn divide_handle(
+        &self,
+        state: &mut State,
+        generation: u64,
+        cell: &Arc<HandleCell>,
+        found: (Option<SegmentOffset>, WorkerAddr),
+    ) -> Result<(), LookupError> {
+        let mut versions = vec![(generation, found.1)];
+        let mut slot = found.0;
+        for (known, root_at) in self.listing().all() {
+            if known < generation {
+                let older = self.find(state, root_at, cell).map(|found| found.1);
+                if let Some(code) = older.ok().or(cell.fallback) {
+                    versions.push((known, code));
+                }
+            } else if known > generation {
+                let newer = self.find(state, root_at, cell);
+                let code = newer
+                    .as_ref()
+                    .map_or_else(|why| instead(state, cell, why), |found| found.1);
+                slot = newer.ok().map(|found| found.0);
+                versions.push((known, code));
+            }
+        }
+        // Somebody is inside at those still, so what was read there was what it is taken for.
+        let pins = self.mailbox().generations();
+        versions.retain(|(known, _)| *known >= generation || pins.contains(known));
+        versions.sort_unstable_by_key(|(known, _)| *known);
+        let count = versions.len() * pins.len();
+        let oldest = pins.first().copied().unwrap_or(u64::MAX);
+        if versions.len() > 1 && !state.transitions.reserve(self.window(), count, oldest) {
+            return Err(LookupError::Outdated { generation });
+        }
+        for (index, (since, code)) in versions.into_iter().enumerate() {
+            if index == 0 {
+                cell.target.store(code.get(), Ordering::Relaxed);
+            } else {
+                let older: Vec<u64> = pins.iter().copied().filter(|pin| *pin < since).collect();
+                let step = self.step(&older, since);
+                let place = Place::Handle(Arc::downgrade(cell));
+                state.transitions.lead(&step, place, code.get());
+            }
+        }
+        self.show_moving(state);
+        state.handles.add(slot, cell);
+        Ok(())
+    }
+}
+
+/// Where a handle leads whose name leads nowhere: to its fallback, or else to a trap.
+fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr {
+    match why {
+        _ if let Some(fallback) = handle.fallback => fallback,
+        LookupError::MissingImport { import, .. } => {
+            let lacking = state.imports.values().find(|known| known.name == *import);
+            lacking.map_or_else(removed_trap, |import| import.trap)
+        }
+        LookupError::UnitFailed { .. } => failed_trap(),
+        LookupError::Quarantined { .. } => quarantined_trap(),
+        _ => removed_trap(),
     }
 }
 
@@ -261,6 +377,9 @@ impl<T> AbiType for *mut T {
 pub trait FunctionType {
     /// Its signature.
     fn signature() -> Signature;
+
+    /// The address of this one.
+    fn address(self) -> WorkerAddr;
 }
 
 macro_rules! function_types {
@@ -274,18 +393,22 @@ macro_rules! function_types {
                 let params: &[Option<Type>] = &[$($param::TYPE),*];
                 Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
             }
+
+            fn address(self) -> WorkerAddr {
+                WorkerAddr::new((self as *const ()).expose_provenance() as u64)
+            }
         }
 
         impl<$($param: AbiType,)* R: AbiType> Function<extern $abi fn($($param),*) -> R> {
-            /// Calls the current version. If it is not published any more, or needs a host symbol that this
-            /// worker lacks, the process ends with a message.
+            /// Calls the current version. If it is not published any more, is quarantined, or needs a host symbol
+            /// that this worker lacks, the fallback serves; without one the process ends with a message.
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "as many as the function takes")]
             pub fn call(&self, guard: &Guard<'_>, $($arg: $param),*) -> R {
                 let target = self.target(guard);
                 // SAFETY: the cell leads to a published function of this signature (checked when the handle was
-                // made and whenever its name was republished, or vouched for by `function_unchecked`), or to
-                // a trap; the guard keeps the code from being reused. An exception may leave it.
+                // made and whenever its name was republished, or vouched for by `function_unchecked`), to a
+                // fallback of this very type, or to a trap; the guard keeps the code from being reused. An exception may leave it.
                 let function: extern "C-unwind" fn($($param),*) -> R = unsafe { core::mem::transmute(target) };
                 $run(|| function($($arg),*))
             }

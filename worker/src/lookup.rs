@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::index;
 use jitcast_runtime::needs::{Needs, Reference};
 use jitcast_runtime::records::{
-    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, SymbolRecord, UnitRecord, hash_name,
-    trailing_text,
+    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED, SYMBOL_THREAD_LOCAL, SymbolRecord,
+    UnitRecord, hash_name, trailing_text,
 };
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 
@@ -38,7 +38,8 @@ impl Worker {
     pub fn symbol(&self, guard: &Guard<'_>, name: &str) -> Result<Symbol, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let state = self.inner().lock_state()?;
-        self.inner().look_up(&state, name)
+        let directory = self.inner().directory(&state, guard);
+        self.inner().look_up(&state, directory, name)
     }
 
     /// `CLOCK_MONOTONIC` at the moment when the generation of `guard` was published, ns.
@@ -48,19 +49,28 @@ impl Worker {
     pub fn published_ns(&self, guard: &Guard<'_>) -> Result<u64, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let state = self.inner().lock_state()?;
-        Ok(self.inner().root(&state)?.published_ns)
+        let root_at = self.inner().directory(&state, guard);
+        let root: Root = self.inner().window().control().read(root_at)?;
+        Ok(root.published_ns)
     }
 }
 
 impl Inner {
-    /// The directory of the applied generation, at which the calling thread is pinned.
-    fn root(&self, state: &State) -> Result<Root, Corrupt> {
-        self.window().control().read(state.root_at)
+    /// The directory of the generation that the calling thread is inside at.
+    pub(crate) fn directory(&self, state: &State, guard: &Guard<'_>) -> SegmentOffset {
+        let directory = self.listing().at(guard.generation());
+        directory.unwrap_or(state.root_at)
     }
 
-    pub(crate) fn look_up(&self, state: &State, name: &str) -> Result<Symbol, LookupError> {
+    /// What the directory at `root_at` says of `name`.
+    pub(crate) fn look_up(
+        &self,
+        state: &State,
+        root_at: SegmentOffset,
+        name: &str,
+    ) -> Result<Symbol, LookupError> {
         let view = self.window().control();
-        let root = self.root(state)?;
+        let root: Root = view.read(root_at)?;
         let not_found = || LookupError::NotFound {
             name: name.to_owned(),
         };
@@ -80,6 +90,10 @@ impl Inner {
                 name: name.to_owned(),
                 found,
             });
+        }
+        if record.flags & SYMBOL_QUARANTINED != 0 {
+            let name = name.to_owned();
+            return Err(LookupError::Quarantined { name });
         }
         if let Some(failed) = state.units.failure(record.unit) {
             let (name, failed) = (name.to_owned(), failed.clone());

@@ -1,15 +1,22 @@
 //! Where slots lead that nothing binds: a message that names what is missing, and the end of the process,
 //! instead of a jump to garbage.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use jitcast_runtime::{ImportId, WorkerAddr};
 
 use crate::startup::protect;
 use crate::worker::Inner;
 
-/// The workers of this process, by the bases of their windows.
-static WORKERS: Mutex<Vec<(WorkerAddr, Weak<Inner>)>> = Mutex::new(Vec::new());
+/// The workers of a process, by the bases of their windows.
+pub(crate) type List = Vec<(WorkerAddr, Weak<Inner>)>;
+
+static WORKERS: Mutex<List> = Mutex::new(Vec::new());
+
+/// Keeps the list of workers as it is, for a fork.
+pub(crate) fn lock_list() -> MutexGuard<'static, List> {
+    WORKERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The worker whose window `address` lies in.
 pub(crate) fn worker_at(address: WorkerAddr) -> Option<Arc<Inner>> {
@@ -20,7 +27,7 @@ pub(crate) fn worker_at(address: WorkerAddr) -> Option<Arc<Inner>> {
 
 /// The workers of this process.
 pub(crate) fn workers() -> Vec<Arc<Inner>> {
-    let workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let workers = lock_list();
     workers
         .iter()
         .filter_map(|(_, worker)| worker.upgrade())
@@ -28,7 +35,7 @@ pub(crate) fn workers() -> Vec<Arc<Inner>> {
 }
 
 pub(crate) fn register(base: WorkerAddr, worker: Weak<Inner>) {
-    let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut workers = lock_list();
     workers.retain(|(_, worker)| worker.strong_count() > 0);
     workers.push((base, worker));
 }
@@ -47,6 +54,17 @@ pub(crate) extern "C" fn missing_import(import: u32, base: u64) -> ! {
 /// What slots hold whose function is not published any more.
 pub(crate) extern "C" fn removed() -> ! {
     fatal("a function was called that is not published any more")
+}
+
+/// What slots hold whose function is quarantined.
+extern "C" fn quarantined() -> ! {
+    fatal("a function was called that is quarantined; `jitcast restore` puts it back")
+}
+
+/// Where cells lead whose function is quarantined.
+pub(crate) fn quarantined_trap() -> WorkerAddr {
+    let trap: extern "C" fn() -> ! = quarantined;
+    WorkerAddr::new(trap as *const () as u64)
 }
 
 /// What slots hold whose function's unit failed.

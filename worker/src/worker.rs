@@ -1,12 +1,11 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
-use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::{Control, Header};
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
@@ -18,10 +17,14 @@ use rustix::thread::futex;
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
 use crate::error::{AttachError, LookupError};
+use crate::fork;
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::life::LifePage;
+use crate::link::Link;
+use crate::pin_slot::PinSlot;
 use crate::startup::{FailedUnit, Starting, Units};
+use crate::transition::Transitions;
 use crate::trap;
 use crate::unwind::Unwinding;
 use crate::unwind::register::Registered;
@@ -72,11 +75,12 @@ pub(crate) struct Inner {
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
-    number: u64,
+    number: AtomicU64,
     host: HostTable,
     state: Mutex<State>,
     starting: Starting,
-    socket: OwnedFd,
+    pin_slot: Option<PinSlot>,
+    link: Link,
 }
 
 /// What changes when a publication is applied.
@@ -90,6 +94,10 @@ pub(crate) struct State {
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
     pub(crate) units: Units,
+    /// What leads to different versions for different threads.
+    pub(crate) transitions: Transitions,
+    /// Whether units may have been retired that have not ended.
+    pub(crate) ending: bool,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
 }
@@ -130,6 +138,10 @@ impl Worker {
             step: "mmap of the life page",
             cause,
         })?;
+        let link = Link::new(attachment.socket).map_err(|cause| AttachError::System {
+            step: "fstat of the connection",
+            cause,
+        })?;
         let Header { hash_seed, .. } = attachment.header;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
@@ -141,12 +153,16 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
-            number: attachment.number,
+            number: AtomicU64::new(attachment.number),
             host: options.host,
             state: Mutex::new(State::default()),
             starting: Starting::default(),
-            socket: attachment.socket,
+            pin_slot: PinSlot::claim(),
+            link,
         });
+        if let Some(slot) = &inner.pin_slot {
+            inner.listing.set_pins(slot.distance());
+        }
         trap::register(inner.window.base(), Arc::downgrade(&inner));
         inner
             .mailbox
@@ -157,6 +173,10 @@ impl Worker {
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
         inner.bind_everything(options.unwinding)?;
+        fork::prepare();
+        let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.link.ask_ahead();
+        drop(state);
         Ok(Self(inner))
     }
 
@@ -191,7 +211,7 @@ impl Worker {
 
     /// The descriptor of the connection to the compiler process: it hangs up when that ends.
     pub fn connection(&self) -> BorrowedFd<'_> {
-        self.0.socket.as_fd()
+        self.0.link.descriptor()
     }
 
     /// What the worker can say about itself.
@@ -199,7 +219,7 @@ impl Worker {
         let mailbox = &self.0.mailbox;
         let word = |word| mailbox.word(word).load(Ordering::Relaxed);
         WorkerStats {
-            number: self.0.number,
+            number: self.0.number.load(Ordering::Relaxed),
             base: self.0.window.base(),
             applied: word(Word::Applied),
             updates: word(Word::Updates),
@@ -278,6 +298,18 @@ impl Inner {
         &self.listing
     }
 
+    /// Where selectors find threads' pins; `None`: this process has too many workers.
+    pub(crate) fn pin_slot(&self) -> Option<&PinSlot> {
+        self.pin_slot.as_ref()
+    }
+
+    /// Lets selectors find the calling thread's pin, or that it has none.
+    pub(crate) fn find_pin(&self, pin: Option<&AtomicU64>) {
+        if let Some(slot) = &self.pin_slot {
+            slot.set(pin);
+        }
+    }
+
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
     }
@@ -289,6 +321,15 @@ impl Inner {
             return Err(LookupError::WhileStarting);
         }
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// In a child: the number by which the compiler process knows it.
+    pub(crate) fn set_number(&self, number: u64) {
+        self.number.store(number, Ordering::Relaxed);
     }
 
     pub(crate) fn starting(&self) -> &Starting {
@@ -329,13 +370,6 @@ impl Inner {
             }
         };
         state.imports.get(&import).map(|import| import.name.clone())
-    }
-
-    /// The word of a slot, whichever area it is in.
-    pub(crate) fn slot(&self, at: SegmentOffset) -> Option<&AtomicU64> {
-        self.window
-            .private_word(Area::CallCells, at)
-            .or_else(|| self.window.private_word(Area::AddressCells, at))
     }
 }
 

@@ -1,18 +1,20 @@
 //! Whether a catalog that was read back says what the directory says, and neither names what is not there.
 
-use std::collections::HashMap;
+mod image;
 
-use jitcast_runtime::directory::read_page;
-use jitcast_runtime::geometry::{Area, Region, SLOT_BYTES};
+use std::collections::{HashMap, HashSet};
+
+use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::heap::Heap;
-use jitcast_runtime::memory::{Memory, SharedRecord};
 use jitcast_runtime::records::{
-    CELL_PAGE_BYTES, ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
-    hash_name, trailing_text,
+    CellValue, ImportRecord, Root, SymbolRecord, TRAP_CELL, TextRecord, UNIT_KEPT, UnitRecord,
+    hash_name,
 };
-use jitcast_runtime::{Corrupt, SegmentOffset, index};
+use jitcast_runtime::segment::Segment;
+use jitcast_runtime::{Corrupt, Geometry, PatchTarget, SegmentOffset};
 
-use super::Catalog;
+use super::{Catalog, ImportKind, Kind, Symbol};
+use image::Image;
 
 /// What does not agree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,89 +33,6 @@ impl From<Corrupt> for Disagreement {
     }
 }
 
-/// The memory that is to agree.
-struct Image<'a> {
-    memory: &'a Memory,
-    heap: &'a Heap,
-    /// What the directory reaches: each range belongs to one thing only.
-    owned: Vec<(Area, Region)>,
-}
-
-impl Image<'_> {
-    fn own(&mut self, area: Area, start: u32, len_bytes: u32) {
-        if len_bytes > 0 {
-            self.owned.push((area, Region { start, len_bytes }));
-        }
-    }
-
-    fn own_tables(&mut self, tables: &[StoredRegion]) {
-        for table in tables {
-            self.own(Area::Control, table.start, table.len_bytes);
-        }
-    }
-
-    fn holds_cell(&self, area: Area, cell: Option<SegmentOffset>) -> bool {
-        cell.is_none_or(|cell| {
-            let region = Region {
-                start: cell.get(),
-                len_bytes: SLOT_BYTES,
-            };
-            cell.get().is_multiple_of(SLOT_BYTES) && self.heap.is_used(area, region)
-        })
-    }
-
-    /// The records of an index, each with its name; `lens` says how long the name is, and all the text.
-    fn records<R: SharedRecord>(
-        &mut self,
-        root: SegmentOffset,
-        lens: impl Fn(&R) -> (u32, u32),
-    ) -> Result<Vec<(R, String)>, Disagreement> {
-        self.own_nodes(root)?;
-        let (mut found, mut owned) = (Vec::new(), Vec::new());
-        index::walk(self.memory, root, 0, &mut |at| {
-            let record: R = self.memory.read(at)?;
-            let (name_len, text_len) = lens(&record);
-            let name = trailing_text::<R>(self.memory, at, 0, name_len)?;
-            owned.push((at.get(), (size_of::<R>() as u32).saturating_add(text_len)));
-            found.push((record, name));
-            Ok::<_, Disagreement>(())
-        })?;
-        for (start, len_bytes) in owned {
-            self.own(Area::Control, start, len_bytes);
-        }
-        Ok(found)
-    }
-
-    fn own_nodes(&mut self, root: SegmentOffset) -> Result<(), Disagreement> {
-        let nodes = index::nodes(self.memory, root)?;
-        self.owned
-            .extend(nodes.into_iter().map(|node| (Area::Control, node)));
-        Ok(())
-    }
-
-    fn own_cells(&mut self, root: SegmentOffset) -> Result<(), Disagreement> {
-        self.own_nodes(root)?;
-        let (memory, mut owned) = (self.memory, Vec::new());
-        index::walk(memory, root, 0, &mut |at| {
-            owned.push(at.get());
-            read_page(memory, at).map(drop).map_err(Disagreement::from)
-        })?;
-        for start in owned {
-            self.own(Area::Control, start, CELL_PAGE_BYTES);
-        }
-        Ok(())
-    }
-
-    /// Whether what is owned is in use, and nothing of it twice.
-    fn is_consistent(&mut self) -> bool {
-        self.owned.sort_unstable();
-        let in_use = |(area, region): &(Area, Region)| self.heap.is_used(*area, *region);
-        let apart =
-            |pair: &[(Area, Region)]| pair[0].0 != pair[1].0 || pair[0].1.end() <= pair[1].1.start;
-        self.owned.iter().all(in_use) && self.owned.windows(2).all(apart)
-    }
-}
-
 impl Catalog {
     /// Checks it against the directory under the root at `root_at`.
     ///
@@ -122,20 +41,18 @@ impl Catalog {
     pub(crate) fn check(
         &self,
         root_at: SegmentOffset,
-        memory: &Memory,
+        segment: &Segment,
         heap: &Heap,
-        hash_seed: u64,
     ) -> Result<(), Disagreement> {
-        let mut image = Image {
-            memory,
-            heap,
-            owned: Vec::new(),
-        };
-        let root = &memory.read(root_at)?;
+        let mut image = Image::new(segment.memory(), heap);
+        let root: &Root = &image.memory.read(root_at)?;
         image.own(Area::Control, root_at.get(), size_of::<Root>() as u32);
+        image.own(Area::CallCells, TRAP_CELL.get(), SLOT_BYTES);
+        image.read_cells(root.cells)?;
         self.check_units()?;
-        self.check_symbols(&image, hash_seed)?;
-        self.check_imports(&image)?;
+        self.check_symbols(&mut image, segment)?;
+        self.check_orphans(&mut image, segment.geometry())?;
+        self.check_imports(&mut image)?;
         self.compare_units(&mut image, root)?;
         self.compare_symbols(&mut image, root)?;
         self.compare_imports(&mut image, root)?;
@@ -143,50 +60,84 @@ impl Catalog {
         for (text, _) in image.records(root.texts, lens)? {
             image.own_tables(&[text.frames, text.names]);
         }
-        image.own_cells(root.cells)?;
         if !image.is_consistent() {
             return Err(Disagreement::Directory { what: "places" });
         }
         Ok(())
     }
 
+    /// Each unit defines symbols of its own, and uses what is published or was removed under it.
     fn check_units(&self) -> Result<(), Disagreement> {
+        let mut defined = HashSet::new();
         for (name, unit) in &self.units {
-            let has_symbols = unit
-                .defines
-                .iter()
-                .all(|name| self.symbols.contains_key(name));
-            let has_imports = unit
-                .imports
-                .iter()
-                .all(|key| self.imports.contains_key(key));
-            if !(has_symbols && has_imports) || unit.number >= self.next_unit {
+            let mut defines = unit.defines.iter();
+            let has_symbols = defines.all(|symbol| {
+                let known = self.symbols.get(symbol);
+                known.is_some_and(|known| known.unit == *name) && defined.insert(symbol)
+            });
+            let mut uses = unit.uses.iter();
+            let has_used =
+                uses.all(|used| self.symbols.contains_key(used) || self.orphans.contains_key(used));
+            let mut imports = unit.imports.iter();
+            let has_imports = imports.all(|key| self.imports.contains_key(key));
+            if !(has_symbols && has_used && has_imports) || unit.number >= self.next_unit {
                 return Err(dangling("unit", name));
             }
         }
-        Ok(())
+        let all = defined.len() == self.symbols.len();
+        agree("units' symbols", all)
     }
 
-    fn check_symbols(&self, image: &Image<'_>, hash_seed: u64) -> Result<(), Disagreement> {
+    fn check_symbols(&self, image: &mut Image<'_>, segment: &Segment) -> Result<(), Disagreement> {
+        let (geometry, seed) = (segment.geometry(), segment.header().hash_seed);
         for (name, symbol) in &self.symbols {
-            let hash = hash_name(name.as_bytes(), hash_seed);
-            let has_cells = image.holds_cell(Area::CallCells, symbol.call_cell)
-                && image.holds_cell(Area::AddressCells, symbol.address_cell);
-            if self.hashes.get(&hash) != Some(name) || !has_cells {
+            let hash = hash_name(name.as_bytes(), seed);
+            let (_, value) = symbol.reached(self.is_quarantined(name, symbol));
+            let has_variable = symbol.variable.is_none_or(|variable| {
+                let area = geometry.region(Area::Private);
+                variable.since < self.next_unit
+                    && area.contains(symbol.place, variable.size)
+                    && image.is_used(Area::Private, symbol.place)
+            });
+            let is_callable = symbol.call_cell.is_some() == (symbol.kind == Kind::Function);
+            if self.hashes.get(&hash) != Some(name)
+                || !(is_callable && has_variable)
+                || !own_symbol(image, geometry, symbol, value)
+            {
                 return Err(dangling("symbol", name));
+            }
+        }
+        agree("names by hash", self.hashes.len() == self.symbols.len())
+    }
+
+    /// What was removed under its users is called by them, and by no name.
+    fn check_orphans(
+        &self,
+        image: &mut Image<'_>,
+        geometry: &Geometry,
+    ) -> Result<(), Disagreement> {
+        let users = self.users(&HashSet::new());
+        for (name, orphan) in &self.orphans {
+            let is_orphan = orphan.kind == Kind::Function
+                && orphan.call_cell.is_some()
+                && !self.symbols.contains_key(name)
+                && users.contains_key(name.as_str());
+            if !is_orphan || !own_symbol(image, geometry, orphan, CellValue::UNBOUND) {
+                return Err(dangling("removed function", name));
             }
         }
         Ok(())
     }
 
-    fn check_imports(&self, image: &Image<'_>) -> Result<(), Disagreement> {
+    fn check_imports(&self, image: &mut Image<'_>) -> Result<(), Disagreement> {
         let mut users = HashMap::new();
         for key in self.units.values().flat_map(|unit| &unit.imports) {
             *users.entry(key).or_insert(0) += 1;
         }
         for (key, import) in &self.imports {
-            let has_cells = image.holds_cell(Area::CallCells, import.call_cell)
-                && image.holds_cell(Area::AddressCells, import.address_cell);
+            let value = CellValue::new(PatchTarget::Host(import.id));
+            let cell = |cell: Option<SegmentOffset>| cell.map(|cell| (cell, value));
+            let has_cells = image.own_cells(cell(import.call_cell), cell(import.address_cell));
             let users = users.get(key).copied().unwrap_or(0);
             if import.users != users || import.id.get() >= self.next_import || !has_cells {
                 return Err(dangling("host symbol", &key.0));
@@ -220,13 +171,14 @@ impl Catalog {
         let is_known = |(record, name): &(UnitRecord, String)| {
             let unit = self.units.get(name);
             unit.is_some_and(|unit| {
-                u64::from(unit.number) == record.key
+                (unit.number.into(), unit.generation) == (record.key, record.generation)
+                    && unit.keeps == (record.flags & UNIT_KEPT != 0)
                     && (unit.text, unit.read_only, unit.private)
                         == (record.text, record.read_only, record.private)
             })
         };
         let are_known = records.iter().all(is_known);
-        agree("units", records.len(), self.units.len(), are_known)
+        agree("units", records.len() == self.units.len() && are_known)
     }
 
     fn compare_symbols(&self, image: &mut Image<'_>, root: &Root) -> Result<(), Disagreement> {
@@ -239,18 +191,17 @@ impl Catalog {
             let symbol = self.symbols.get(name);
             symbol.is_some_and(|symbol| {
                 let cells = (symbol.call_cell, symbol.address_cell);
-                symbol.place == record.place
+                let (flags, _) = symbol.reached(self.is_quarantined(name, symbol));
+                let unit = self.units.get(&symbol.unit).map(|unit| unit.number);
+                (symbol.place, symbol.kind.code(), flags, unit)
+                    == (record.place, record.kind, record.flags, Some(record.unit))
                     && cells == (some(record.call_cell), some(record.address_cell))
                     && self.hashes.get(&record.key) == Some(name)
                     && symbol.signature.len() == record.signature_len as usize
             })
         };
-        agree(
-            "symbols",
-            records.len(),
-            self.symbols.len(),
-            records.iter().all(is_known),
-        )
+        let are_known = records.iter().all(is_known);
+        agree("symbols", records.len() == self.symbols.len() && are_known)
     }
 
     fn compare_imports(&self, image: &mut Image<'_>, root: &Root) -> Result<(), Disagreement> {
@@ -265,15 +216,15 @@ impl Catalog {
             by_id.get(&record.key).is_some_and(|(key, import)| {
                 let cells = (import.call_cell, import.address_cell);
                 key.0 == *name
-                    && import.trap == record.trap
+                    && (key.1 == ImportKind::Weak) == (record.weak != 0)
+                    && (import.trap, import.fallback) == (record.trap, record.fallback)
                     && cells == (some(record.call_cell), some(record.address_cell))
             })
         };
+        let are_known = records.iter().all(is_known);
         agree(
             "host symbols",
-            records.len(),
-            self.imports.len(),
-            records.iter().all(is_known),
+            records.len() == self.imports.len() && are_known,
         )
     }
 }
@@ -289,14 +240,22 @@ fn dangling(what: &'static str, name: &str) -> Disagreement {
     }
 }
 
-fn agree(
-    what: &'static str,
-    records: usize,
-    entries: usize,
-    are_known: bool,
-) -> Result<(), Disagreement> {
-    if records != entries || !are_known {
-        return Err(Disagreement::Directory { what });
+fn agree(what: &'static str, do_agree: bool) -> Result<(), Disagreement> {
+    if do_agree {
+        return Ok(());
     }
-    Ok(())
+    Err(Disagreement::Directory { what })
+}
+
+/// Lets the cells of a symbol belong to it: whether its call cell holds `value`, and the other one its address.
+fn own_symbol(
+    image: &mut Image<'_>,
+    geometry: &Geometry,
+    symbol: &Symbol,
+    value: CellValue,
+) -> bool {
+    let address = CellValue::new(symbol.target(geometry));
+    let call = symbol.call_cell.map(|cell| (cell, value));
+    let address = symbol.address_cell.map(|cell| (cell, address));
+    image.own_cells(call, address)
 }

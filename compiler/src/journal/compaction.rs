@@ -12,11 +12,11 @@ use zerocopy::IntoBytes;
 use super::image::{image_start, piece};
 use super::log::{Kind, Log};
 use super::record::{Base, Opening};
-use super::sources::Sources;
 use super::storage::{Storage, TOP};
 use super::{Journal, JournalError, LOG, NEW_LOG};
 use crate::catalog::Catalog;
 use crate::fault::{CrashPoint, crash_at};
+use crate::history::History;
 use crate::state::State;
 
 impl Journal {
@@ -28,9 +28,7 @@ impl Journal {
     /// Writes the log anew, with nothing but what `state` holds, and removes what is needed no more. Whatever
     /// goes wrong before the new log is complete, the old one is there.
     pub(crate) fn compact(&mut self, segment: &Segment, state: &State) -> Result<(), JournalError> {
-        let units = &state.catalog.units;
-        self.sources.retain(|name| units.contains_key(name));
-        let base = base(state, &self.sources, self.reserved);
+        let base = base(state, self.reserved);
         let log = match write_log(&*self.storage, segment, state.latest.extents, &base) {
             Ok(log) => log,
             Err(cause) => {
@@ -49,7 +47,8 @@ impl Journal {
         crash_at(CrashPoint::CompactionDurable);
         self.log = log;
         self.objects.forget_added();
-        let swept = self.objects.sweep(&*self.storage, &self.sources.contents());
+        let wanted = state.history.contents().collect();
+        let swept = self.objects.sweep(&*self.storage, &wanted);
         self.compact_after(self.log.len());
         crash_at(CrashPoint::CompactionSwept);
         swept.map_err(self.options.system("remove objects of"))
@@ -63,17 +62,13 @@ impl Journal {
 }
 
 /// The base of a log that begins with `state`.
-pub(super) fn base<'a>(
-    state: &'a State,
-    sources: &'a Sources,
-    reserved: u64,
-) -> Base<&'a Catalog, &'a Sources> {
+pub(super) fn base(state: &State, reserved: u64) -> Base<&Catalog, &History> {
     Base {
         ring: state.latest.ring,
         root_at: state.latest.root_at,
         heap: state.heap.image(),
         catalog: &state.catalog,
-        sources,
+        history: &state.history,
         reserved,
     }
 }

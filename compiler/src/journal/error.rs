@@ -142,7 +142,7 @@ pub enum JournalError {
     },
     /// What a unit was made from is not there any more, or is something else now.
     #[error(
-        "{path}/{object}, from which the unit `{unit}` was made, is missing or damaged\n  help: publish the unit again from its sources"
+        "{path}/{object}, from which the unit `{unit}` was made, is missing or damaged\n  help: publish that version of the unit again from its sources; what is published goes on"
     )]
     Object {
         /// The journal's path.

@@ -2,19 +2,14 @@
 
 use jitcast_runtime::Region;
 use jitcast_runtime::geometry::{Area, Geometry, SLOT_BYTES, STUB_BYTES};
-use jitcast_runtime::header::CONTROL_FIXED_BYTES;
 use jitcast_runtime::memory::Memory;
 
 use super::record::Piece;
 
-/// First offset of an area that publications store to: what precedes it follows from the header.
+/// First offset of an area that publications store to: what precedes it, header and selectors, is a new segment's
+/// already.
 pub(super) fn image_start(geometry: &Geometry, area: Area) -> u32 {
-    let fixed = if area == Area::Control {
-        CONTROL_FIXED_BYTES
-    } else {
-        0
-    };
-    geometry.region(area).start + fixed
+    geometry.allocated(area).start
 }
 
 /// What lies in `region`, which is the segment's shared part's.

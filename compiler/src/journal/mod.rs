@@ -21,7 +21,6 @@ mod log;
 mod objects;
 mod record;
 mod restore;
-mod sources;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -34,6 +33,7 @@ use jitcast_runtime::segment::Segment;
 use serde::Serialize;
 
 use crate::fault::{CrashPoint, Fault, crash_at, seeded};
+use crate::history::RetainedUnit;
 use crate::publish::{Changes, UnitSource};
 use crate::state::{Commit, State};
 use compaction::{base, write_log};
@@ -41,7 +41,6 @@ use image::{piece, written};
 use log::{AppendError, Kind, Log};
 use objects::Objects;
 use record::Publication;
-use sources::{Sources, StoredUnit};
 use storage::{Folder, TOP};
 
 pub use error::JournalError;
@@ -94,7 +93,6 @@ pub(crate) struct Journal {
     storage: Box<dyn Storage>,
     log: Log,
     objects: Objects,
-    sources: Sources,
     /// The first generation that must not be used without a reservation.
     reserved: u64,
     /// The first generation that this process may use: an earlier one may have used any before it.
@@ -126,8 +124,7 @@ impl Journal {
     ) -> Result<Self, JournalError> {
         let objects = Objects::open(&*storage).map_err(options.system("read the objects of"))?;
         let first = state.generation() + 1;
-        let sources = Sources::default();
-        let base = base(state, &sources, first);
+        let base = base(state, first);
         let log = write_log(&*storage, segment, state.latest.extents, &base)
             .map_err(options.system("begin"))?;
         let installed = storage.sync_folder(TOP);
@@ -137,7 +134,6 @@ impl Journal {
             storage,
             log,
             objects,
-            sources,
             reserved: first,
             first,
             compact_at: 0,
@@ -167,17 +163,17 @@ impl Journal {
         Ok(next)
     }
 
-    /// Writes a publication down that is about to be committed.
+    /// Writes a publication down that is about to be committed, of `units`, each beside what it was made of.
     pub(crate) fn write_ahead(
         &mut self,
         geometry: &Geometry,
         txn: &Txn<'_>,
         commit: &Commit,
         changes: &Changes,
-        sources: &[UnitSource],
+        (units, sources): (&[RetainedUnit], &[UnitSource]),
     ) -> Result<(), JournalError> {
         crash_at(CrashPoint::BeforeLog);
-        let units = self.keep(sources)?;
+        self.keep(units, sources)?;
         crash_at(CrashPoint::AfterObjects);
         let effects = txn.effects();
         let taken = effects.taken.iter();
@@ -190,11 +186,11 @@ impl Journal {
             pieces,
             effects,
             changes,
-            sources: &units,
+            units,
         };
         let before = self.log.len();
         if let Err(error) = self.append(Kind::Publication, &publication) {
-            self.sweep();
+            self.take_back();
             return Err(error);
         }
         if self.options.durable
@@ -205,7 +201,6 @@ impl Journal {
             return Err(self.fail_unwritten(cause));
         }
         crash_at(CrashPoint::AfterLog);
-        self.sources.record(commit.root.generation, units);
         Ok(())
     }
 
@@ -228,49 +223,39 @@ impl Journal {
         Ok(())
     }
 
-    /// What the unit `name` of publication `generation` was made from, if that is remembered: of units that are
-    /// published, and of the last three publications.
-    pub(crate) fn sources_of(
-        &self,
-        generation: u64,
-        name: &str,
-    ) -> Result<Option<UnitSource>, JournalError> {
-        let Some(unit) = self.sources.get(generation, name) else {
-            return Ok(None);
-        };
-        let mut contents = Vec::new();
-        for file in &unit.files {
-            let bytes = Objects::read(&*self.storage, file.content);
+    /// What a unit was made of that is published or can be had again.
+    pub(crate) fn source(&mut self, unit: &RetainedUnit) -> Result<UnitSource, JournalError> {
+        unit.source(|hash| {
+            let bytes = self.objects.read(&*self.storage, hash);
             let bytes = bytes.map_err(self.options.system("read an object of"))?;
-            contents.push(bytes.ok_or_else(|| JournalError::Object {
+            bytes.ok_or_else(|| JournalError::Object {
                 path: self.options.path(),
-                object: file.content.path(),
-                unit: name.to_owned(),
-            })?);
-        }
-        Ok(unit.source(contents))
+                object: objects::path(hash),
+                unit: unit.name.clone(),
+            })
+        })
     }
 
-    fn keep(&mut self, sources: &[UnitSource]) -> Result<Vec<StoredUnit>, JournalError> {
+    /// Keeps what `units` were made of.
+    fn keep(&mut self, units: &[RetainedUnit], sources: &[UnitSource]) -> Result<(), JournalError> {
         let files = sources.iter().flat_map(|source| &source.files);
-        let contents = files.map(|file| file.bytes.as_slice());
+        let bytes = files.map(|file| file.bytes.as_slice());
+        let contents = units.iter().flat_map(RetainedUnit::contents).zip(bytes);
         let kept = self.objects.keep(&*self.storage, contents);
-        let hashes = kept.map_err(|cause| {
-            self.sweep();
+        kept.map_err(|cause| {
+            self.take_back();
             let path = self.options.path();
             JournalError::NotWritten { path, cause }
-        })?;
-        let mut hashes = hashes.into_iter();
-        let units = sources.iter();
-        Ok(units
-            .map(|source| StoredUnit::new(source, &mut hashes))
-            .collect())
+        })
     }
 
     /// Removes what a refused publication has brought, so that the next one finds room.
-    fn sweep(&mut self) {
-        let wanted = self.sources.contents();
-        if let Err(error) = self.objects.sweep(&*self.storage, &wanted) {
+    fn take_back(&mut self) {
+        if self.failed.is_some() {
+            // Whether a restart finds its record is not known.
+            return;
+        }
+        if let Err(error) = self.objects.take_back(&*self.storage) {
             tracing::warn!(%error, "objects of a refused publication stay in the journal");
         }
     }

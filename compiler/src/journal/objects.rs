@@ -4,39 +4,14 @@
 //! to an object is written only once the name is.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io;
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
 use super::storage::{OBJECTS, Storage};
+use crate::history::ContentHash;
 
-/// The SHA-256 of a content; as text, the name of its file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct ContentHash([u8; 32]);
-
-impl ContentHash {
-    fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// The name of its file in the journal's folder.
-    pub(super) fn path(self) -> String {
-        format!("{OBJECTS}/{self}")
-    }
-}
-
-impl fmt::Display for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
+/// The name of an object's file in the journal's folder.
+pub(super) fn path(hash: ContentHash) -> String {
+    format!("{OBJECTS}/{hash}")
 }
 
 /// What an object is written as until it is whole.
@@ -47,6 +22,8 @@ const STAGED: &str = "objects/new";
 pub(super) struct Objects {
     /// Names of files, without the folder.
     present: HashSet<String>,
+    /// Of these, what the latest publication brought, and of how many bytes.
+    brought: Vec<(ContentHash, u64)>,
     /// What was added since the log was last written anew, bytes.
     added_bytes: u64,
 }
@@ -58,6 +35,7 @@ impl Objects {
         storage.sync_folder(OBJECTS)?;
         Ok(Self {
             present,
+            brought: Vec::new(),
             added_bytes: 0,
         })
     }
@@ -66,27 +44,38 @@ impl Objects {
     pub(super) fn keep<'a>(
         &mut self,
         storage: &dyn Storage,
-        contents: impl Iterator<Item = &'a [u8]>,
-    ) -> io::Result<Vec<ContentHash>> {
-        let (mut hashes, mut added) = (Vec::new(), Vec::new());
-        for bytes in contents {
-            let hash = ContentHash::of(bytes);
-            hashes.push(hash);
-            if self.present.contains(&hash.to_string()) || added.contains(&hash) {
+        contents: impl Iterator<Item = (ContentHash, &'a [u8])>,
+    ) -> io::Result<()> {
+        self.brought.clear();
+        for (hash, bytes) in contents {
+            if self.present.contains(&hash.to_string()) {
                 continue;
             }
             let mut file = storage.create(STAGED)?;
             file.append(bytes)?;
             file.sync()?;
-            storage.rename(STAGED, &hash.path())?;
+            storage.rename(STAGED, &path(hash))?;
+            self.present.insert(hash.to_string());
+            self.brought.push((hash, bytes.len() as u64));
             self.added_bytes += bytes.len() as u64;
-            added.push(hash);
         }
-        if !added.is_empty() {
+        if !self.brought.is_empty() {
             storage.sync_folder(OBJECTS)?;
         }
-        self.present.extend(added.iter().map(ToString::to_string));
-        Ok(hashes)
+        Ok(())
+    }
+
+    /// Removes what the latest publication brought, or was about to.
+    pub(super) fn take_back(&mut self, storage: &dyn Storage) -> io::Result<()> {
+        for (hash, len_bytes) in self.brought.drain(..) {
+            self.present.remove(&hash.to_string());
+            self.added_bytes -= len_bytes;
+            storage.remove(&path(hash))?;
+        }
+        match storage.open(STAGED)? {
+            Some(_) => storage.remove(STAGED),
+            None => Ok(()),
+        }
     }
 
     /// What was added since the log was last written anew, bytes.
@@ -94,15 +83,23 @@ impl Objects {
         self.added_bytes
     }
 
-    /// The content with this hash; `None` if there is none, or it has changed.
-    pub(super) fn read(storage: &dyn Storage, hash: ContentHash) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = storage.open(&hash.path())? else {
-            return Ok(None);
-        };
-        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-        let mut bytes = vec![0; len];
-        file.read(0, &mut bytes)?;
-        Ok((ContentHash::of(&bytes) == hash).then_some(bytes))
+    /// The content with this hash; `None` if there is none, or it has changed: then it is kept anew when it comes again.
+    pub(super) fn read(
+        &mut self,
+        storage: &dyn Storage,
+        hash: ContentHash,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        let file = storage.open(&path(hash))?;
+        if let Some(file) = &file {
+            bytes.resize(usize::try_from(file.len()?).map_err(io::Error::other)?, 0);
+            file.read(0, &mut bytes)?;
+        }
+        if file.is_some() && ContentHash::of(&bytes) == hash {
+            return Ok(Some(bytes));
+        }
+        self.present.remove(&hash.to_string());
+        Ok(None)
     }
 
     /// Forgets what was added, since the log was written anew.

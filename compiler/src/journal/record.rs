@@ -6,8 +6,8 @@ use jitcast_runtime::heap::{Effects, HeapImage};
 use jitcast_runtime::ring::Record;
 use serde::{Deserialize, Serialize};
 
-use super::sources::{Sources, StoredUnit};
 use crate::catalog::Catalog;
+use crate::history::{History, RetainedUnit};
 use crate::publish::Changes;
 use crate::request::bytes;
 
@@ -28,23 +28,24 @@ pub(crate) struct Piece {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The state of a segment beside its memory. `C` is the catalog, borrowed to write and owned once read.
+/// The state of a segment beside its memory. `C` and `H` are the catalog and the history, borrowed to write and owned once
+/// read.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Base<C = Catalog, S = Sources> {
+pub(crate) struct Base<C = Catalog, H = History> {
     /// The latest ring record, whose word 0 is the generation.
     pub(crate) ring: Record,
     pub(crate) root_at: SegmentOffset,
     pub(crate) heap: HeapImage,
     pub(crate) catalog: C,
-    pub(crate) sources: S,
+    pub(crate) history: H,
     /// The first generation that must not be used without a reservation.
     pub(crate) reserved: u64,
 }
 
-/// One publication: the bytes that it wrote, and what it changed in the compiler process's own memory. `C` is
-/// its changes of the catalog, borrowed to write and owned once read.
+/// One publication: the bytes that it wrote, and what it changed in the compiler process's own memory. `C` and
+/// `U` are its changes of the catalog and the units that it published, borrowed to write and owned once read.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Publication<C = Changes, S = Vec<StoredUnit>> {
+pub(crate) struct Publication<C = Changes, U = Vec<RetainedUnit>> {
     /// Its ring record, whose word 0 is the generation.
     pub(crate) ring: Record,
     pub(crate) root_at: SegmentOffset,
@@ -52,5 +53,5 @@ pub(crate) struct Publication<C = Changes, S = Vec<StoredUnit>> {
     pub(crate) effects: Effects,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) changes: C,
-    pub(crate) sources: S,
+    pub(crate) units: U,
 }

@@ -16,10 +16,10 @@ use super::image::image_start;
 use super::log::{Found, Kind, Log, Unreadable};
 use super::objects::Objects;
 use super::record::{Base, Opening, Piece, Publication};
-use super::sources::Sources;
 use super::storage::{Storage, TOP};
 use super::{Journal, JournalError, JournalOptions, LOG, NEW_LOG};
 use crate::catalog::Disagreement;
+use crate::contents::Contents;
 use crate::error::StartError;
 use crate::state::{Commit, State};
 
@@ -74,7 +74,6 @@ impl From<Corrupt> for Wrong {
 /// What has been read so far.
 struct Reading {
     state: State,
-    sources: Sources,
     reserved: u64,
 }
 
@@ -153,14 +152,15 @@ impl Past {
     }
 
     /// Does it all again in `segment`, which is fresh and has the same header but for processor features and
-    /// socket, and shows the result.
+    /// socket, and shows the result. The last `retain` publications of units can be undone from then on.
     pub(crate) fn replay(
         mut self,
         storage: Box<dyn Storage>,
         segment: &Segment,
+        retain: usize,
     ) -> Result<(State, Journal), StartError> {
         let options = self.options.clone();
-        let mut reading = self.base(segment)?;
+        let mut reading = self.base(segment, retain)?;
         let base_bytes = self.at;
         while let Some((kind, payload)) = self.next(reading.state.generation())? {
             let at = self.at;
@@ -169,16 +169,9 @@ impl Past {
                 .apply(segment, kind, &payload)
                 .map_err(|wrong| self.damaged(at, generation, wrong))?;
         }
-        let Reading {
-            state,
-            sources,
-            reserved,
-        } = reading;
-        let (root_at, seed) = (state.latest.root_at, segment.header().hash_seed);
-        let agree = state
-            .catalog
-            .check(root_at, segment.memory(), &state.heap, seed);
-        agree.map_err(|wrong| self.damaged(self.at, state.generation(), wrong.into()))?;
+        let Reading { state, reserved } = reading;
+        let agree = state.check(segment);
+        agree.map_err(|wrong| self.damaged(self.at, state.generation(), wrong))?;
         // What a process that was killed had written, or moved to its place, need not be durable.
         let synced = self.log.sync().and_then(|()| storage.sync_folder(TOP));
         synced.map_err(options.system("sync"))?;
@@ -190,7 +183,6 @@ impl Past {
             storage,
             log: self.log,
             objects,
-            sources,
             reserved,
             first: reserved,
             compact_at: 0,
@@ -206,7 +198,7 @@ impl Past {
     }
 
     /// Reads what the log begins with.
-    fn base(&mut self, segment: &Segment) -> Result<Reading, StartError> {
+    fn base(&mut self, segment: &Segment, retain: usize) -> Result<Reading, StartError> {
         let mut heap = Heap::new(segment.geometry());
         let backed = heap.back_up_to(&self.extents, segment);
         backed.map_err(|wrong| self.damaged(Log::start(), 0, wrong.into()))?;
@@ -220,7 +212,9 @@ impl Past {
                 Found::Record(Kind::Base, payload, next) => {
                     self.at = next;
                     let reading = Reading::begin(segment, heap, self.extents, &payload);
-                    return reading.map_err(|wrong| self.damaged(at, 0, wrong));
+                    let mut reading = reading.map_err(|wrong| self.damaged(at, 0, wrong))?;
+                    reading.state.history.set_retain(retain);
+                    return Ok(reading);
                 }
                 // It was complete before it had its name.
                 _ => {
@@ -294,9 +288,10 @@ impl Reading {
             state: State {
                 heap,
                 catalog: base.catalog,
+                history: base.history,
+                contents: Contents::default(),
                 latest,
             },
-            sources: base.sources,
             reserved: base.reserved,
         })
     }
@@ -311,11 +306,10 @@ impl Reading {
             }
             Kind::Publication => {
                 let publication: Publication = postcard::from_bytes(payload)?;
-                let Publication { ring, sources, .. } = &publication;
-                if ring[0] <= self.state.generation() || ring[0] >= self.reserved {
+                let generation = publication.ring[0];
+                if generation <= self.state.generation() || generation >= self.reserved {
                     return Err(Wrong::Record("a generation is out of order"));
                 }
-                self.sources.record(ring[0], sources.clone());
                 self.state.redo(segment, publication)?;
             }
             Kind::Opening | Kind::Image | Kind::Base => {
@@ -342,7 +336,21 @@ impl State {
             store(segment, &self.heap, piece)?;
         }
         self.latest = commit_of(segment, &self.heap, *ring, *root_at, *extents)?;
-        self.catalog.merge(publication.changes);
+        self.take_over(publication.changes, &publication.units);
+        Ok(())
+    }
+
+    /// Whether what was read agrees with itself.
+    fn check(&self, segment: &Segment) -> Result<(), Wrong> {
+        let root_at = self.latest.root_at;
+        self.catalog.check(root_at, segment, &self.heap)?;
+        let units = self.catalog.units.iter();
+        let units = units.map(|(name, unit)| (name, unit.generation));
+        if !self.history.fits(self.generation(), units) {
+            return Err(Wrong::Record(
+                "the history is not that of what is published",
+            ));
+        }
         Ok(())
     }
 }

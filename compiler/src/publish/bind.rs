@@ -5,11 +5,11 @@ use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::{CellValue, ImportRecord};
-use jitcast_runtime::{Geometry, ImportId, PatchTarget};
+use jitcast_runtime::{ImportId, PatchTarget};
 
 use super::code::write_import_trap;
 use super::{Batch, check_name};
-use crate::catalog::{Import, ImportKey, ImportKind, Kind, Symbol};
+use crate::catalog::{Import, ImportKey, ImportKind, Kind};
 use crate::error::PublishError;
 
 impl<'p> Batch<'_, 'p> {
@@ -57,7 +57,7 @@ impl<'p> Batch<'_, 'p> {
                 other: symbol.unit,
             });
         }
-        let target = symbol_target(self.site.geometry, &symbol);
+        let target = symbol.target(self.site.geometry);
         if reference.address_cell && symbol.address_cell.is_none() {
             let cell = txn
                 .alloc(Area::AddressCells, SLOT_BYTES, SLOT_BYTES)?
@@ -90,10 +90,10 @@ impl<'p> Batch<'_, 'p> {
         }
         let staying = self.is_imported_by_others(name);
         let published = self.site.catalog.symbols.get(name);
-        !staying && published.is_some_and(|symbol| !self.replaces(&symbol.unit))
+        !staying && published.is_some_and(|symbol| !self.leaves(&symbol.unit))
     }
 
-    /// Whether units that this publication does not replace refer to the host symbol `name`.
+    /// Whether units that stay refer to the host symbol `name`.
     pub(super) fn is_imported_by_others(&self, name: &str) -> bool {
         let users = self.site.catalog.users_of_import(name);
         users > self.leaving_users.get(name).copied().unwrap_or(0)
@@ -181,10 +181,4 @@ impl<'p> Batch<'_, 'p> {
         self.changes.imports.insert(key, import);
         Ok(binding)
     }
-}
-
-/// What the address of a published symbol is: a function's stub, or where the datum lies.
-fn symbol_target(geometry: &Geometry, symbol: &Symbol) -> PatchTarget {
-    let stub = symbol.call_cell.and_then(|cell| geometry.stub_of(cell));
-    PatchTarget::Window(stub.unwrap_or(symbol.place))
 }

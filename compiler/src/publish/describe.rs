@@ -6,14 +6,10 @@ use jitcast_linker::{Dialect, Linked, Placement, Prepared, Reference};
 use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::heap::{SegmentFull, Txn};
-use jitcast_runtime::records::{
-    CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_THREAD_LOCAL, StoredRegion,
-    SymbolRecord, UNIT_KEPT, UnitRecord,
-};
-use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset, module, needs};
+use jitcast_runtime::records::{StoredRegion, SymbolRecord, UNIT_KEPT, UnitRecord};
+use jitcast_runtime::{Patch, PatchKind, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
-use super::place::retire_cells;
 use super::{Batch, Details, Reclaim};
 use crate::catalog::{Kind, Pooled, Unit};
 use crate::error::PublishError;
@@ -77,22 +73,7 @@ impl<'p> Batch<'_, 'p> {
             || linked.patches.iter().any(resolves);
         edit.put_unit(txn, &record, &source.name)?;
         self.write_text(txn, edit, unit, placement, &record)?;
-        if let Some(old) = self.site.catalog.units.get(&source.name) {
-            // What kept code reads directly is kept with it.
-            let data = old.defines.iter().filter(|name| {
-                let symbol = self.site.catalog.symbols.get(*name);
-                symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
-            });
-            let keep = data.into_iter().any(|name| self.leaves_cells(name));
-            edit.remove_unit(txn, old.number.into(), keep)?;
-            if old.ends {
-                // Only a look at the directory tells that it is gone.
-                edit.flag(record_flags::RESYNC);
-            }
-            if keep {
-                self.changes.kept.push(source.name.clone());
-            }
-        }
+        self.retire_unit(txn, edit, &source.name)?;
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {
             let own = reference.own.map(|index| (unit, index));
@@ -120,6 +101,7 @@ impl<'p> Batch<'_, 'p> {
             read_only: record.read_only,
             private,
             keeps,
+            reclaim: source.reclaim,
             ends,
             defines,
             uses: uses
@@ -204,17 +186,13 @@ impl<'p> Batch<'_, 'p> {
             else {
                 continue;
             };
+            let (flags, value) = self.reached(name, symbol);
             let record = SymbolRecord {
                 key,
                 generation: txn.generation(),
                 size: details.size,
                 unit: details.unit,
-                kind: match symbol.kind {
-                    Kind::Function => SYMBOL_FUNCTION,
-                    Kind::Data => SYMBOL_DATA,
-                    Kind::Absolute => SYMBOL_ABSOLUTE,
-                    Kind::ThreadLocal => SYMBOL_THREAD_LOCAL,
-                },
+                kind: symbol.kind.code(),
                 place: symbol.place,
                 stub: symbol
                     .call_cell
@@ -225,35 +203,45 @@ impl<'p> Batch<'_, 'p> {
                 node: details.node,
                 name_len: name.len() as u32,
                 signature_len: symbol.signature.len() as u32,
-                reserved: 0,
+                flags,
             };
             edit.put_symbol(txn, &record, name, &symbol.signature)?;
-            if let Some(cell) = symbol
-                .call_cell
-                .filter(|_| self.defined.contains_key(name.as_str()))
-            {
-                edit.set_cell(cell, CellValue::new(PatchTarget::Window(symbol.place)));
+            if let Some(cell) = symbol.call_cell.filter(|_| {
+                self.defined.contains_key(name.as_str())
+                    || self.changes.quarantined.contains_key(name)
+            }) {
+                edit.set_cell(cell, value);
             }
         }
         self.changes.added_hashes.extend(added);
         Ok(())
     }
 
-    pub(super) fn remove(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Result<(), SegmentFull> {
-        for (name, key) in &self.changes.removed.clone() {
-            let symbol = &self.site.catalog.symbols[name];
-            for cell in [symbol.call_cell, symbol.address_cell]
-                .into_iter()
-                .flatten()
-            {
-                edit.set_cell(cell, CellValue::UNBOUND);
-            }
-            if self.leaves_cells(name) {
-                self.changes.left.push(name.clone());
-            } else {
-                retire_cells(txn, symbol);
-            }
-            edit.remove_symbol(txn, *key)?;
+    /// Takes the published version of a unit out of the directory, if there is one.
+    pub(super) fn retire_unit(
+        &mut self,
+        txn: &mut Txn<'_>,
+        edit: &mut Edit,
+        name: &str,
+    ) -> Result<(), SegmentFull> {
+        let Some(old) = self.site.catalog.units.get(name) else {
+            return Ok(());
+        };
+        // What kept code reads directly is kept with it.
+        let data = old.defines.iter().filter(|name| {
+            let symbol = self.site.catalog.symbols.get(*name);
+            symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
+        });
+        let data = data.filter(|name| !self.is_carried(name));
+        let keep =
+            data.into_iter().any(|name| self.leaves_cells(name)) || self.carries_from(old.number);
+        edit.remove_unit(txn, old.number.into(), keep)?;
+        if old.ends {
+            // Only a look at the directory tells that it is gone.
+            edit.flag(record_flags::RESYNC);
+        }
+        if keep {
+            self.changes.kept.push(name.to_owned());
         }
         Ok(())
     }

@@ -5,22 +5,29 @@
 //! transaction gives everything back.
 
 mod bind;
+mod carry;
 mod code;
 mod describe;
 mod frames;
 mod place;
+mod quarantine;
+mod remove;
 mod settle;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jitcast_linker::{Definition, Dialect, Input, Options, Prepared, SymbolKind};
-use jitcast_runtime::Geometry;
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::heap::Txn;
 use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
 use jitcast_runtime::signature::Signature;
+use jitcast_runtime::{Geometry, SegmentOffset};
 
-use crate::catalog::{Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit};
+use crate::catalog::{
+    Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users, Variable, users_of,
+};
+use crate::changeset::Changeset;
 use crate::error::PublishError;
 use crate::front::Compiled;
 use crate::support;
@@ -44,7 +51,8 @@ pub enum Reclaim {
     Auto,
     /// Reused; the publisher vouches that nothing outside holds addresses of the unit's locals.
     Yes,
-    /// Never reused.
+    /// Never reused: for units whose static functions or data are handed to the host (callbacks that it keeps, strings,
+    /// tables), which nothing can notice.
     No,
 }
 
@@ -145,7 +153,7 @@ impl UnitSource {
 }
 
 /// What a publication did.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Publication {
     /// Its number.
     pub generation: u64,
@@ -155,6 +163,8 @@ pub struct Publication {
     pub functions: Vec<String>,
     /// The host symbols that it refers to.
     pub imports: Vec<String>,
+    /// The units that it removed.
+    pub removed: Vec<String>,
 }
 
 /// Everything that a publication needs to know about the segment.
@@ -168,11 +178,18 @@ pub(crate) struct Site<'a> {
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Changes {
     pub(crate) units: Vec<(String, Unit)>,
+    pub(crate) removed_units: Vec<String>,
     pub(crate) symbols: BTreeMap<String, Symbol>,
     pub(crate) removed: Vec<(String, u64)>,
+    /// Removed functions whose cells stay with those who use them.
+    pub(crate) orphaned: BTreeMap<String, Symbol>,
+    /// Names that are quarantined from now on (`true`) or restored.
+    pub(crate) quarantined: BTreeMap<String, bool>,
+    /// Orphans that are published again, or that nobody uses any more.
+    pub(crate) settled: Vec<String>,
     /// Symbols whose cells lead nowhere else any more, but are left to kept units.
     pub(crate) left: Vec<String>,
-    /// Units whose replaced version is kept for the sake of its data.
+    /// Units whose version so far is kept for the sake of its data.
     pub(crate) kept: Vec<String>,
     pub(crate) added_hashes: Vec<(u64, String)>,
     pub(crate) imports: BTreeMap<ImportKey, Import>,
@@ -183,22 +200,19 @@ pub(crate) struct Changes {
 
 /// Reads every unit of the batch.
 pub(crate) fn read<'a>(
-    sources: &'a [UnitSource],
+    changes: &Changeset<'a>,
     inputs: &'a [Vec<Input<'a>>],
 ) -> Result<Vec<Prepared<'a>>, PublishError> {
-    if sources.is_empty() {
+    let sources = changes.units;
+    if changes.is_empty() || sources.iter().any(|source| source.files.is_empty()) {
         return Err(PublishError::Empty);
     }
     let mut names = HashSet::new();
-    for source in sources {
-        check_name(&source.name)?;
-        if !names.insert(&source.name) {
-            return Err(PublishError::SameUnit {
-                unit: source.name.clone(),
-            });
-        }
-        if source.files.is_empty() {
-            return Err(PublishError::Empty);
+    let published = sources.iter().map(|source| &source.name);
+    for name in published.chain(changes.removals) {
+        check_name(name)?;
+        if !names.insert(name) {
+            return Err(PublishError::SameUnit { unit: name.clone() });
         }
     }
     let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
@@ -215,18 +229,23 @@ pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
 /// A publication in the making.
 pub(crate) struct Batch<'a, 'p> {
     site: Site<'a>,
+    asked: Changeset<'p>,
     sources: &'p [UnitSource],
     units: &'p [Prepared<'p>],
     /// Which unit of the batch publishes a name, and as which of its definitions.
     defined: HashMap<&'p str, (usize, usize)>,
-    /// Names of the batch's units.
-    replaced: HashSet<&'p str>,
-    /// How many of the units that are replaced refer to a host symbol.
+    /// Names of the units that are replaced or removed.
+    leaving: HashSet<&'p str>,
+    /// Who of the others uses what, once somebody asks.
+    users: OnceCell<Users<'a>>,
+    /// How many of these refer to a host symbol.
     leaving_users: HashMap<&'a str, u32>,
-    /// Symbols that units which are replaced and kept define or refer to.
+    /// Symbols that those of them which are kept define or refer to.
     held: HashSet<&'a str>,
     /// Weak definitions that a published one keeps from counting: whoever refers to them means that.
     gave_way: HashSet<&'p str>,
+    /// Variables that keep their places, by unit and definition.
+    carried: HashMap<(usize, usize), (SegmentOffset, Variable)>,
     /// What the linker says of the symbols in `defined`.
     details: HashMap<&'p str, Details>,
     changes: Changes,
@@ -244,19 +263,24 @@ impl<'a, 'p> Batch<'a, 'p> {
     /// Settles which names the batch publishes, and refuses what would break those who stay.
     pub(crate) fn new(
         site: Site<'a>,
-        sources: &'p [UnitSource],
+        asked: &Changeset<'p>,
         units: &'p [Prepared<'p>],
     ) -> Result<Self, PublishError> {
+        let sources = asked.units;
         let (next_unit, next_import) = (site.catalog.next_unit, site.catalog.next_import);
         let changes = Changes {
             next_unit,
             next_import,
             ..Changes::default()
         };
+        let published = sources.iter().map(|source| source.name.as_str());
+        let leaving: HashSet<_> = published
+            .chain(asked.removals.iter().map(String::as_str))
+            .collect();
         let (mut leaving_users, mut held) = (HashMap::new(), HashSet::new());
-        for unit in sources
+        for unit in leaving
             .iter()
-            .filter_map(|source| site.catalog.units.get(&source.name))
+            .filter_map(|name| site.catalog.units.get(*name))
         {
             for (import, kind) in &unit.imports {
                 if *kind != ImportKind::Unique {
@@ -269,23 +293,37 @@ impl<'a, 'p> Batch<'a, 'p> {
         }
         let mut batch = Self {
             site,
+            asked: *asked,
             sources,
             units,
             defined: HashMap::new(),
-            replaced: sources.iter().map(|source| source.name.as_str()).collect(),
+            leaving,
+            users: OnceCell::new(),
             leaving_users,
             held,
             gave_way: HashSet::new(),
+            carried: HashMap::new(),
             details: HashMap::new(),
             changes,
         };
         batch.settle_definitions()?;
-        batch.check_replaced()?;
+        batch.carry_data()?;
+        batch.check_leaving()?;
+        batch.check_orphans()?;
+        batch.check_signatures()?;
+        batch.check_updates()?;
         Ok(batch)
     }
 
-    fn replaces(&self, unit: &str) -> bool {
-        self.replaced.contains(unit)
+    /// Whether a unit is replaced or removed.
+    fn leaves(&self, unit: &str) -> bool {
+        self.leaving.contains(unit)
+    }
+
+    /// The units that use `symbol` and stay as they are.
+    fn staying_users(&self, symbol: &str) -> Vec<String> {
+        let index = || self.site.catalog.users(&self.leaving);
+        users_of(self.users.get_or_init(index), symbol)
     }
 
     fn definition(&self, (unit, definition): (usize, usize)) -> &Definition<'p> {
@@ -306,11 +344,17 @@ impl<'a, 'p> Batch<'a, 'p> {
         self.place_symbols(txn, edit, &placements)?;
         for (unit, placement) in placements.iter().enumerate() {
             let bindings = self.bind(txn, edit, unit)?;
-            let linked = self.units[unit].link(placement, &bindings)?;
+            let linked =
+                self.units[unit].link_carrying(placement, &bindings, &self.carried_by(unit))?;
             self.write_unit(txn, edit, unit, placement, &linked)?;
         }
+        for name in self.asked.removals {
+            self.retire_unit(txn, edit, name)?;
+        }
+        self.update_symbols(edit);
         self.write_symbols(txn, edit)?;
-        self.remove(txn, edit)?;
+        self.remove_symbols(txn, edit)?;
+        self.release_orphans(txn);
         Ok(self.changes)
     }
 }

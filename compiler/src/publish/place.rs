@@ -9,7 +9,7 @@ use jitcast_runtime::records::CellValue;
 
 use super::code::write_stub;
 use super::{Batch, Details, check_name, kind_of};
-use crate::catalog::{Kind, Pooled, Symbol};
+use crate::catalog::{Kind, Pooled, Symbol, Variable};
 use crate::error::PublishError;
 
 impl Batch<'_, '_> {
@@ -53,11 +53,19 @@ impl Batch<'_, '_> {
             .zip(placements)
             .map(|(unit, placement)| unit.symbols(placement));
         let placed: Vec<Vec<PlacedSymbol>> = placed.collect::<Result<_, _>>()?;
+        let offset = |symbol: &PlacedSymbol| match symbol.place {
+            Place::At(_, offset) => Some(offset),
+            _ => None,
+        };
+        let offsets: Vec<Vec<_>> = placed
+            .iter()
+            .map(|symbols| symbols.iter().map(offset).collect())
+            .collect();
         self.pool_unique(&placed)?;
         let mut names: Vec<_> = self.defined.iter().map(|(name, at)| (*name, *at)).collect();
         names.sort_unstable_by_key(|(_, at)| *at);
         for (name, (unit, index)) in names {
-            let definition = self.definition((unit, index));
+            let definition = *self.definition((unit, index));
             let kind = kind_of(definition.kind);
             let (place, size, block_offset) = match placed[unit][index].place {
                 Place::At(_, offset) => (offset, definition.size, 0),
@@ -74,9 +82,18 @@ impl Batch<'_, '_> {
                 },
             );
             let old = self.site.catalog.symbols.get(name);
-            let same_function =
-                old.filter(|old| old.kind == Kind::Function && kind == Kind::Function);
-            if let (Some(old), None) = (old, same_function) {
+            let same_function = self.site.catalog.function(name);
+            let same_function = same_function.filter(|_| kind == Kind::Function);
+            let carried = match placed[unit][index].place {
+                Place::At(_, place) => self.carried_place(unit, place, &offsets[unit]),
+                _ => None,
+            };
+            let same_datum = old.filter(|_| self.is_carried(name));
+            let (place, since) = match carried {
+                Some((place, variable)) => (place, variable.since),
+                None => (place, number),
+            };
+            if let (Some(old), None) = (old, same_function.or(same_datum)) {
                 // A datum's cell belongs to its version: old code may still read it.
                 if self.leaves_cells(name) {
                     self.changes.left.push(name.to_owned());
@@ -101,8 +118,15 @@ impl Batch<'_, '_> {
                 place,
                 block_offset,
                 call_cell,
-                address_cell: same_function.and_then(|old| old.address_cell),
+                address_cell: same_function
+                    .or(same_datum)
+                    .and_then(|old| old.address_cell),
                 signature,
+                variable: definition.writable.then_some(Variable {
+                    size: definition.size,
+                    align_bytes: definition.align_bytes,
+                    since,
+                }),
             };
             self.changes.symbols.insert(name.to_owned(), symbol);
         }
@@ -122,6 +146,7 @@ impl Batch<'_, '_> {
                 check_name(definition.name)?;
                 let new = Pooled {
                     unit: self.sources[unit].name.clone(),
+                    since: self.number(unit),
                     place,
                     size: definition.size,
                     align_bytes: definition.align_bytes,

@@ -1,5 +1,7 @@
 //! Which names a publication defines, and what it would break.
 
+use jitcast_runtime::signature::Signature;
+
 use super::{Batch, check_name, kind_of};
 use crate::catalog::Kind;
 use crate::error::PublishError;
@@ -14,7 +16,7 @@ impl Batch<'_, '_> {
                 }
                 check_name(definition.name)?;
                 let published = self.site.catalog.symbols.get(definition.name);
-                let staying = published.filter(|symbol| !self.replaces(&symbol.unit));
+                let staying = published.filter(|symbol| !self.leaves(&symbol.unit));
                 let rival = self.defined.get(definition.name).copied();
                 let rival_is_weak = rival.is_none_or(|rival| self.definition(rival).weak);
                 let other = match (staying, rival) {
@@ -49,60 +51,169 @@ impl Batch<'_, '_> {
         Ok(())
     }
 
-    /// What the replaced units published must stay, or nobody who stays may use it.
-    pub(super) fn check_replaced(&mut self) -> Result<(), PublishError> {
+    /// What the leaving units published must stay, or nobody who stays may use it.
+    pub(super) fn check_leaving(&mut self) -> Result<(), PublishError> {
         for source in self.sources {
             let Some(old) = self.site.catalog.units.get(&source.name) else {
                 continue;
             };
             for name in &old.defines {
-                let symbol = &self.site.catalog.symbols[name];
-                let becomes = self
-                    .defined
-                    .get(name.as_str())
-                    .map(|new| kind_of(self.definition(*new).kind));
-                let unused = becomes == Some(Kind::Function) && symbol.kind == Kind::Function;
-                let users = if unused {
-                    Vec::new()
-                } else {
-                    self.site
-                        .catalog
-                        .users_of(name, &|unit| self.replaces(unit))
-                };
-                let (symbol_name, unit) = (name.clone(), source.name.clone());
-                match becomes {
-                    _ if users.is_empty() => {}
-                    None => {
-                        let is_data = symbol.kind != Kind::Function;
-                        return Err(PublishError::StillUsed {
-                            symbol: symbol_name,
-                            unit,
-                            users,
-                            is_data,
-                        });
-                    }
-                    Some(kind) if kind != symbol.kind => {
-                        let (was, becomes) = (symbol.kind.name(), kind.name());
-                        return Err(PublishError::KindChanges {
-                            symbol: symbol_name,
-                            was,
-                            becomes,
-                            users,
-                        });
-                    }
-                    Some(_) => {
-                        return Err(PublishError::DataMoves {
-                            symbol: symbol_name,
-                            unit,
-                            users,
-                        });
-                    }
+                self.check_replaced(&source.name, name)?;
+            }
+        }
+        self.asked
+            .removals
+            .iter()
+            .try_for_each(|unit| self.check_removed(unit))
+    }
+
+    /// What a symbol of a leaving unit becomes; `None`: it goes.
+    pub(super) fn becomes(&self, name: &str) -> Option<Kind> {
+        let new = self.defined.get(name)?;
+        Some(kind_of(self.definition(*new).kind))
+    }
+
+    /// The staying users of a symbol of a leaving unit that would notice.
+    fn disturbed(&self, name: &str) -> Vec<String> {
+        let was = self.site.catalog.symbols[name].kind;
+        match self.becomes(name) {
+            // Their cells follow.
+            Some(Kind::Function) if was == Kind::Function => Vec::new(),
+            Some(Kind::Data) if self.is_carried(name) => Vec::new(),
+            _ => self.staying_users(name),
+        }
+    }
+
+    fn check_replaced(&mut self, unit: &str, name: &str) -> Result<(), PublishError> {
+        let becomes = self.becomes(name);
+        let users = self.disturbed(name);
+        let was = self.site.catalog.symbols[name].kind;
+        if becomes.is_none() && (users.is_empty() || self.leaves_trap(was)) {
+            self.goes(name, &users);
+            return Ok(());
+        }
+        let (symbol, unit) = (name.to_owned(), unit.to_owned());
+        Err(match becomes {
+            _ if users.is_empty() => return Ok(()),
+            None => PublishError::StillUsed {
+                symbol,
+                unit,
+                users,
+                is_data: was != Kind::Function,
+            },
+            Some(kind) if kind != was => PublishError::KindChanges {
+                symbol,
+                was: was.name(),
+                becomes: kind.name(),
+                users,
+            },
+            Some(_) => PublishError::DataMoves {
+                symbol,
+                unit,
+                users,
+            },
+        })
+    }
+
+    fn check_removed(&mut self, unit: &String) -> Result<(), PublishError> {
+        let Some(old) = self.site.catalog.units.get(unit) else {
+            return Err(PublishError::NoSuchUnit { unit: unit.clone() });
+        };
+        let mut used = Vec::new();
+        for name in &old.defines {
+            let was = self.site.catalog.symbols[name].kind;
+            let users = self.disturbed(name);
+            let trap = self.becomes(name).is_none() && self.leaves_trap(was);
+            if !users.is_empty() && !trap {
+                used.push((name.clone(), users));
+            } else if self.becomes(name).is_none() {
+                self.goes(name, &users);
+            }
+        }
+        if used.is_empty() {
+            self.changes.removed_units.push(unit.clone());
+            return Ok(());
+        }
+        used.sort();
+        let (unit, traps_asked) = (unit.clone(), self.asked.options.leave_traps);
+        Err(PublishError::RemovedInUse {
+            unit,
+            used,
+            traps_asked,
+        })
+    }
+
+    /// Whether a trap may stand where users expect what was of this kind: nothing can stand for a datum.
+    fn leaves_trap(&self, was: Kind) -> bool {
+        was == Kind::Function && self.asked.options.leave_traps
+    }
+
+    /// A published name is published no longer.
+    fn goes(&mut self, name: &str, users: &[String]) {
+        let name = name.to_owned();
+        let hash = self.hash(&name);
+        if !users.is_empty() {
+            let symbol = self.site.catalog.symbols[&name].clone();
+            self.changes.orphaned.insert(name.clone(), symbol);
+        }
+        self.changes.removed.push((name, hash));
+    }
+
+    /// What the batch publishes again of what went under its users has to be a function again.
+    pub(super) fn check_orphans(&self) -> Result<(), PublishError> {
+        for name in self.site.catalog.orphans.keys() {
+            let users = self.staying_users(name);
+            match self.becomes(name) {
+                Some(kind) if kind != Kind::Function && !users.is_empty() => {
+                    return Err(PublishError::KindChanges {
+                        symbol: name.clone(),
+                        was: Kind::Function.name(),
+                        becomes: kind.name(),
+                        users,
+                    });
                 }
-                if becomes.is_none() {
-                    self.changes.removed.push((name.clone(), self.hash(name)));
-                }
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// A function that is published already, and so may be called by units and handles, keeps its signature. Where one
+    /// of both is unknown, nothing can be said.
+    pub(super) fn check_signatures(&self) -> Result<(), PublishError> {
+        if self.asked.options.change_signatures {
+            return Ok(());
+        }
+        let mut defined: Vec<_> = self.defined.iter().collect();
+        defined.sort_unstable();
+        for (&name, &at) in defined {
+            let Some(old) = self.site.catalog.function(name) else {
+                continue;
+            };
+            let source = &self.sources[at.0];
+            let becomes = source.recorded_signature(name);
+            if self.becomes(name) == Some(Kind::Function) && differ(&old.signature, &becomes) {
+                return Err(PublishError::SignatureChanges {
+                    symbol: name.to_owned(),
+                    unit: source.name.clone(),
+                    was: old.signature.clone(),
+                    becomes,
+                    users: self.staying_users(name),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two recorded signatures are known and not those of one function. Text that is no signature of ours stands
+/// for what no host can call.
+fn differ(was: &str, becomes: &str) -> bool {
+    if was.is_empty() || becomes.is_empty() {
+        return false;
+    }
+    match (was.parse::<Signature>(), becomes.parse::<Signature>()) {
+        (Ok(was), Ok(becomes)) => !was.compatible(&becomes),
+        _ => was != becomes,
     }
 }

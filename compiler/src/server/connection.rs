@@ -19,6 +19,10 @@ const MAX_UNREAD: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Attach(Vec<u8>),
+    /// What a child takes over.
+    Spare,
+    /// The child is there: this process.
+    Adopt(i32),
     /// What takes a while.
     Work(Work),
     /// Something that the peer may not ask for.
@@ -42,6 +46,12 @@ pub(super) struct Connection {
     deadline: Option<Instant>,
     /// Requests that are being carried out.
     jobs: u32,
+    /// It is for a child of this worker, which has not arrived yet.
+    child_of: Option<u64>,
+    /// Both ends were made by this process.
+    is_pair: bool,
+    /// Who sent what came last, where that is asked for.
+    sender: Option<i32>,
 }
 
 impl Connection {
@@ -60,7 +70,41 @@ impl Connection {
             pidfd: None,
             deadline: Some(deadline),
             jobs: 0,
+            child_of: None,
+            is_pair: false,
+            sender: None,
         })
+    }
+
+    /// The connection of a child that `parent` may fork: worker `number`.
+    pub(super) fn for_child(&self, socket: OwnedFd, number: u64) -> Option<Self> {
+        Some(Self {
+            socket: Some(socket),
+            pid: self.pid,
+            uid: self.uid,
+            gid: self.gid,
+            header: Vec::new(),
+            frame: None,
+            payload: Vec::new(),
+            unsent: Vec::new(),
+            worker: Some(number),
+            pidfd: None,
+            deadline: None,
+            jobs: 0,
+            child_of: Some(self.worker?),
+            is_pair: true,
+            sender: None,
+        })
+    }
+
+    /// The worker whose child it waits for.
+    pub(super) fn child_of(&self) -> Option<u64> {
+        self.child_of
+    }
+
+    /// The child has arrived: process `pid`.
+    pub(super) fn arrive(&mut self, pid: i32) {
+        (self.child_of, self.pid) = (None, pid);
     }
 
     /// What is left when only the death of the process still matters.
@@ -131,6 +175,14 @@ impl Connection {
     /// number.
     pub(super) fn pidfd(&self) -> Option<OwnedFd> {
         const SO_PEERPIDFD: libc::c_int = 77;
+        let by_number = || {
+            let pid = rustix::process::Pid::from_raw(self.pid)?;
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        };
+        if self.is_pair {
+            // It was made by this process.
+            return by_number();
+        }
         let mut fd: libc::c_int = -1;
         let mut len = size_of::<libc::c_int>() as libc::socklen_t;
         let socket = self.socket()?.as_raw_fd();
@@ -149,8 +201,7 @@ impl Connection {
             // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
             return Some(unsafe { OwnedFd::from_raw_fd(fd) });
         }
-        let pid = rustix::process::Pid::from_raw(self.pid)?;
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        by_number()
     }
 
     /// Reads what has come; a whole request, if there is one. Descriptors that come along belong nowhere and
@@ -168,9 +219,18 @@ impl Connection {
                     return Err("closed".into());
                 };
                 // Without a buffer for them, descriptors that come along are dropped by the kernel.
-                match rustix::net::recv(socket, &mut buffer[..wanted], RecvFlags::empty())
-                    .map(|(count, _)| count)
-                {
+                let received = if self.child_of.is_some() {
+                    let received = sys::receive_with_sender(socket, &mut buffer[..wanted]);
+                    received.map(|(count, sender)| {
+                        self.sender = sender;
+                        count
+                    })
+                } else {
+                    let received =
+                        rustix::net::recv(socket, &mut buffer[..wanted], RecvFlags::empty());
+                    received.map(|(count, _)| count)
+                };
+                match received {
                     Ok(0) => return Err("the peer has closed".into()),
                     Ok(count) => match self.frame {
                         None => self.header.extend_from_slice(&buffer[..count]),
@@ -217,10 +277,19 @@ impl Connection {
         let may_attach = policy.attach.allows(self.uid, self.gid);
         let may_publish = policy.publish.allows(self.uid, self.gid);
         match kind {
+            FrameKind::Adopt if self.child_of.is_some() => match self.sender {
+                Some(pid) => Incoming::Adopt(pid),
+                None => Incoming::Refused("nobody can tell who sent that".to_owned()),
+            },
+            _ if self.child_of.is_some() => {
+                Incoming::Refused("the child has not arrived".to_owned())
+            }
+            FrameKind::Spare if self.worker.is_some() => Incoming::Spare,
             FrameKind::Attach if may_attach => Incoming::Attach(payload),
             FrameKind::Attach => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
-            FrameKind::Publish => refused("publish"),
+            FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
+            FrameKind::Publish | FrameKind::Rollback => refused("publish"),
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

@@ -43,6 +43,9 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The most publications that wait their turn.
 const MAX_QUEUE: usize = 64;
 
+/// The most children of one worker that are waited for at once.
+const MAX_SPARES: usize = 4;
+
 /// How much is done for one peer before others have their turn.
 const STEPS: usize = 16;
 
@@ -221,6 +224,7 @@ type Job = (u64, Work);
 #[derive(Debug)]
 enum Work {
     Publish(Vec<u8>),
+    Rollback(Vec<u8>),
     /// Waits for a publication that is under way, which the serving thread must not.
     Status,
 }
@@ -240,6 +244,7 @@ fn publish_all(
         // no trace.
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
             Work::Publish(payload) => request::carry_out(compiler, &payload, options),
+            Work::Rollback(payload) => request::roll_back(compiler, &payload),
             Work::Status => request::tell(compiler),
         }));
         let (kind, reply) = done.unwrap_or_else(|_| {
@@ -446,6 +451,18 @@ impl<'a> Loop<'a> {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
             },
+            Incoming::Spare => match self.spare(token) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Adopt(pid) => {
+                if let Some(number) = connection.worker() {
+                    connection.arrive(pid);
+                    self.compiler.child_arrived(number, pid);
+                    self.watch(token);
+                }
+                return;
+            }
             Incoming::Work(work) => match self.jobs.try_send((token, work)) {
                 Ok(()) => return connection.start_job(),
                 Err(TrySendError::Full(_)) => (
@@ -484,7 +501,6 @@ impl<'a> Loop<'a> {
         if connection.has_unsent() {
             return Err("read what was answered before you attach".to_owned());
         }
-        let pidfd = connection.pidfd();
         let label = request
             .label
             .split(|byte| *byte == 0)
@@ -510,12 +526,70 @@ impl<'a> Loop<'a> {
             return Err(format!("the reply cannot be sent: {error}"));
         }
         connection.set_worker(admission.number);
-        if let Some(pidfd) = pidfd {
+        self.watch(token);
+        Ok(())
+    }
+
+    /// Waits for the end of the process behind a worker's connection, if that can be had.
+    fn watch(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        if let Some(pidfd) = connection.pidfd() {
             let data = epoll::EventData::new_u64(token | 1);
             if epoll::add(&self.poller, &pidfd, data, epoll::EventFlags::IN).is_ok() {
                 connection.keep_pidfd(pidfd);
             }
         }
+    }
+
+    /// Gives a worker what a child of it takes over at a fork, when there is no time to ask.
+    fn spare(&mut self, token: u64) -> Result<(), String> {
+        let parent = self
+            .connections
+            .get(&token)
+            .ok_or("the connection is gone")?;
+        if parent.has_unsent() {
+            return Err("read what was answered before you ask for more".to_owned());
+        }
+        let number = parent.worker().ok_or("only workers have children")?;
+        let waiting = self.connections.values();
+        let waiting = waiting
+            .filter(|connection| connection.child_of() == Some(number))
+            .count();
+        if waiting >= MAX_SPARES || self.connections.len() >= MAX_CONNECTIONS {
+            return Err(format!("{waiting} mailboxes wait for children already"));
+        }
+        let system = |error: io::Error| format!("no mailbox for a child: {error}");
+        let (ours, theirs) = UnixStream::pair().map_err(system)?;
+        ours.set_nonblocking(true).map_err(system)?;
+        // The kernel then says who sends.
+        rustix::net::sockopt::set_socket_passcred(&ours, true)
+            .map_err(|error| system(error.into()))?;
+        let child = self.next;
+        let data = epoll::EventData::new_u64(child);
+        epoll::add(&self.poller, &ours, data, epoll::EventFlags::IN)
+            .map_err(|error| system(error.into()))?;
+        let admission = self.compiler.admit_child(number).map_err(system)?;
+        let admission = admission.ok_or("the worker is gone")?;
+        let connection = parent.for_child(ours.into(), admission.number);
+        let connection = connection.ok_or("only workers have children")?;
+        let reply = AttachReply {
+            worker: admission.number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: self.compiler.needs_fences().into(),
+        };
+        let fds = [admission.mailbox.as_fd(), theirs.as_fd()];
+        // As for attaching: it goes out at once or not at all.
+        let sent = parent
+            .socket()
+            .map(|socket| wire::send(socket, FrameKind::SpareReply, reply.as_bytes(), &fds));
+        if !matches!(sent, Some(Ok(()))) {
+            self.compiler.worker_died(admission.number);
+            return Err("the reply cannot be sent".to_owned());
+        }
+        self.next += 2;
+        self.connections.insert(child, connection);
         Ok(())
     }
 
@@ -545,10 +619,13 @@ impl<'a> Loop<'a> {
             return;
         };
         match connection.take_pidfd() {
+            // Both who asked for it and whoever was forked meanwhile have ended.
+            _ if connection.child_of().is_some() => self.compiler.worker_died(worker),
             _ if self.compiler.worker_detached(worker) => self.compiler.worker_died(worker),
             Some(pidfd) if process_has_ended(&pidfd) => self.compiler.worker_died(worker),
             // Its death still matters: a thread of it may be inside, or enter again.
             Some(pidfd) => drop(self.connections.insert(token, connection.into_watch(pidfd))),
+            None if !may_live(connection.pid()) => self.compiler.worker_died(worker),
             None => self.compiler.worker_hung_up(worker),
         }
     }
@@ -562,6 +639,13 @@ impl<'a> Loop<'a> {
             self.compiler.worker_died(worker);
         }
     }
+}
+
+/// Whether a process may be there; 0: one that this process cannot see.
+fn may_live(pid: i32) -> bool {
+    let process = rustix::process::Pid::from_raw(pid);
+    let asked = process.map(rustix::process::test_kill_process);
+    !matches!(asked, Some(Err(rustix::io::Errno::SRCH)))
 }
 
 fn process_has_ended(pidfd: &OwnedFd) -> bool {

@@ -10,6 +10,7 @@ use crate::geometry::{Geometry, Region};
 use crate::header::{self, CONTROL_FIXED_BYTES, Header};
 use crate::heap::Backing;
 use crate::memory::Memory;
+use crate::selector;
 use crate::sys;
 
 use super::{NameError, memfd, named};
@@ -124,13 +125,16 @@ impl Segment {
         // dropped after the memory, and hands out no other access to them.
         let memory = unsafe { Memory::new(base, geometry.shared()) };
         let segment = Self { memory, object, geometry, header };
-        let fixed = Region { start: geometry.shared().start, len_bytes: CONTROL_FIXED_BYTES };
-        segment.reserve(fixed).map_err(|cause| SegmentError::System {
-            step: "fallocate of the header",
-            help: "there is no memory for it: enlarge the tmpfs or the memory cgroup",
-            cause,
-        })?;
+        let header_region = Region { start: geometry.shared().start, len_bytes: CONTROL_FIXED_BYTES };
+        for fixed in [header_region, geometry.selectors()] {
+            segment.reserve(fixed).map_err(|cause| SegmentError::System {
+                step: "fallocate of the header",
+                help: "there is no memory for it: enlarge the tmpfs or the memory cgroup",
+                cause,
+            })?;
+        }
         header::format(&segment.memory, &geometry, &header);
+        segment.memory.write_bytes(geometry.selectors().offset(), &selector::block_code());
         Ok(segment)
     }
 

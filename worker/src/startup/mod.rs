@@ -18,10 +18,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Once, TryLockError};
 
 use jitcast_runtime::memory::View;
-use jitcast_runtime::records::{StoredRegion, UnitRecord, trailing_text};
+use jitcast_runtime::records::{Root, StoredRegion, UnitRecord, trailing_text};
 use jitcast_runtime::{Corrupt, SegmentOffset, index};
 
 use crate::error::UpdateError;
+use crate::guard;
 use crate::startup::protect::Ended;
 use crate::trap;
 use crate::worker::{Inner, State};
@@ -105,6 +106,8 @@ struct Ending {
 pub(crate) struct Units {
     endings: BTreeMap<u32, Ending>,
     failed: BTreeMap<u32, FailedUnit>,
+    /// The highest number that a unit had which this worker has bound.
+    newest: Option<u32>,
 }
 
 /// A unit whose constructor or resolver failed in this worker.
@@ -131,6 +134,11 @@ impl Units {
     /// The units that failed.
     pub(crate) fn failed(&self) -> impl Iterator<Item = &FailedUnit> {
         self.failed.values()
+    }
+
+    /// Whether this worker has bound unit `number` or a later one, by the end of the latest application.
+    pub(crate) fn has_had(&self, number: u32) -> bool {
+        self.newest.is_some_and(|newest| number <= newest)
     }
 
     /// The failure of unit `number`, if it failed.
@@ -235,6 +243,7 @@ impl Inner {
     /// Remembers what the new units want to be run when they are retired.
     pub(crate) fn remember_units(&self, state: &mut State, fresh: Vec<Fresh>) {
         for unit in fresh {
+            state.units.newest = state.units.newest.max(Some(unit.number));
             let ends = !unit.ending.fini.is_empty() || unit.ending.module.is_some();
             if ends && state.units.failure(unit.number).is_none() {
                 end_with_the_process();
@@ -243,27 +252,25 @@ impl Inner {
         }
     }
 
-    /// Runs the destructors of units that are in the directory no longer, the newest first.
-    pub(crate) fn retire_units(
-        &self,
-        state: &mut State,
-        units: SegmentOffset,
-        generation: u64,
-    ) -> Result<(), UpdateError> {
+    /// Runs the destructors of units that are in the applied directory no longer, the newest first. No thread is inside at a
+    /// generation that had them.
+    pub(crate) fn retire_units(&self, state: &mut State) -> Result<(), UpdateError> {
         let view = self.window().control();
+        let root: Root = view.read(state.root_at)?;
         let mut gone = Vec::new();
         for &number in state.units.endings.keys() {
-            if index::get(view, units, number.into())?.is_none() {
+            if index::get(view, root.units, number.into())?.is_none() {
                 gone.push(number);
             }
         }
-        self.starting().begin(hand_over_at(state, generation));
+        self.starting().begin(hand_over_at(state, root.generation));
         for number in gone.into_iter().rev() {
             if let Some(ending) = state.units.endings.remove(&number) {
                 self.end(&ending);
             }
         }
         self.starting().end();
+        state.ending = false;
         Ok(())
     }
 
@@ -288,6 +295,10 @@ impl Inner {
 
     /// Runs all destructors that have not run: the worker detaches, or the process ends.
     pub(crate) fn end_units(&self, state: &mut State) {
+        if guard::record_of(self).is_none() {
+            // Else a selector would look for the pin of a worker that had the slot before.
+            self.find_pin(None);
+        }
         self.starting().begin(state.applied);
         while let Some((_, ending)) = state.units.endings.pop_last() {
             self.end(&ending);

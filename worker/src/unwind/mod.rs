@@ -5,9 +5,8 @@
 //! around the address (an index in the directory, by place), then the function in the text's sorted table. Both
 //! are shared; a worker keeps nothing of it but where its window is.
 //!
-//! Whoever unwinds through published code holds a guard. So the directory that the answer is read from cannot
-//! change: nothing is applied while a thread is inside, and nothing that the thread's generation reaches is
-//! reused. Hence no lock, no allocation, and answers also in a signal handler. Destructors run without a guard, when
+//! Whoever unwinds through published code holds a guard, so nothing that the thread's generation reaches is reused: the answer
+//! is read from the directory of that generation, or from a newer one, which says the same of what both have. Hence no lock, no allocation, and answers also in a signal handler. Destructors run without a guard, when
 //! the process ends; their units are kept, and the records of these texts are known by heart.
 //!
 //! - [`embed!`](crate::embed) makes libgcc's unwinder ask here first (`hook`).
@@ -19,7 +18,6 @@ pub(crate) mod symbolize;
 pub(crate) mod windows;
 
 use jitcast_runtime::frames::{STUB_FDE, find_frame};
-use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::stub_frames_at;
 use jitcast_runtime::index;
 use jitcast_runtime::memory::View;
@@ -33,7 +31,7 @@ pub enum Unwinding {
     /// By the hook, if [`embed!`](crate::embed) has installed it; else as [`Unwinding::Register`].
     #[default]
     Auto,
-    /// A copy of all records is registered with the unwinder (`__register_frame`): memory of this process, and the
+    /// A copy of all records is registered with the unwinder (`__register_frame_info`): memory of this process, and the
     /// time to do it anew whenever code is published.
     Register,
     /// Not at all, unless the hook is installed: exceptions end the process, backtraces end at published code.
@@ -68,10 +66,6 @@ fn frame_at(
     root_at: SegmentOffset,
     at: SegmentOffset,
 ) -> Option<(SegmentOffset, SegmentOffset)> {
-    let stubs = window.geometry().region(Area::Stubs);
-    if stubs.contains(at, 1) {
-        return Some((stub_fde(window), stubs.offset()));
-    }
     let (_, text) = text_at(window.control(), root_at, at).ok()??;
     frame_in(window, &text, at)
 }

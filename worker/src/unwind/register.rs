@@ -4,7 +4,7 @@
 //! what was replaced may be another unit's already. So it is given a copy in memory of this process, whose pointers
 //! are absolute. It is one section for all texts: of many, libgcc up to 12 makes every throw of the process look at
 //! each, and from 13 on sections must not overlap. Invariant: what is registered is what the directory of the applied
-//! generation has, kept texts included.
+//! generation has, kept texts included; and what threads need that are inside at an older one.
 
 use core::ffi::{CStr, c_void};
 use std::collections::BTreeMap;
@@ -18,55 +18,104 @@ use jitcast_runtime::records::{Root, TextRecord};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Corrupt, Region, SegmentOffset, WorkerAddr};
 
-/// `__register_frame` and `__deregister_frame`.
-type Register = unsafe extern "C" fn(*const c_void);
+/// What libgcc notes of a section (`struct object` of its `unwind-dw2-fde.h`, six words), with room.
+type Object = [u64; 16];
+
+/// `__register_frame_info`.
+type Register = unsafe extern "C" fn(*const c_void, *mut Object);
+
+/// `__deregister_frame_info`.
+type Deregister = unsafe extern "C" fn(*const c_void) -> *mut Object;
 
 /// The unwinder's two functions.
 #[derive(Clone, Copy, Debug)]
 struct Unwinder {
     register: Register,
-    deregister: Register,
+    deregister: Deregister,
+    /// Whether two sections may be about the same code for a moment. libgcc keeps a list up to version 12, and a tree of
+    /// ranges from 13 on, which takes none twice.
+    lets_overlap: bool,
 }
 
 impl Unwinder {
     fn find() -> Option<Self> {
+        let register = symbol(c"__register_frame_info")?;
+        let deregister = symbol(c"__deregister_frame_info")?;
         Some(Self {
-            register: symbol(c"__register_frame")?,
-            deregister: symbol(c"__deregister_frame")?,
+            // SAFETY: libgcc's function of this name has this type.
+            register: unsafe { core::mem::transmute::<*mut c_void, Register>(register) },
+            // SAFETY: as above.
+            deregister: unsafe { core::mem::transmute::<*mut c_void, Deregister>(deregister) },
+            // New in libgcc 13.
+            lets_overlap: symbol(c"__truncsfbf2").is_none(),
         })
     }
 }
 
-fn symbol(name: &CStr) -> Option<Register> {
+fn symbol(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: a special handle and a C string.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    // SAFETY: null, or a function of this type: every unwinder has them so.
-    unsafe { core::mem::transmute::<*mut c_void, Option<Register>>(found) }
+    (!found.is_null()).then_some(found)
 }
 
 /// A section that is registered, until it is dropped.
 #[derive(Debug)]
 struct Section {
-    words: Box<[u64]>,
+    records: Records,
     unwinder: Unwinder,
+}
+
+/// The memory of a section. libgcc, having found a record in it, reads on after it has let go of its lock.
+#[derive(Debug, Default)]
+struct Records {
+    words: Box<[u64]>,
+    object: Box<Object>,
 }
 
 impl Section {
     /// Registers the records of `parts`.
     fn new<'a>(unwinder: Unwinder, parts: impl Iterator<Item = &'a Vec<u64>>) -> Self {
         // A zero word at the end.
-        let words = parts.flatten().copied().chain([0]).collect::<Box<[u64]>>();
-        // SAFETY: an `.eh_frame` section that ends with a zero word and stays until it is deregistered.
-        unsafe { (unwinder.register)(words.as_ptr().cast()) };
-        Self { words, unwinder }
+        let words = parts.flatten().copied().chain([0]).collect();
+        let mut records = Records {
+            words,
+            object: Box::default(),
+        };
+        // SAFETY: an `.eh_frame` section that ends with a zero word, and memory for the unwinder's notes; both stay until it is
+        // deregistered, and longer while a thread is inside that may be looking at them.
+        unsafe { (unwinder.register)(records.words.as_ptr().cast(), &raw mut *records.object) };
+        Self { records, unwinder }
+    }
+
+    /// Deregisters it: its memory.
+    fn end(mut self) -> Records {
+        self.deregister();
+        core::mem::take(&mut self.records)
+    }
+
+    fn deregister(&mut self) {
+        // SAFETY: registered when it was made.
+        unsafe { (self.unwinder.deregister)(self.records.words.as_ptr().cast()) };
     }
 }
 
 impl Drop for Section {
     fn drop(&mut self) {
-        // SAFETY: registered when it was made.
-        unsafe { (self.unwinder.deregister)(self.words.as_ptr().cast()) };
+        if !self.records.words.is_empty() {
+            self.deregister();
+        }
     }
+}
+
+/// How often sections may be replaced while threads are inside: each leaves its records behind.
+const MAX_BEFORE: usize = 64;
+
+/// A unit's text that is registered.
+#[derive(Debug)]
+struct Text {
+    unit: u32,
+    end: u32,
+    records: Vec<u64>,
 }
 
 /// What is registered of a window.
@@ -74,9 +123,11 @@ impl Drop for Section {
 pub(crate) struct Registered {
     unwinder: Unwinder,
     section: Option<Section>,
+    /// What was registered before, where a thread that is inside may be reading still.
+    before: Vec<Records>,
     stubs: Vec<u64>,
-    /// By the text's start: the unit's number, and its records.
-    texts: BTreeMap<u32, (u32, Vec<u64>)>,
+    /// By the text's start.
+    texts: BTreeMap<u32, Text>,
     /// The generation that this is in agreement with.
     generation: u64,
 }
@@ -89,6 +140,7 @@ impl Registered {
         let mut registered = Self {
             unwinder: Unwinder::find()?,
             section: None,
+            before: Vec::new(),
             stubs,
             texts: BTreeMap::new(),
             generation: 0,
@@ -100,14 +152,19 @@ impl Registered {
     fn register(&mut self) {
         // Not both at once: they are about the same code.
         self.section = None;
-        let texts = self.texts.values().map(|(_, records)| records);
+        self.section = Some(self.section());
+    }
+
+    fn section(&self) -> Section {
+        let texts = self.texts.values().map(|text| &text.records);
         let parts = core::iter::once(&self.stubs).chain(texts);
-        self.section = Some(Section::new(self.unwinder, parts));
+        Section::new(self.unwinder, parts)
     }
 
     /// Brings it into agreement with `root`, whose texts are bound. Nobody else is inside.
     pub(crate) fn update(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
         // That the index lies where it lay says nothing: its memory may have been reused.
+        self.before.clear();
         let gone = self.remove(window, root)?;
         if self.add(window, root)? || gone {
             self.register();
@@ -116,15 +173,44 @@ impl Registered {
         Ok(())
     }
 
+    /// Adds what is new in `root`. Threads are inside that may need all that was there before, at any moment.
+    pub(crate) fn extend(&mut self, window: &Window, root: &Root) -> Result<(), Corrupt> {
+        if self.add(window, root)? {
+            // What both are about is found all the time, in the one or in the other; nobody runs yet what is new.
+            let section = self.section();
+            let before = self.section.replace(section);
+            self.before.extend(before.map(Section::end));
+        }
+        self.generation = root.generation;
+        Ok(())
+    }
+
+    /// Whether [`Registered::extend`] can be used: no text that is registered lies where `root` has another. Nobody needs it any
+    /// more, but it cannot be taken out while threads are inside, who may look for others.
+    pub(crate) fn can_extend(&self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let mut can = self.unwinder.lets_overlap && self.before.len() < MAX_BEFORE;
+        index::walk(view, root.texts, self.generation, &mut |at| {
+            let text: TextRecord = view.read(at)?;
+            let end = text.text.start.saturating_add(text.text.len_bytes);
+            let before = self.texts.range(..end).next_back();
+            // Registered texts do not overlap each other, so the last one that begins before the end is the only one to ask.
+            can &= before
+                .is_none_or(|(_, known)| known.unit == text.unit || known.end <= text.text.start);
+            Ok::<_, Corrupt>(())
+        })?;
+        Ok(can)
+    }
+
     /// Takes out the texts that `root` does not have; whether there were any.
     fn remove(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
         let view = window.control();
         let mut gone = Vec::new();
-        for (&start, &(unit, _)) in &self.texts {
+        for (&start, known) in &self.texts {
             let key = index::by_place(SegmentOffset::new(start));
             let found = index::get(view, root.texts, key)?;
             let found = found.map(|at| view.read::<TextRecord>(at)).transpose()?;
-            if found.is_none_or(|text| text.unit != unit) {
+            if found.is_none_or(|text| text.unit != known.unit) {
                 gone.push(start);
             }
         }
@@ -147,7 +233,9 @@ impl Registered {
             if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
                 let bytes = read(window, region)?;
                 let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
-                self.texts.insert(text.text.start, (text.unit, records));
+                let (unit, start) = (text.unit, text.text.start);
+                let end = start.saturating_add(text.text.len_bytes);
+                self.texts.insert(start, Text { unit, end, records });
             }
             Ok::<_, Corrupt>(())
         })?;

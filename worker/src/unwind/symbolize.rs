@@ -55,23 +55,29 @@ impl Worker {
     pub fn symbolize(&self, addr: WorkerAddr) -> Option<Location> {
         let at = self.window().offset_of(addr)?;
         // What is found below stays while this thread is inside.
-        let _guard = self.enter().ok()?;
+        let guard = self.enter().ok()?;
         let inner = self.inner();
-        let root = inner.window().control().read(inner.listing().root()).ok()?;
-        let stubs = self.geometry().region(Area::Stubs);
-        let found = if stubs.contains(at, 1) {
-            inner.stub_at(&root, at)
-        } else {
-            inner.text_name(at)
-        };
-        found.ok().flatten()
+        let in_stubs = self.geometry().region(Area::Stubs).contains(at, 1);
+        let mut roots = inner.listing().from(guard.generation());
+        roots.find_map(|root_at| {
+            let found = if in_stubs {
+                inner.stub_at(root_at, at)
+            } else {
+                inner.text_name(root_at, at)
+            };
+            found.ok().flatten()
+        })
     }
 }
 
 impl Inner {
-    fn text_name(&self, at: SegmentOffset) -> Result<Option<Location>, Corrupt> {
+    fn text_name(
+        &self,
+        root_at: SegmentOffset,
+        at: SegmentOffset,
+    ) -> Result<Option<Location>, Corrupt> {
         let view = self.window().control();
-        let Some((record_at, text)) = text_at(view, self.listing().root(), at)? else {
+        let Some((record_at, text)) = text_at(view, root_at, at)? else {
             return Ok(None);
         };
         let unit = trailing_text::<TextRecord>(view, record_at, 0, text.name_len)?;
@@ -90,7 +96,12 @@ impl Inner {
 
     /// The published function or host symbol whose stub is at `at`. Nothing leads back from a cell, so all are
     /// looked at.
-    fn stub_at(&self, root: &Root, at: SegmentOffset) -> Result<Option<Location>, Corrupt> {
+    fn stub_at(
+        &self,
+        root_at: SegmentOffset,
+        at: SegmentOffset,
+    ) -> Result<Option<Location>, Corrupt> {
+        let root: Root = self.window().control().read(root_at)?;
         let geometry = self.window().geometry();
         let distance = at.get() - geometry.region(Area::Stubs).start;
         let cells = geometry.region(Area::CallCells);

@@ -4,13 +4,15 @@
 //! entry of a length other than 0 has a window that is mapped.
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jitcast_runtime::geometry::Area;
 use jitcast_runtime::records::TextRecord;
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use super::{frame_at, frame_in};
+use super::{frame_at, frame_in, stub_fde};
+use crate::pin_slot;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -18,11 +20,39 @@ struct Entry {
     /// 0: the entry is free.
     len_bytes: AtomicU64,
     window: AtomicPtr<Window>,
-    /// The directory of the generation that threads inside run at.
-    root: AtomicU32,
+    /// The directories of the generations that threads inside run at: the newest first, the others in any order.
+    roots: [Directory; MAX_GENERATIONS],
+    /// How far from the thread pointer a thread finds where its pin is; 0: nowhere.
+    from_thread: AtomicU64,
     /// What may run when nobody is inside, and that directory is gone.
     left: AtomicPtr<Left>,
     next: AtomicPtr<Entry>,
+}
+
+/// How many generations threads of one worker can be inside at: more than one while some stay at older ones.
+pub(crate) const MAX_GENERATIONS: usize = 8;
+
+/// A directory, and its generation; 0: none.
+#[derive(Debug, Default)]
+struct Directory {
+    generation: AtomicU64,
+    root: AtomicU32,
+}
+
+impl Directory {
+    fn get(&self) -> (u64, SegmentOffset) {
+        // Acquire: pairs with the release in `set`, which stores this last.
+        let generation = self.generation.load(Ordering::Acquire);
+        (
+            generation,
+            SegmentOffset::new(self.root.load(Ordering::Acquire)),
+        )
+    }
+
+    fn set(&self, generation: u64, root: SegmentOffset) {
+        self.root.store(root.get(), Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+    }
 }
 
 /// A text that may run without a guard: of a unit with destructors, which is kept, and so are the tables that the
@@ -37,6 +67,11 @@ static FIRST: AtomicPtr<Entry> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Held by whoever changes the list.
 static CHANGES: Mutex<()> = Mutex::new(());
+
+/// Keeps the list as it is, for a fork.
+pub(crate) fn lock_changes() -> MutexGuard<'static, ()> {
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The entries. None is ever freed.
 fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -67,22 +102,62 @@ impl Listing {
         });
         let pointer = Arc::into_raw(Arc::clone(window)).cast_mut();
         entry.window.store(pointer, Ordering::Relaxed);
-        entry.root.store(0, Ordering::Relaxed);
+        entry
+            .roots
+            .iter()
+            .for_each(|directory| directory.set(0, SegmentOffset::NONE));
+        entry.from_thread.store(0, Ordering::Relaxed);
         entry.base.store(window.base().get(), Ordering::Relaxed);
         // Release: pairs with the acquire load in `find`; the rest is there then.
-        let len_bytes = window.geometry().window().len_bytes;
-        entry.len_bytes.store(len_bytes.into(), Ordering::Release);
+        entry
+            .len_bytes
+            .store(window.reach_bytes(), Ordering::Release);
         Self { entry, keep: false }
     }
 
-    /// The directory that addresses are looked up in.
-    pub(crate) fn root(&self) -> SegmentOffset {
-        SegmentOffset::new(self.entry.root.load(Ordering::Acquire))
+    /// Where a thread finds its pin ([`PinSlot::distance`](crate::pin_slot::PinSlot::distance)).
+    pub(crate) fn set_pins(&self, from_thread: u64) {
+        self.entry.from_thread.store(from_thread, Ordering::Release);
     }
 
-    /// From now on, addresses are looked up in the directory at `root`. Nobody else is inside.
-    pub(crate) fn set_root(&self, root: SegmentOffset) {
-        self.entry.root.store(root.get(), Ordering::Release);
+    /// All directories, with their generations.
+    pub(crate) fn all(&self) -> Vec<(u64, SegmentOffset)> {
+        let known = self.entry.roots.iter().map(Directory::get);
+        known.filter(|(generation, _)| *generation != 0).collect()
+    }
+
+    /// The directory that was applied at `generation`, at which the calling thread is inside.
+    pub(crate) fn at(&self, generation: u64) -> Option<SegmentOffset> {
+        let found = self
+            .entry
+            .roots
+            .iter()
+            .map(Directory::get)
+            .find(|(known, _)| *known == generation);
+        found.map(|(_, root)| root)
+    }
+
+    /// The directories that a thread inside at `generation` can read, the newest first.
+    pub(crate) fn from(&self, generation: u64) -> impl Iterator<Item = SegmentOffset> {
+        from(self.entry, generation)
+    }
+
+    /// From now on, addresses are looked up in the directory at `root` first. Threads are inside at `older` generations, fewer
+    /// than [`MAX_GENERATIONS`], at the most. For one thread at a time.
+    pub(crate) fn set_newest(&self, generation: u64, root: SegmentOffset, older: &[u64]) {
+        let [newest, others @ ..] = &self.entry.roots;
+        for other in others {
+            if !older.contains(&other.get().0) {
+                other.set(0, SegmentOffset::NONE);
+            }
+        }
+        let (before, before_root) = newest.get();
+        if before != generation && older.contains(&before) {
+            let free = others.iter().find(|other| other.get().0 == 0);
+            free.expect("fewer generations than places")
+                .set(before, before_root);
+        }
+        newest.set(generation, root);
     }
 
     /// Takes note of a text that may run without a guard. For one thread at a time.
@@ -137,11 +212,31 @@ fn find_in(entry: &Entry, pc: u64) -> Option<(WorkerAddr, WorkerAddr)> {
     // SAFETY: the entry has a window (its length was not 0), which stays while the calling thread, which is
     // executing in it, holds a guard.
     let window = unsafe { entry.window.load(Ordering::Acquire).as_ref() }?;
-    let at = window.offset_of(WorkerAddr::new(pc))?;
-    let root = SegmentOffset::new(entry.root.load(Ordering::Acquire));
-    let found = frame_at(window, root, at).or_else(|| frame_left(entry, window, at));
+    let pc = WorkerAddr::new(pc);
+    if let Some(selectors) = window.selectors_at(pc) {
+        // As in a stub, the stack is as it was at the call.
+        return Some((window.addr_of(stub_fde(window)), selectors));
+    }
+    let at = window.offset_of(pc)?;
+    let stubs = window.geometry().region(Area::Stubs);
+    if stubs.contains(at, 1) {
+        return Some((
+            window.addr_of(stub_fde(window)),
+            window.addr_of(stubs.offset()),
+        ));
+    }
+    let generation = pin_slot::generation(entry.from_thread.load(Ordering::Acquire));
+    let found = from(entry, generation).find_map(|root| frame_at(window, root, at));
+    let found = found.or_else(|| frame_left(entry, window, at));
     let (fde, start) = found?;
     Some((window.addr_of(fde), window.addr_of(start)))
+}
+
+/// A directory that is newer than the thread's pin is as good as its own: whatever either reaches stays.
+fn from(entry: &Entry, generation: u64) -> impl Iterator<Item = SegmentOffset> {
+    let known = entry.roots.iter().map(Directory::get);
+    let readable = known.filter(move |(known, _)| *known >= generation.max(1));
+    readable.map(|(_, root)| root)
 }
 
 /// The record of a function that runs without a guard.

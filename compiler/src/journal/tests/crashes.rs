@@ -1,22 +1,39 @@
 //! Whatever was acknowledged outlives the process at any step, and the machine's power with any part of what was
 //! not synced.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use proptest::prelude::*;
 
 use super::disk::{Choices, Disk, Lie};
-use super::{Image, UNITS, VERSIONS, compact, image, is_same, options, start, unit};
-use crate::{Compiler, JournalOptions};
+use super::{
+    Image, LEAVE_TRAPS, UNITS, VERSIONS, compact, has_all_contents, image, options, start, unit,
+};
+use crate::history::RetainedUnit;
+use crate::{
+    Changeset, Compiler, JournalOptions, Publication, PublishError, PublishOptions, SymbolUpdate,
+};
+
+/// What a publisher asks for, units by their numbers.
+#[derive(Clone, Debug)]
+enum Asked {
+    Change {
+        /// Units and their versions.
+        units: BTreeMap<usize, usize>,
+        removals: BTreeSet<usize>,
+        /// The functions of units that are quarantined (`true`) or restored.
+        updates: BTreeMap<usize, bool>,
+    },
+    /// Going back by so many generations; 0: what the latest publication did.
+    Rollback(u64),
+}
 
 /// What a test does next.
 #[derive(Clone, Debug)]
 enum Step {
     Publish {
-        unit: usize,
-        version: usize,
-    },
-    /// All units as one publication.
-    PublishAll {
-        version: usize,
+        asked: Asked,
+        leave_traps: bool,
     },
     Compact,
     /// The process ends after some more steps on the disk; then the power goes, or not. The next one ends so while
@@ -28,25 +45,113 @@ enum Step {
     },
 }
 
+fn change(
+    units: impl IntoIterator<Item = (usize, usize)>,
+    removals: impl IntoIterator<Item = usize>,
+    updates: impl IntoIterator<Item = (usize, bool)>,
+) -> Asked {
+    Asked::Change {
+        units: units.into_iter().collect(),
+        removals: removals.into_iter().collect(),
+        updates: updates.into_iter().collect(),
+    }
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let (index, version) = (0..UNITS.len(), 0..VERSIONS);
+    let units = prop::collection::btree_map(index.clone(), version.clone(), 0..3);
+    let removals = prop::option::of(index.clone());
+    let updates = prop::option::of((index.clone(), any::<bool>()));
+    prop_oneof![
+        4 => (index.clone(), version.clone()).prop_map(|unit| change([unit], [], [])),
+        1 => version.prop_map(|version| change([0, 1, 2].map(|unit| (unit, version)), [], [])),
+        2 => index.clone().prop_map(|unit| change([], [unit], [])),
+        2 => (index, any::<bool>()).prop_map(|update| change([], [], [update])),
+        2 => (units, removals, updates)
+            .prop_map(|(units, removals, updates)| change(units, removals, updates)),
+        2 => (0u64..4).prop_map(Asked::Rollback),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let power = prop::option::weighted(0.7, 1..u64::MAX);
     prop_oneof![
-        4 => (0..UNITS.len(), 0..VERSIONS).prop_map(|(unit, version)| Step::Publish { unit, version }),
-        1 => (0..VERSIONS).prop_map(|version| Step::PublishAll { version }),
+        8 => (asked(), any::<bool>())
+            .prop_map(|(asked, leave_traps)| Step::Publish { asked, leave_traps }),
         1 => Just(Step::Compact),
-        3 => (0u64..24, power, prop::option::of(0u64..6))
+        4 => (0u64..24, power, prop::option::of(0u64..6))
             .prop_map(|(after, power, again)| Step::Crash { after, power, again }),
     ]
 }
 
 /// What has to be there.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Expected {
     generation: u64,
-    /// The version of each unit and the generation that published it.
-    versions: [Option<(usize, u64)>; UNITS.len()],
+    units: BTreeMap<String, RetainedUnit>,
+    quarantined: BTreeSet<String>,
     /// Where it is known.
     image: Option<Image>,
+}
+
+impl Expected {
+    /// What `image` says.
+    fn of(image: Image) -> Self {
+        let published = image.history.published().iter();
+        let units = published.map(|(name, published)| (name.clone(), published.unit.clone()));
+        Self {
+            generation: image.status.generation,
+            units: units.collect(),
+            quarantined: image.status.quarantined.iter().cloned().collect(),
+            image: Some(image),
+        }
+    }
+
+    /// What is there after `asked`, if that is done.
+    fn after(&self, asked: &Asked) -> Self {
+        let mut after = self.clone();
+        match asked {
+            Asked::Change {
+                units,
+                removals,
+                updates,
+            } => {
+                let units = units.iter().map(|(&index, &version)| unit(index, version));
+                let units = units.map(|unit| (unit.name.clone(), RetainedUnit::new(unit)));
+                after.units.extend(units);
+                for unit in removals {
+                    after.units.remove(UNITS[*unit]);
+                }
+                for (unit, quarantined) in updates {
+                    let name = UNITS[*unit].to_owned();
+                    if *quarantined {
+                        after.quarantined.insert(name);
+                    } else {
+                        after.quarantined.remove(&name);
+                    }
+                }
+            }
+            Asked::Rollback(by) => {
+                let history = &self.image.as_ref().unwrap().history;
+                if let Ok(undo) = history.undo(self.back_by(*by)) {
+                    let units = undo.units.into_iter();
+                    after
+                        .units
+                        .extend(units.map(|unit| (unit.name.clone(), unit)));
+                    undo.removals
+                        .iter()
+                        .for_each(|name| drop(after.units.remove(name)));
+                }
+            }
+        }
+        after.image = None;
+        after
+    }
+
+    /// The generation `by` ones ago.
+    fn back_by(&self, by: u64) -> Option<u64> {
+        (by > 0).then(|| self.generation.saturating_sub(by))
+    }
 }
 
 #[derive(Debug)]
@@ -64,9 +169,6 @@ struct Model {
     again: Option<u64>,
 }
 
-/// The generation of a publication that was not shown before the process died.
-const UNKNOWN: u64 = u64::MAX;
-
 /// What is wrong, if anything is.
 type Verdict = Result<(), String>;
 
@@ -81,11 +183,7 @@ impl Model {
         );
         disk.lie(lie);
         let compiler = start(&disk, &options).unwrap();
-        let acknowledged = Expected {
-            generation: compiler.status().generation,
-            image: Some(image(&compiler)),
-            ..Expected::default()
-        };
+        let acknowledged = Expected::of(image(&compiler));
         let used = acknowledged.generation;
         Self {
             disk,
@@ -102,10 +200,7 @@ impl Model {
     fn run(&mut self, steps: &[Step]) -> Verdict {
         for step in steps {
             match step {
-                Step::Publish { unit, version } => self.publish(&[(*unit, *version)])?,
-                Step::PublishAll { version } => {
-                    self.publish(&[0, 1, 2].map(|unit| (unit, *version)))?;
-                }
+                Step::Publish { asked, leave_traps } => self.publish(asked, *leave_traps)?,
                 Step::Compact => {
                     // It fails if the process dies in it, and changes nothing either way.
                     let _ = self.compiler.as_ref().map(compact);
@@ -122,36 +217,63 @@ impl Model {
             }
         }
         self.disk.die_after(Some(0));
-        self.publish(&[(0, 0)])
+        self.publish(&change([(0, 0)], [], []), true)
     }
 
-    fn publish(&mut self, batch: &[(usize, usize)]) -> Verdict {
-        let sources: Vec<_> = batch
-            .iter()
-            .map(|(index, version)| unit(*index, *version).clone())
-            .collect();
+    fn ask(&self, asked: &Asked, leave_traps: bool) -> Result<Publication, PublishError> {
         let compiler = self.compiler.as_ref().unwrap();
-        let published = compiler.publish(&sources);
+        let options = PublishOptions {
+            leave_traps,
+            ..LEAVE_TRAPS
+        };
+        match asked {
+            Asked::Change {
+                units,
+                removals,
+                updates,
+            } => {
+                let units = units.iter().map(|(&index, &version)| unit(index, version));
+                let updates = updates.iter().map(|(&unit, &quarantined)| {
+                    let name = UNITS[unit].to_owned();
+                    if quarantined {
+                        SymbolUpdate::Quarantine(name)
+                    } else {
+                        SymbolUpdate::Restore(name)
+                    }
+                });
+                let removals = removals.iter().map(|&unit| UNITS[unit].to_owned());
+                compiler.change(&Changeset {
+                    units: &units.cloned().collect::<Vec<_>>(),
+                    removals: &removals.collect::<Vec<_>>(),
+                    updates: &updates.collect::<Vec<_>>(),
+                    options,
+                })
+            }
+            Asked::Rollback(by) => compiler.rollback(self.acknowledged.back_by(*by), options),
+        }
+    }
+
+    fn publish(&mut self, asked: &Asked, leave_traps: bool) -> Verdict {
+        let mut expected = self.acknowledged.after(asked);
+        let published = self.ask(asked, leave_traps);
+        let compiler = self.compiler.as_ref().unwrap();
         let generation = compiler.status().generation;
         let is_visible = generation > self.acknowledged.generation;
-        let mut expected = self.acknowledged.clone();
-        expected.image = None;
         if is_visible {
             if generation <= self.used {
                 return Err(format!("generation {generation} is used again"));
             }
             self.used = generation;
-            expected.generation = generation;
-            expected.image = Some(image(compiler));
-        }
-        let at = if is_visible { generation } else { UNKNOWN };
-        for (index, version) in batch {
-            expected.versions[*index] = Some((*version, at));
+            let seen = Expected::of(image(compiler));
+            if (&seen.units, &seen.quarantined) != (&expected.units, &expected.quarantined) {
+                return Err(format!("generation {generation} is not what was asked for"));
+            }
+            expected = seen;
         }
         match published {
             Ok(_) => self.acknowledged = expected,
             Err(_) if self.disk.is_dead() => self.under_way = Some(expected),
-            // A unit may not be published before the one it calls; that is no matter of the journal.
+            // What nobody may ask for at this time is refused: that is no matter of the journal.
             Err(error) if is_visible => return Err(error.to_string()),
             Err(_) => {}
         }
@@ -203,9 +325,6 @@ impl Model {
         {
             if maybe.image.is_none() {
                 // It was written, but not shown: its number is only known now.
-                for (_, at) in maybe.versions.iter_mut().flatten() {
-                    *at = if *at == UNKNOWN { generation } else { *at };
-                }
                 maybe.generation = generation;
             }
             expected = maybe;
@@ -217,19 +336,13 @@ impl Model {
         if expected.image.as_ref().is_some_and(|image| *image != found) {
             return Err(format!("generation {generation} is not what it was"));
         }
-        for (index, version) in expected.versions.iter().enumerate() {
-            let Some((version, at)) = version else {
-                continue;
-            };
-            let source = compiler.sources_of(*at, UNITS[index]);
-            let source = source.map_err(|error| error.to_string())?;
-            if !source.is_some_and(|source| is_same(&source, unit(index, *version))) {
-                return Err(format!("the sources of {} at {at} are lost", UNITS[index]));
-            }
+        let found = Expected::of(found);
+        if (&found.units, &found.quarantined) != (&expected.units, &expected.quarantined) {
+            return Err(format!("generation {generation} is not what was asked for"));
         }
-        expected.image = Some(found);
+        has_all_contents(compiler)?;
         self.used = self.used.max(generation);
-        self.acknowledged = expected;
+        self.acknowledged = found;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::disk::Disk;
-use super::{image, options, publish, start};
+use super::{LEAVE_TRAPS, image, options, publish, remove, start, unit};
 use crate::journal::log::{Found, Kind, Log};
 use crate::journal::storage::Storage;
 use crate::journal::{JournalError, LOG};
@@ -21,8 +21,42 @@ fn three() -> (Disk, Vec<super::Image>) {
     (disk, images)
 }
 
+/// A journal with all that there can be: a base, removals under users, quarantines, rollbacks.
+pub(super) fn eventful() -> Disk {
+    let (disk, compiler) = {
+        let (disk, _) = three();
+        let compiler = start(&disk, &options()).unwrap();
+        (disk, compiler)
+    };
+    publish(&compiler, 1, 1);
+    super::compact(&compiler).unwrap();
+    remove(&compiler, 0).unwrap();
+    compiler.quarantine(&["c".to_owned()]).unwrap();
+    publish(&compiler, 2, 1);
+    compiler.rollback(None, LEAVE_TRAPS).unwrap();
+    remove(&compiler, 2).unwrap();
+    disk
+}
+
+/// Does everything that a publisher can do, wherever it is refused.
+fn use_all(compiler: &Compiler) {
+    let _ = compiler.rollback(None, LEAVE_TRAPS);
+    let oldest = compiler.status().oldest_retained;
+    let _ = compiler.rollback(Some(oldest), LEAVE_TRAPS);
+    let _ = compiler.restore(&["c".to_owned()]);
+    for index in 0..3 {
+        let _ = compiler.publish(&[unit(index, 1).clone()]);
+    }
+    let _ = compiler.quarantine(&["c".to_owned()]);
+    for index in 0..3 {
+        let _ = remove(compiler, index);
+    }
+    let _ = super::compact(compiler);
+    compiler.status();
+}
+
 /// The records of a log, each with its place and the place after it.
-fn records(disk: &Disk) -> Vec<(Kind, Vec<u8>, u64, u64)> {
+pub(super) fn records(disk: &Disk) -> Vec<(Kind, Vec<u8>, u64, u64)> {
     let log = Log::open(disk.open(LOG).unwrap().unwrap()).unwrap();
     let (mut at, mut found) = (Log::start(), Vec::new());
     while let Found::Record(kind, payload, next) = log.read(at).unwrap() {
@@ -33,7 +67,7 @@ fn records(disk: &Disk) -> Vec<(Kind, Vec<u8>, u64, u64)> {
     found
 }
 
-fn refusal(disk: &Disk) -> JournalError {
+pub(super) fn refusal(disk: &Disk) -> JournalError {
     match start(disk, &options()) {
         Err(StartError::Journal(error)) => error,
         Err(other) => panic!("{other}"),
@@ -202,7 +236,7 @@ fn processor_features_that_this_machine_lacks_are_named() {
 }
 
 /// Writes the log anew with payloads that `change` has changed, and checksums that hold.
-fn rewrite(
+pub(super) fn rewrite(
     disk: &Disk,
     records: &[(Kind, Vec<u8>, u64, u64)],
     change: impl Fn(Kind, &mut Vec<u8>),
@@ -229,7 +263,7 @@ proptest! {
         cut in prop::option::of(any::<prop::sample::Index>()),
         swap in prop::option::of((any::<prop::sample::Index>(), any::<prop::sample::Index>())),
     ) {
-        let (disk, _) = three();
+        let disk = eventful();
         let mut known = records(&disk);
         let count = known.len();
         let payload = &mut known[which.index(count)].1;
@@ -245,9 +279,7 @@ proptest! {
         }
         rewrite(&disk, &known, |_, _| {});
         if let Ok(compiler) = start(&disk, &options()) {
-            for index in 0..3 {
-                let _ = compiler.publish(&[super::unit(index, 1).clone()]);
-            }
+            use_all(&compiler);
         }
     }
 }

@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::disk::{Choices, Disk, Refusal};
-use super::{VERSIONS, compact, image, is_same, options, publish, publish_error, start, unit};
-use crate::JournalOptions;
+use super::{
+    VERSIONS, compact, has_all_contents, image, options, publish, publish_error, remove, start,
+    unit,
+};
+use crate::history::{ContentHash, RetainedUnit};
+use crate::journal::objects::path;
 use crate::journal::{JournalError, LOG};
+use crate::{JournalOptions, PublishError, PublishOptions};
 
 #[test]
 fn a_publication_that_finds_no_room_is_refused_whole() {
@@ -50,9 +55,8 @@ fn an_object_that_finds_no_room_refuses_its_publication() {
     let error = publish_error(compiler.publish(&[unit(0, 0).clone()]));
     assert!(matches!(error, JournalError::NotWritten { .. }), "{error}");
     assert!(image(&compiler) == before);
-    let generation = publish(&compiler, 0, 0);
-    let source = compiler.sources_of(generation, "a").unwrap().unwrap();
-    assert!(is_same(&source, unit(0, 0)));
+    publish(&compiler, 0, 0);
+    has_all_contents(&compiler).unwrap();
 }
 
 /// The story: on a full file system, what a refused publication had brought would keep out the next one.
@@ -164,14 +168,13 @@ fn a_compaction_that_fails_leaves_the_old_log() {
 }
 
 #[test]
-fn compaction_keeps_the_state_and_what_live_and_recent_units_were_made_from() {
+fn compaction_keeps_the_state_and_what_retained_units_were_made_from() {
     let disk = Disk::default();
     let compiler = start(&disk, &options()).unwrap();
-    let first = publish(&compiler, 0, 0);
-    for version in [1, 2, 3] {
+    publish(&compiler, 0, 0);
+    for version in [0, 1, 2, 3, 3] {
         publish(&compiler, 1, version);
     }
-    let before_last = publish(&compiler, 1, 0);
     let (expected, len) = (image(&compiler), disk.contents(LOG).len());
     compact(&compiler).unwrap();
     assert!(image(&compiler) == expected);
@@ -179,50 +182,95 @@ fn compaction_keeps_the_state_and_what_live_and_recent_units_were_made_from() {
         disk.contents(LOG).len() < len + 4096,
         "it holds the state once"
     );
-    // One is live, three are recent, and one of those is live too: version 1 is gone.
-    let objects: BTreeSet<_> = disk
-        .names()
-        .into_iter()
-        .filter(|name| name.starts_with("objects/"))
-        .collect();
-    assert_eq!(objects.len(), 4);
+    // One of `a` and the last one of `b` are live, and those before can be had again: version 0 is gone.
+    let kept = [unit(0, 0), unit(1, 1), unit(1, 2), unit(1, 3)];
+    let kept = kept.map(|unit| path(ContentHash::of(&unit.files[0].bytes)));
+    let objects = disk.names().into_iter();
+    let objects = objects.filter(|name| name.starts_with("objects/"));
+    assert_eq!(objects.collect::<BTreeSet<_>>(), BTreeSet::from(kept));
     drop(compiler);
     let compiler = start(&disk, &options()).unwrap();
     assert!(image(&compiler) == expected);
-    let made_from = |generation, name| compiler.sources_of(generation, name).unwrap();
-    assert!(is_same(&made_from(first, "a").unwrap(), unit(0, 0)));
-    assert!(is_same(&made_from(before_last, "b").unwrap(), unit(1, 0)));
-    assert!(is_same(
-        &made_from(before_last - 1, "b").unwrap(),
-        unit(1, 3)
-    ));
-    assert!(
-        made_from(first + 1, "b").is_none(),
-        "the oldest is forgotten"
-    );
+    has_all_contents(&compiler).unwrap();
+    let oldest = expected.history.oldest();
+    compiler
+        .rollback(Some(oldest), PublishOptions::default())
+        .unwrap();
+    let state = compiler.state.lock();
+    let published = &state.history.published()["b"].unit;
+    assert!(published.is_same(&RetainedUnit::new(unit(1, 1))));
 }
 
 #[test]
-fn an_object_that_changed_on_disk_is_noticed() {
+fn another_number_of_retained_publications_counts_from_the_restart_on() {
     let disk = Disk::default();
     let compiler = start(&disk, &options()).unwrap();
-    let generation = publish(&compiler, 0, 0);
-    let object = disk
-        .names()
-        .into_iter()
-        .find(|name| name.starts_with("objects/"))
-        .unwrap();
+    for version in 0..VERSIONS {
+        publish(&compiler, 0, version);
+    }
+    drop(compiler);
+    let retaining = |retain| {
+        let compiler = super::start_with(&disk, &options(), retain).unwrap();
+        let count = compiler.status().history.len();
+        has_all_contents(&compiler).unwrap();
+        (compiler, count)
+    };
+    // The log still has them all.
+    assert_eq!(retaining(10).1, VERSIONS);
+    let (compiler, count) = retaining(1);
+    assert_eq!(count, 1);
+    compact(&compiler).unwrap();
+    drop(compiler);
+    assert_eq!(retaining(10).1, 1);
+}
+
+#[test]
+fn an_object_that_changed_on_disk_is_noticed_and_kept_anew() {
+    let disk = Disk::default();
+    let compiler = start(&disk, &options()).unwrap();
+    publish(&compiler, 0, 0);
+    publish(&compiler, 0, 1);
+    drop(compiler);
+    let object = path(ContentHash::of(&unit(0, 0).files[0].bytes));
     disk.overwrite(&object, b"something else");
-    let error = compiler
-        .sources_of(generation, "a")
-        .unwrap_err()
-        .to_string();
+    let compiler = start(&disk, &options()).unwrap();
+    let before = image(&compiler);
+    let refused = compiler.rollback(None, PublishOptions::default());
+    let error = publish_error(refused).to_string();
     for phrase in [
         object.as_str(),
         "the unit `a`",
         "missing or damaged",
-        "help: publish the unit",
+        "help: publish that version",
     ] {
         assert!(error.contains(phrase), "`{phrase}` in {error}");
     }
+    assert!(image(&compiler) == before);
+    publish(&compiler, 0, 0);
+    has_all_contents(&compiler).unwrap();
+}
+
+#[test]
+fn nothing_is_written_down_of_what_is_published_already() {
+    let disk = Disk::default();
+    let compiler = start(&disk, &options()).unwrap();
+    let published = compiler.publish(&[unit(0, 0).clone()]).unwrap();
+    drop(compiler);
+    let compiler = start(&disk, &options()).unwrap();
+    let before = disk.contents(LOG);
+    let again = compiler.change(&crate::Changeset {
+        units: &[unit(0, 0).clone()],
+        options: PublishOptions {
+            if_changed: true,
+            ..PublishOptions::default()
+        },
+        ..crate::Changeset::default()
+    });
+    assert_eq!(again.unwrap(), published, "also by the clock of that time");
+    assert_eq!(disk.contents(LOG), before);
+    remove(&compiler, 0).unwrap();
+    assert!(matches!(
+        remove(&compiler, 0),
+        Err(PublishError::NoSuchUnit { .. })
+    ));
 }

@@ -13,8 +13,13 @@ use jitcast_runtime::heap::HeapImage;
 
 use super::image::written;
 use super::{JournalOptions, Past};
+use crate::catalog::Catalog;
 use crate::front::{Options, compile_bytes};
-use crate::{Compiler, CompilerOptions, PublishError, StartError, Status, UnitSource};
+use crate::history::{History, RetainedUnit};
+use crate::{
+    Changeset, Compiler, CompilerOptions, PublishError, PublishOptions, StartError, Status,
+    UnitSource,
+};
 use disk::Disk;
 
 /// Names of the units that tests publish, and how many versions there are of each.
@@ -23,8 +28,18 @@ const VERSIONS: usize = 4;
 
 /// A compiler that keeps its journal on `disk`.
 fn start(disk: &Disk, options: &JournalOptions) -> Result<Compiler, StartError> {
+    start_with(disk, options, crate::DEFAULT_RETAIN)
+}
+
+/// One that retains the last `retain` publications.
+fn start_with(
+    disk: &Disk,
+    options: &JournalOptions,
+    retain: usize,
+) -> Result<Compiler, StartError> {
     let options = CompilerOptions {
         journal: Some(options.clone()),
+        retain,
         reclaim_above_bytes: 0,
         ..CompilerOptions::with_window(8 << 20).unwrap()
     };
@@ -71,6 +86,8 @@ fn compile(index: usize, version: usize) -> UnitSource {
 #[derive(Clone, Debug, PartialEq)]
 struct Image {
     status: Status,
+    catalog: Catalog,
+    history: History,
     heap: HeapImage,
     extents: [u32; Area::COUNT],
     /// What lies in each shared range that is in use, and the stubs.
@@ -99,6 +116,7 @@ fn image(compiler: &Compiler) -> Image {
     });
     let bytes = bytes.collect();
     let extents = state.latest.extents;
+    let (catalog, history) = (state.catalog.clone(), state.history.clone());
     drop(state);
     Image {
         status: Status {
@@ -106,6 +124,8 @@ fn image(compiler: &Compiler) -> Image {
             areas: Vec::new(),
             ..compiler.status()
         },
+        catalog,
+        history,
         heap,
         extents,
         bytes,
@@ -127,16 +147,40 @@ fn compact(compiler: &Compiler) -> Result<(), super::JournalError> {
     journal.as_mut().unwrap().compact(&compiler.segment, &state)
 }
 
-/// Whether two units are made from the same files in the same way.
-fn is_same(found: &UnitSource, source: &UnitSource) -> bool {
-    let files = found.files.iter().zip(&source.files);
-    let mut files =
-        files.map(|(a, b)| (&a.name, &a.bytes, a.dialect) == (&b.name, &b.bytes, b.dialect));
-    found.files.len() == source.files.len()
-        && files.all(|same| same)
-        && (&found.name, &found.signatures, found.reclaim)
-            == (&source.name, &source.signatures, source.reclaim)
+/// Whether what is published and what can be had again can be read from the journal.
+fn has_all_contents(compiler: &Compiler) -> Result<(), String> {
+    let state = compiler.state.lock();
+    let mut journal = compiler.journal.lock();
+    let journal = journal.as_mut().unwrap();
+    let published = state.history.published().values().map(|known| &known.unit);
+    let before = state
+        .history
+        .entries()
+        .flat_map(|entry| entry.before.values());
+    for unit in published.chain(before.flatten()) {
+        let source = journal.source(unit).map_err(|error| error.to_string())?;
+        if RetainedUnit::new(&source) != *unit {
+            return Err(format!("{} is made of something else", unit.name));
+        }
+    }
+    Ok(())
 }
+
+/// Removes a unit, whoever uses it.
+fn remove(compiler: &Compiler, index: usize) -> Result<crate::Publication, PublishError> {
+    compiler.change(&Changeset {
+        removals: &[UNITS[index].to_owned()],
+        options: LEAVE_TRAPS,
+        ..Changeset::default()
+    })
+}
+
+const LEAVE_TRAPS: PublishOptions = PublishOptions {
+    leave_traps: true,
+    change_signatures: false,
+    keep_data: false,
+    if_changed: false,
+};
 
 fn publish_error(result: Result<crate::Publication, PublishError>) -> super::JournalError {
     match result.expect_err("a refusal") {

@@ -1,0 +1,63 @@
+//! What a publisher asks for: units, removals and symbol updates that become visible as one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::publish::UnitSource;
+
+/// Everything that one publication is to change: all of it becomes visible at once, or nothing.
+///
+/// ```
+/// # use jitcast_compiler::Changeset;
+/// let changes = Changeset { removals: &["old".to_owned()], ..Changeset::default() };
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changeset<'a> {
+    /// Units to publish; one that has the name of a published one replaces it.
+    pub units: &'a [UnitSource],
+    /// Names of published units to remove.
+    pub removals: &'a [String],
+    /// Updates of symbols.
+    pub updates: &'a [SymbolUpdate],
+    /// What it asks for besides.
+    pub options: PublishOptions,
+}
+
+impl Changeset<'_> {
+    /// Whether units are asked for, and nothing else.
+    pub(crate) fn is_units_only(&self) -> bool {
+        !self.units.is_empty() && self.removals.is_empty() && self.updates.is_empty()
+    }
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty() && self.removals.is_empty() && self.updates.is_empty()
+    }
+}
+
+/// A change of what a function's name leads to, without linking anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SymbolUpdate {
+    /// Handles of this function lead to the fallbacks that their hosts gave them, and every other way to it to a trap,
+    /// until it is restored; whatever is published under the name meanwhile. Only its own unit goes on calling it.
+    Quarantine(String),
+    /// The name leads to what is published again.
+    Restore(String),
+}
+
+/// What the publisher asks for besides, and takes upon itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishOptions {
+    /// Functions that others still use may go or be quarantined: their calls end the process that makes them, with a
+    /// message, until the name is published again or restored.
+    pub leave_traps: bool,
+    /// Functions may get another signature: their callers are ready for it. Handles of the old signature lead to a
+    /// trap then.
+    pub change_signatures: bool,
+    /// Variables that a replaced unit and its new version define alike keep their places and contents: those with a name
+    /// that others see. Static ones have none, and start afresh, as all do without this.
+    pub keep_data: bool,
+    /// Nothing is done if all units are published with these very contents and options already, and nothing else is
+    /// asked for: the answer is that publication. So publishers that start together link once. Without it units are
+    /// linked again: their data start afresh, and names that are the host's are decided anew.
+    pub if_changed: bool,
+}

@@ -1,0 +1,67 @@
+//! Publications without files: `jitcast remove`, `quarantine`, `restore` and `rollback`.
+
+use std::process::ExitCode;
+
+use jitcast::compiler::request::{self, PublishRequest, RollbackRequest};
+use jitcast::compiler::{PublishOptions, SymbolUpdate};
+
+use super::Failure;
+use super::args::{QuarantineArgs, RemoveArgs, RestoreArgs, RollbackArgs};
+use super::publish::{connect, tell};
+
+pub(super) fn remove(args: &RemoveArgs) -> Result<ExitCode, Failure> {
+    let request = PublishRequest {
+        removals: args.units.clone(),
+        options: args.force.into(),
+        ..PublishRequest::default()
+    };
+    let done = request::publish(connect(&args.socket)?, &request)?;
+    tell(&done, false);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn quarantine(args: &QuarantineArgs) -> Result<ExitCode, Failure> {
+    let options = PublishOptions {
+        leave_traps: args.leave_traps,
+        ..PublishOptions::default()
+    };
+    update(&args.what, SymbolUpdate::Quarantine, options, "quarantined")
+}
+
+pub(super) fn restore(args: &RestoreArgs) -> Result<ExitCode, Failure> {
+    let options = PublishOptions::default();
+    update(args, SymbolUpdate::Restore, options, "restored")
+}
+
+fn update(
+    args: &RestoreArgs,
+    update: fn(String) -> SymbolUpdate,
+    options: PublishOptions,
+    what: &str,
+) -> Result<ExitCode, Failure> {
+    let request = PublishRequest {
+        updates: args.symbols.iter().cloned().map(update).collect(),
+        options,
+        ..PublishRequest::default()
+    };
+    let done = request::publish(connect(&args.socket)?, &request)?;
+    println!(
+        "generation {}: {what} {}",
+        done.generation,
+        args.symbols.join(", ")
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn rollback(args: &RollbackArgs) -> Result<ExitCode, Failure> {
+    let request = RollbackRequest {
+        generation: args.generation,
+        options: PublishOptions {
+            keep_data: args.keep_data,
+            ..args.force.into()
+        },
+    };
+    let done = request::rollback(connect(&args.socket)?, &request)?;
+    tell(&done, true);
+    Ok(ExitCode::SUCCESS)
+}

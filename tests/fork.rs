@@ -1,0 +1,384 @@
+//! A child is a worker of its own from before its first instruction, whatever its parent was doing.
+
+mod common;
+#[path = "publish/units.rs"]
+mod units;
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::host::{Host, clif_unit};
+use common::process::{PATIENCE, Process};
+use common::{remote, require, role};
+use jitcast::worker::{EnterError, Worker};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use units::{c, call, handle, publish, publish_generation};
+
+const INSIDE: &str = "forks inside a guard";
+const STORM: &str = "forks while threads call";
+const STARTED: &str = "forks after constructors";
+const CLOSED: &str = "closes all descriptors";
+const DAEMON: &str = "becomes a daemon";
+const EXEC: &str = "becomes another program";
+const RAW: &str = "clones without handlers";
+
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[
+        (INSIDE, fork_inside_a_guard),
+        (STORM, fork_while_threads_call),
+        (STARTED, fork_after_constructors),
+        (CLOSED, close_all_descriptors),
+        (DAEMON, become_a_daemon),
+        (EXEC, become_another_program),
+        (RAW, clone_without_handlers),
+    ]);
+}
+
+/// Runs `child` in a forked child, which ends with it.
+fn fork(child: impl FnOnce()) -> Pid {
+    // SAFETY: what the child does needs no lock that another thread could hold: malloc's are taken care of by the C library.
+    finish_fork(unsafe { libc::fork() }, child)
+}
+
+fn finish_fork(pid: i32, child: impl FnOnce()) -> Pid {
+    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+    if let Some(pid) = Pid::from_raw(pid) {
+        return pid;
+    }
+    // Not even a panic may lead the child back into the test harness.
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+    // SAFETY: ends the process without running anything of its parent's.
+    unsafe { libc::_exit(i32::from(done.is_err())) }
+}
+
+#[track_caller]
+fn succeeded(child: Pid) {
+    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(0), "{status:?}");
+}
+
+/// What the compiler process says of the workers: pid and pin.
+fn pins(host: &Host) -> Vec<(i32, Option<u64>)> {
+    let workers = host.compiler.status().workers.into_iter();
+    workers.map(|worker| (worker.pid, worker.pinned)).collect()
+}
+
+#[track_caller]
+fn await_pins(host: &Host, mut expected: Vec<(i32, Option<u64>)>) {
+    expected.sort_unstable();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut found = pins(host);
+        found.sort_unstable();
+        if found == expected {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{found:?} instead of {expected:?}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+/// Forks under a guard. The child reports first, and ends when it is told to; then its parent goes on.
+fn fork_inside_a_guard(socket: &str) {
+    let worker = remote::attach(socket);
+    let f = handle(&worker, "f");
+    let mut guard = Some(worker.enter().unwrap());
+    let old = guard.as_ref().unwrap().generation();
+    let (number, base) = (worker.stats().number, worker.stats().base);
+    let child = fork(|| {
+        role::report(own_pid());
+        role::next_line().unwrap();
+        let inside = guard.take().unwrap();
+        assert_eq!((inside.generation(), worker.poll().unwrap()), (old, old));
+        assert_eq!(f.call(&inside, 0), old.cast_signed());
+        let stats = worker.stats();
+        assert!(stats.number != number && stats.base == base, "{stats:?}");
+        drop(inside);
+        let inside = worker.enter().unwrap();
+        assert!(inside.generation() > old);
+        assert_eq!(f.call(&inside, 0), inside.generation().cast_signed());
+        drop(inside);
+        // A child has children.
+        let inside = worker.enter().unwrap();
+        succeeded(fork(|| {
+            assert_eq!(f.call(&inside, 0), inside.generation().cast_signed());
+            drop(inside);
+            assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+        }));
+        role::report("left");
+        role::next_line().unwrap();
+    });
+    succeeded(child);
+    let inside = guard.take().unwrap();
+    assert_eq!(f.call(&inside, 0), old.cast_signed());
+    role::report("parent");
+    role::next_line().unwrap();
+    drop(inside);
+    assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+}
+
+fn next(process: &mut Process) -> String {
+    role::next_report(process)
+}
+
+#[test]
+fn a_child_goes_on_under_its_copy_of_the_guard_and_holds_its_generation_itself() {
+    let host = Host::sealed();
+    let old = publish_generation(&host);
+    let mut parent = role::start(INSIDE, &host.socket);
+    let child: i32 = next(&mut parent).parse().unwrap();
+    await_pins(&host, vec![(parent.pid(), Some(old)), (child, Some(old))]);
+    for _ in 0..300 {
+        publish_generation(&host);
+    }
+    parent.send("go on");
+    assert_eq!(next(&mut parent), "left");
+    await_pins(&host, vec![(parent.pid(), Some(old)), (child, None)]);
+    parent.send("end");
+    assert_eq!(next(&mut parent), "parent");
+    await_pins(&host, vec![(parent.pid(), Some(old))]);
+    parent.send("end");
+    parent.finish().succeeded();
+}
+
+/// How many children are forked while threads call.
+const CHILDREN: usize = 60;
+
+/// `both(x)`: 2^32 times what `g` adds, and what `f` adds.
+const BOTH: &str = "function %both(i64) -> i64 {
+    fn0 = %f(i64) -> i64
+    fn1 = %g(i64) -> i64
+block0(v0: i64):
+    v1 = call fn0(v0)
+    v2 = call fn1(v0)
+    v3 = iconst.i64 32
+    v4 = ishl v2, v3
+    v5 = iadd v1, v4
+    return v5
+}
+";
+
+fn call_consistently(
+    worker: &Worker,
+    f: &jitcast::worker::Function<units::Code>,
+    both: &jitcast::worker::Function<units::Code>,
+) {
+    let guard = worker.enter().unwrap();
+    let number = guard.generation().cast_signed();
+    for _ in 0..10 {
+        assert_eq!(f.call(&guard, 0), number);
+        assert_eq!(both.call(&guard, 0), number + (number << 32));
+    }
+}
+
+fn fork_while_threads_call(socket: &str) {
+    let worker = remote::attach(socket);
+    let (f, both) = (handle(&worker, "f"), handle(&worker, "both"));
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    call_consistently(&worker, &f, &both);
+                }
+            });
+        }
+        let mut generations = 0;
+        for number in 0..CHILDREN {
+            let guard = (number % 2 == 0).then(|| worker.enter().unwrap());
+            let child = fork(|| {
+                for _ in 0..20 {
+                    call_consistently(&worker, &f, &both);
+                }
+                drop(guard);
+                let before = worker.poll().unwrap();
+                let deadline = Instant::now() + PATIENCE;
+                while worker.poll().unwrap() < before + 3 {
+                    assert!(Instant::now() < deadline, "nothing new after {before}");
+                    call_consistently(&worker, &f, &both);
+                }
+            });
+            succeeded(child);
+            generations = worker.poll().unwrap();
+        }
+        end.store(true, Ordering::Relaxed);
+        role::report(generations);
+    });
+}
+
+#[test]
+fn children_forked_while_threads_call_and_apply_follow_every_publication() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    publish(&host, &[clif_unit("both", BOTH)]);
+    publish_generation(&host);
+    let mut parent = role::start(STORM, &host.socket);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                publish_generation(&host);
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let reported = next(&mut parent);
+        done.store(true, Ordering::Relaxed);
+        assert!(reported.parse::<u64>().unwrap() > CHILDREN as u64 * 3);
+    });
+    parent.finish().succeeded();
+    await_pins(&host, Vec::new());
+}
+
+fn fork_after_constructors(socket: &str) {
+    let worker = remote::attach(socket);
+    assert_eq!(call(&worker, "count", 0), 1);
+    assert_eq!(call(&worker, "count", 5), 6);
+    succeeded(fork(|| {
+        assert_eq!(call(&worker, "count", 0), 6, "the parent's data, copied");
+        assert_eq!(call(&worker, "count", 10), 16);
+    }));
+    assert_eq!(call(&worker, "count", 0), 6, "the parent's own");
+}
+
+#[test]
+fn constructors_do_not_run_again_and_data_is_copied() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let source =
+        "static long runs; __attribute__((constructor)) static void begin(void) { runs++; }
+        long count(long x) { return runs += x; }";
+    publish(&host, &[c("count", source)]);
+    role::start(STARTED, &host.socket).finish().succeeded();
+}
+
+fn close_all_descriptors(socket: &str) {
+    let worker = remote::attach(socket);
+    let f = handle(&worker, "f");
+    // SAFETY: what this process has open besides its standard streams is the worker's.
+    unsafe { libc::close_range(3, u32::MAX, 0) };
+    // It gets a number that was the worker's.
+    let path = std::env::temp_dir().join(format!("jitcast-test-{}", std::process::id()));
+    let mut files: Vec<File> = (0..8).map(|_| File::create(&path).unwrap()).collect();
+    role::report("closed");
+    role::next_line().unwrap();
+    let guard = worker.enter().unwrap();
+    assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
+    role::report(guard.generation());
+    drop(guard);
+    succeeded(fork(|| {
+        assert!(matches!(worker.enter().map(drop), Err(EnterError::Forked)));
+    }));
+    assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+    drop((f, worker));
+    for file in &mut files {
+        file.write_all(b"mine")
+            .expect("the host's own file, not the worker's");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_host_that_closes_all_descriptors_goes_on_and_keeps_its_own() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let mut process = role::start(CLOSED, &host.socket);
+    assert_eq!(next(&mut process), "closed");
+    let new = publish_generation(&host);
+    process.send("go on");
+    assert_eq!(next(&mut process), new.to_string());
+    process.finish().succeeded();
+    await_pins(&host, Vec::new());
+}
+
+fn become_a_daemon(socket: &str) {
+    let worker = remote::attach(socket);
+    // SAFETY: this process has no other thread that could hold a lock.
+    assert_eq!(unsafe { libc::daemon(1, 1) }, 0);
+    role::report(own_pid());
+    let deadline = Instant::now() + PATIENCE;
+    let before = worker.poll().unwrap();
+    while worker.poll().unwrap() == before {
+        assert!(Instant::now() < deadline);
+        worker.wait(before, Some(Duration::from_millis(100)));
+    }
+    role::report(call(&worker, "f", 0));
+}
+
+#[test]
+fn a_daemon_goes_on_as_a_worker() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let mut process = role::start(DAEMON, &host.socket);
+    let daemon: i32 = next(&mut process).parse().unwrap();
+    assert_ne!(daemon, process.pid());
+    await_pins(&host, vec![(daemon, None)]);
+    let new = publish_generation(&host);
+    assert_eq!(next(&mut process), new.to_string());
+    await_pins(&host, Vec::new());
+}
+
+fn become_another_program(socket: &str) {
+    use std::os::unix::process::CommandExt;
+    let worker = remote::attach(socket);
+    let _guard = worker.enter().unwrap();
+    let error = std::process::Command::new("sleep").arg("1000").exec();
+    panic!("{error}");
+}
+
+#[test]
+fn a_process_that_becomes_another_program_is_no_worker_once_it_ends() {
+    let host = Host::sealed();
+    let generation = publish_generation(&host);
+    let process = role::start(EXEC, &host.socket);
+    await_pins(&host, vec![(process.pid(), Some(generation))]);
+    let deadline = Instant::now() + PATIENCE;
+    let program = format!("/proc/{}/comm", process.pid());
+    while std::fs::read_to_string(&program).unwrap().trim() != "sleep" {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    process.signal(rustix::process::Signal::KILL);
+    await_pins(&host, Vec::new());
+}
+
+fn clone_without_handlers(socket: &str) {
+    let worker = remote::attach(socket);
+    let mut guard = Some(worker.enter().unwrap());
+    let old = guard.as_ref().unwrap().generation();
+    // SAFETY: clone(2) with the flags of a fork; the child does nothing that needs the C library's own handlers.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    let child = finish_fork(pid as i32, || {
+        assert!(matches!(worker.enter().map(drop), Err(EnterError::Forked)));
+        drop(guard.take());
+    });
+    succeeded(child);
+    assert_eq!(guard.as_ref().unwrap().generation(), old);
+    let symbol = worker.symbol(guard.as_ref().unwrap(), "f").unwrap();
+    assert_eq!(symbol.generation, old);
+    role::report(old);
+    role::next_line().unwrap();
+}
+
+#[test]
+fn a_raw_clone_is_told_that_it_is_not_attached() {
+    let host = Host::sealed();
+    let old = publish_generation(&host);
+    let mut process = role::start(RAW, &host.socket);
+    assert_eq!(next(&mut process), old.to_string());
+    await_pins(&host, vec![(process.pid(), Some(old))]);
+    process.send("end");
+    process.finish().succeeded();
+}

@@ -1,0 +1,197 @@
+//! What cells, patches and handles hold in this worker, by what the directory says of them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jitcast_runtime::directory::read_page;
+use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::records::{
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, TRAP_CELL, trailing_text,
+};
+use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr};
+
+use crate::error::UpdateError;
+use crate::transition::{Place, Step};
+use crate::trap;
+use crate::worker::{Import, Inner, State};
+
+impl Inner {
+    /// The first call cell is where the segment's traps jump through.
+    pub(crate) fn bind_traps(&self) -> Result<(), UpdateError> {
+        self.open_extents()?;
+        let trap: extern "C" fn(u32, u64) -> ! = trap::missing_import;
+        let slot = self.slot(TRAP_CELL)?;
+        slot.store(trap as *const () as u64, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn resolve_import(
+        &self,
+        state: &mut State,
+        at: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        let view = self.window().control();
+        let record: ImportRecord = view.read(at)?;
+        let import = u32::try_from(record.key).map_err(|_| Corrupt {
+            what: "number of an import",
+            at,
+        })?;
+        let name = trailing_text::<ImportRecord>(view, at, 0, record.name_len)?;
+        if state.imports.contains_key(&ImportId::new(import)) {
+            // Its cells and patches hold what was found first, and go on to.
+            return Ok(());
+        }
+        let found = self.host().resolve(&name);
+        let address = found.or_else(|| (record.weak == 1).then_some(WorkerAddr::NULL));
+        let trap = self.window().addr_of(record.trap);
+        let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
+        let address = address.or_else(|| Some(self.window().addr_of(fallback?)));
+        state.imports.insert(
+            ImportId::new(import),
+            Import {
+                name,
+                address,
+                trap,
+            },
+        );
+        Ok(())
+    }
+
+    /// Stores the cells of a page that lead nowhere yet: nobody who is inside can reach them.
+    pub(crate) fn bind_new(&self, state: &State, at: SegmentOffset) -> Result<(), UpdateError> {
+        for (cell, value) in self.page(at)? {
+            if !self.leads_somewhere(state, cell) {
+                let address = self.cell_address(state, value);
+                self.slot(cell)?.store(address.get(), Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a page of cells.
+    pub(crate) fn bind_page(
+        &self,
+        state: &mut State,
+        step: &Step<'_>,
+        at: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        for (cell, value) in self.page(at)? {
+            self.lead_cell(state, step, cell, value)?;
+        }
+        Ok(())
+    }
+
+    /// How many cells of a page lead elsewhere than before.
+    pub(crate) fn count_moves(
+        &self,
+        state: &State,
+        at: SegmentOffset,
+    ) -> Result<usize, UpdateError> {
+        let moves = |(cell, value): &(SegmentOffset, CellValue)| {
+            let latest = state.transitions.latest(self.window(), *cell);
+            let moves = latest != Some(self.cell_address(state, *value).get());
+            moves && self.calls(*cell) && self.leads_somewhere(state, *cell)
+        };
+        Ok(self.page(at)?.filter(moves).count())
+    }
+
+    /// The cells of a page and their values.
+    fn page(
+        &self,
+        at: SegmentOffset,
+    ) -> Result<impl Iterator<Item = (SegmentOffset, CellValue)>, UpdateError> {
+        let CellPage { key, values, .. } = read_page(self.window().control(), at)?;
+        let first = key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
+        let first = first
+            .and_then(|first| u32::try_from(first).ok())
+            .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES)
+            .ok_or(Corrupt {
+                what: "number of a page of cells",
+                at,
+            })?;
+        let cells = values.into_iter().zip(0..).map(move |(value, index)| {
+            let cell = SegmentOffset::new(first + index * SLOT_BYTES);
+            (cell, CellValue::from_bits(value))
+        });
+        // The first cell is the traps' own. Unbound cells may lie beyond what is backed.
+        let window = self.window();
+        Ok(cells.filter(|(cell, value)| {
+            let skip = *cell == TRAP_CELL || window.slot(*cell).is_none();
+            *value != CellValue::UNBOUND || !skip
+        }))
+    }
+
+    /// Whether a cell is one that calls go through.
+    fn calls(&self, cell: SegmentOffset) -> bool {
+        let cells = self.window().geometry().region(Area::CallCells);
+        cells.contains(cell, SLOT_BYTES.into())
+    }
+
+    /// Whether a cell leads to something published.
+    fn leads_somewhere(&self, state: &State, cell: SegmentOffset) -> bool {
+        let nowhere = [0, removed_trap().get()];
+        let latest = state.transitions.latest(self.window(), cell);
+        latest.is_some_and(|latest| !nowhere.contains(&latest))
+    }
+
+    /// Lets a cell lead to `value` from now on: the address that it leads to.
+    pub(crate) fn lead_cell(
+        &self,
+        state: &mut State,
+        step: &Step<'_>,
+        cell: SegmentOffset,
+        value: CellValue,
+    ) -> Result<WorkerAddr, UpdateError> {
+        let address = self.cell_address(state, value);
+        let slot = self.slot(cell)?;
+        if self.calls(cell) && self.leads_somewhere(state, cell) {
+            state
+                .transitions
+                .lead(step, Place::Cell(cell), address.get());
+        } else {
+            // Nobody who is inside can reach it: a datum's cell belongs to its version.
+            // Release: on a processor that reads the slot, what it leads to was stored before.
+            slot.store(address.get(), Ordering::Release);
+        }
+        Ok(address)
+    }
+
+    fn slot(&self, cell: SegmentOffset) -> Result<&AtomicU64, Corrupt> {
+        self.window().slot(cell).ok_or(Corrupt {
+            what: "cell outside the slots",
+            at: cell,
+        })
+    }
+
+    /// What a cell of this value holds in this worker.
+    fn cell_address(&self, state: &State, value: CellValue) -> WorkerAddr {
+        match value.target() {
+            Some(PatchTarget::Window(place)) if state.units.is_failed(place) => failed_trap(),
+            Some(target) => self.address(state, target),
+            None if value == CellValue::QUARANTINED => trap::quarantined_trap(),
+            None => removed_trap(),
+        }
+    }
+
+    /// What a cell or a patch that leads to `target` holds in this worker.
+    pub(crate) fn address(&self, state: &State, target: PatchTarget) -> WorkerAddr {
+        match target {
+            PatchTarget::Window(offset) => self.window().addr_of(offset),
+            PatchTarget::Host(import) => state
+                .imports
+                .get(&import)
+                .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
+        }
+    }
+}
+
+/// Where cells lead whose function is not published any more.
+pub(crate) fn removed_trap() -> WorkerAddr {
+    let trap: extern "C" fn() -> ! = trap::removed;
+    WorkerAddr::new(trap as *const () as u64)
+}
+
+/// Where cells lead whose function's unit failed in this worker.
+pub(crate) fn failed_trap() -> WorkerAddr {
+    let trap: extern "C" fn() -> ! = trap::failed;
+    WorkerAddr::new(trap as *const () as u64)
+}

@@ -1,0 +1,31 @@
+//! Seeded faults: what tests turn on to see that they notice it. Compiled in by a feature that nothing but
+//! tests enables, chosen by the environment variable `JITCAST_FAULT`. Names that are not listed here are the compiler
+//! process's.
+
+/// A fault of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Replaced cells do not tell threads apart: they are stored one after another, whoever is inside.
+    SlotBySlot,
+    /// Guards are only counted: who jumps out of published code past them stays inside.
+    PinCounted,
+}
+
+/// Whether `fault` was asked for.
+#[cfg(feature = "seeded-faults")]
+pub(crate) fn seeded(fault: Fault) -> bool {
+    use std::sync::OnceLock;
+    static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| match std::env::var("JITCAST_FAULT").as_deref() {
+        Ok("slot-by-slot") => Some(Fault::SlotBySlot),
+        Ok("pin-counted") => Some(Fault::PinCounted),
+        _ => None,
+    });
+    *chosen == Some(fault)
+}
+
+/// Whether `fault` was asked for: never, in a build without them.
+#[cfg(not(feature = "seeded-faults"))]
+pub(crate) fn seeded(_fault: Fault) -> bool {
+    false
+}
