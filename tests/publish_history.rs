@@ -224,6 +224,42 @@ fn of_publishers_that_start_together_one_publishes() {
     assert_eq!(generation, 3, "the first that units can have");
 }
 
+/// A rollback reads its units while others publish, and must not take back what it did not look at.
+#[test]
+fn rollbacks_and_publications_at_once_are_one_after_the_other() {
+    const ROUNDS: u64 = 40;
+    let host = Host::with(CompilerOptions {
+        retain: 1000,
+        ..CompilerOptions::with_window(WINDOW_BYTES).unwrap()
+    });
+    let base = publish(&host, &[adders("f", &[("f", 0)]), adders("g", &[("g", 0)])]).generation;
+    let start = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for name in ["f", "g"] {
+            let (host, start) = (&host, &start);
+            scope.spawn(move || {
+                start.wait();
+                for round in 1..=ROUNDS {
+                    publish(host, &[adders(name, &[(name, round as i32)])]);
+                }
+            });
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..ROUNDS {
+                    roll_back(host, None);
+                }
+            });
+        }
+    });
+    let status = host.compiler.status();
+    assert_eq!(status.generation, base + 4 * ROUNDS);
+    // Each of them is an entry of its own that can be undone.
+    assert_eq!(status.history.len() as u64, 1 + 4 * ROUNDS);
+    roll_back(&host, Some(base));
+    let worker = attach(&host);
+    assert_eq!([call(&worker, "f", 7), call(&worker, "g", 7)], [7, 7]);
+}
+
 #[test]
 fn the_command_goes_back_under_a_worker_that_runs() {
     let serve = Serve::start(&["--retain=2"]);

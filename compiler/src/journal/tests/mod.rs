@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod disagreement;
 mod disk;
 mod failures;
 
