@@ -24,6 +24,7 @@ use crate::history::{History, RetainedUnit};
 use crate::options::CompilerOptions;
 use crate::publish::{self, Batch, Publication, Site, UnitSource};
 use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
+use crate::stragglers::{Inside, Straggler};
 use crate::workers::{Admission, Workers};
 
 /// The compiler process's side of a segment. Shared between threads.
@@ -33,6 +34,7 @@ pub struct Compiler {
     state: Mutex<State>,
     workers: Mutex<Workers>,
     reclaim_above_bytes: u64,
+    max_held_bytes: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,8 @@ struct State {
     root: Root,
     root_at: SegmentOffset,
     committed: [u32; Area::COUNT],
+    /// Units that were replaced or removed by a generation whose memory may be held back, in order.
+    retired_units: Vec<(u64, String)>,
 }
 
 impl Compiler {
@@ -67,6 +71,7 @@ impl Compiler {
             },
             root_at: SegmentOffset::NONE,
             committed: [0; Area::COUNT],
+            retired_units: Vec::new(),
         };
         let mut txn = state
             .heap
@@ -81,6 +86,7 @@ impl Compiler {
             state: Mutex::new(state),
             workers: Mutex::new(Workers::default()),
             reclaim_above_bytes: options.reclaim_above_bytes,
+            max_held_bytes: options.max_held_bytes,
         })
     }
 
@@ -192,11 +198,13 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        self.check_held(state)?;
         let result = match self.link_and_commit(state, asked, units) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
                 self.reclaim(state);
-                self.link_and_commit(state, asked, units)
+                let result = self.link_and_commit(state, asked, units);
+                result.map_err(|error| self.name_stragglers(state, error))
             }
             other => other,
         };
@@ -234,6 +242,12 @@ impl Compiler {
         (state.root, state.root_at, state.committed) =
             commit(&self.segment, txn, edit, &state.committed)?;
         let removed = changes.removed_units.clone();
+        let replaced = changes.units.iter().map(|(name, _)| name);
+        let replaced = replaced.filter(|name| state.catalog.units.contains_key(*name));
+        let retired = replaced.chain(&removed).cloned();
+        state
+            .retired_units
+            .extend(retired.map(|name| (generation, name)));
         state.catalog.merge(changes);
         let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
         Ok(Publication {
@@ -257,11 +271,65 @@ impl Compiler {
         control.floor().store(announced, Ordering::Release);
         let oldest = workers.oldest_pin().min(announced);
         control.floor().store(oldest, Ordering::Release);
+        state
+            .retired_units
+            .retain(|(generation, _)| *generation > oldest);
         state.heap.reclaim(if fault::seeded(Fault::ReuseEarly) {
             u64::MAX
         } else {
             oldest
         });
+    }
+
+    /// Refuses publications while more is held back than is allowed.
+    fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
+        let Some(limit) = self.max_held_bytes else {
+            return Ok(());
+        };
+        if state.heap.retired_bytes() <= limit {
+            return Ok(());
+        }
+        self.reclaim(state);
+        let retired = state.heap.retired_bytes();
+        if retired <= limit {
+            return Ok(());
+        }
+        let why = format!("{retired} bytes are retired and held back, {limit} may be (--max-held)");
+        Err(PublishError::HeldBack {
+            why,
+            stragglers: self.stragglers(state),
+        })
+    }
+
+    /// Says who holds back what is lacking, if somebody does.
+    fn name_stragglers(&self, state: &State, error: PublishError) -> PublishError {
+        let stragglers = self.stragglers(state);
+        match error {
+            PublishError::Full(full) if !stragglers.is_empty() => PublishError::HeldBack {
+                why: full.to_string(),
+                stragglers,
+            },
+            other => other,
+        }
+    }
+
+    /// The threads that hold retired memory back, those that hold most first.
+    fn stragglers(&self, state: &State) -> Vec<Straggler> {
+        let inside = self.workers.lock().stragglers(state.root.generation);
+        let straggler = |inside: Inside| Straggler {
+            worker: inside.worker,
+            pid: inside.pid,
+            thread: inside.thread,
+            generation: inside.pin,
+            since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
+            held_bytes: state.heap.held_bytes(inside.pin),
+            units: state.units_retired_after(inside.pin),
+        };
+        let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
+        stragglers.retain(|straggler| straggler.held_bytes > 0);
+        stragglers
+            .sort_by_key(|straggler| (straggler.generation, straggler.worker, straggler.thread));
+        stragglers
     }
 
     /// Wakes workers that wait for something new.
@@ -381,6 +449,7 @@ impl Compiler {
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),
             workers: Vec::new(),
+            stragglers: self.stragglers(&state),
         };
         drop(state);
         Status {
@@ -414,6 +483,14 @@ fn commit(
 }
 
 impl State {
+    /// The units that generations after `pin` replaced or removed, each once.
+    fn units_retired_after(&self, pin: u64) -> Vec<String> {
+        let retired = self.retired_units.iter();
+        let retired = retired.filter(|(generation, _)| *generation > pin);
+        let names: std::collections::BTreeSet<_> = retired.map(|(_, name)| name).collect();
+        names.into_iter().cloned().collect()
+    }
+
     /// The publication that did what `changes` asks for, if nothing would change and the publisher does not insist.
     fn unchanged(&self, changes: &Changeset<'_>, units: &[RetainedUnit]) -> Option<Publication> {
         if !changes.options.if_changed || !changes.is_units_only() {

@@ -13,6 +13,7 @@ mod publish;
 pub mod request;
 mod server;
 mod status;
+mod stragglers;
 mod support;
 mod workers;
 
@@ -27,3 +28,4 @@ pub use status::{
     AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
     WorkerStatus,
 };
+pub use stragglers::Straggler;

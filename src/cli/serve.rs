@@ -26,6 +26,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     clear_leftover(&args.segment)?;
     let options = CompilerOptions {
         retain: args.retain,
+        max_held_bytes: args.max_held.map(|mib| mib << 20),
         ..compiler_options(&args.segment, &args.socket)?
     };
     let compiler = Arc::new(Compiler::create(&options)?);
