@@ -351,6 +351,22 @@ impl Compiler {
         })
     }
 
+    /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
+    pub(crate) fn admit_again(
+        &self,
+        (pid, uid): (i32, u32),
+        label: String,
+        mailbox: &std::os::fd::OwnedFd,
+    ) -> io::Result<u64> {
+        let mailbox = segment::adopt_mailbox(mailbox)?;
+        Ok(self.workers.lock().add(pid, uid, label, mailbox))
+    }
+
+    /// Which segment it is.
+    pub(crate) fn instance(&self) -> [u8; 16] {
+        self.segment.header().instance
+    }
+
     /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
     pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
         let (mailbox, fd) = segment::create_mailbox()?;
