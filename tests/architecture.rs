@@ -93,6 +93,7 @@ const UNSAFE: &[&str] = &[
     "worker/src/life.rs",
     "worker/src/link.rs",
     "worker/src/pin_slot.rs",
+    "worker/src/renew.rs",
     "worker/src/spawn.rs",
     "worker/src/startup/mod.rs",
     "worker/src/startup/protect.rs",

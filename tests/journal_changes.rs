@@ -77,25 +77,26 @@ const LEAVE_TRAPS: PublishOptions = PublishOptions {
     if_changed: false,
 };
 
+/// A `serve` with a journal, in a scratch folder.
+fn serve(scratch: Scratch) -> Serve {
+    let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
+    Serve {
+        process: Serve::start_at(&socket, &["--journal", &journal, "--retain", "4"]),
+        socket,
+        scratch,
+    }
+}
+
+/// Kills it and, once it is gone, starts another one.
+fn kill_and_restart(killed: Serve) -> Serve {
+    killed.process.signal(Signal::KILL);
+    assert_eq!(killed.process.finish().signal, Some(libc::SIGKILL));
+    serve(killed.scratch)
+}
+
 #[test]
 fn the_way_back_outlives_a_kill() {
-    let scratch = Scratch::open_to_all();
-    let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
-    let start = |scratch: Scratch| {
-        let process = Serve::start_at(&socket, &["--journal", &journal, "--retain", "4"]);
-        let socket = socket.clone();
-        Serve {
-            process,
-            socket,
-            scratch,
-        }
-    };
-    let kill_and_restart = |serve: Serve| {
-        serve.process.signal(Signal::KILL);
-        assert_eq!(serve.process.finish().signal, Some(libc::SIGKILL));
-        start(serve.scratch)
-    };
-    let serve = start(scratch);
+    let serve = serve(Scratch::open_to_all());
     for (name, bonus) in [("f", 1), ("f", 2), ("g", 3)] {
         serve.publish_adds(name, bonus);
     }
@@ -330,12 +331,14 @@ fn workers_apply_while_threads_stay_inside() {
     let worker = attach(&second);
     let (f, user) = (handle(&worker, "f"), handle(&worker, "user"));
     let (inside, end) = (Barrier::new(2), AtomicBool::new(false));
+    let deadline = Instant::now() + PATIENCE;
     std::thread::scope(|scope| {
         let stay = || {
             let guard = worker.enter().unwrap();
             inside.wait();
             let mut calls = 0u64;
-            while !end.load(Ordering::Relaxed) {
+            // Its own deadline: when the test fails, nobody tells it.
+            while !end.load(Ordering::Relaxed) && Instant::now() < deadline {
                 assert_eq!([f.call(&guard, 0), user.call(&guard, 0)], [1, 1001]);
                 calls += 1;
             }
@@ -343,8 +346,7 @@ fn workers_apply_while_threads_stay_inside() {
         };
         let thread = scope.spawn(stay);
         inside.wait();
-        let deadline = Instant::now() + PATIENCE;
-        for number in 2..300 {
+        for number in 2..60 {
             let generation = version(&second, number).generation;
             let guard = worker.enter().unwrap();
             assert_eq!(guard.generation(), generation);
@@ -358,5 +360,57 @@ fn workers_apply_while_threads_stay_inside() {
         end.store(true, Ordering::Relaxed);
         assert!(thread.join().unwrap() > 0);
     });
-    assert_eq!(call(&attach(&restart(second, folder)), "user", 0), 1299);
+    assert_eq!(call(&attach(&restart(second, folder)), "user", 0), 1059);
+}
+
+/// The image of the next process is what its workers have mapped: they go on with it while threads are inside.
+#[test]
+fn workers_of_a_killed_process_go_on_with_the_next_one() {
+    let serve = serve(Scratch::open_to_all());
+    serve.publish_adds("f", 1);
+    let user = serve.scratch.write("user.clif", calls("user", "f", 100));
+    serve.publish(&[&user]).succeeded();
+    serve.publish_adds("f", 2);
+    let worker = remote::attach(&serve.socket);
+    let (f, user) = (handle(&worker, "f"), handle(&worker, "user"));
+    let base = worker.stats().base;
+    let (inside, end) = (Barrier::new(2), AtomicBool::new(false));
+    let deadline = Instant::now() + PATIENCE;
+    std::thread::scope(|scope| {
+        let stays = scope.spawn(|| {
+            let guard = worker.enter().unwrap();
+            inside.wait();
+            // Its own deadline: when the test fails, nobody tells it.
+            while !end.load(Ordering::Relaxed) && Instant::now() < deadline {
+                assert_eq!([f.call(&guard, 0), user.call(&guard, 0)], [2, 102]);
+            }
+        });
+        inside.wait();
+        let serve = kill_and_restart(serve);
+        let tend_until = |connected: bool| {
+            while worker.is_connected() != connected {
+                assert!(Instant::now() < deadline && !stays.is_finished());
+                worker.tend();
+                std::thread::yield_now();
+            }
+        };
+        tend_until(false);
+        tend_until(true);
+        assert_eq!(worker.stats().base, base);
+        for bonus in 3..20 {
+            serve.publish_adds("f", bonus);
+            let guard = worker.enter().unwrap();
+            assert_eq!(
+                [f.call(&guard, 0), user.call(&guard, 0)],
+                [bonus, 100 + bonus]
+            );
+        }
+        serve.command("rollback", &[]).succeeded();
+        assert_eq!(call(&worker, "user", 0), 118);
+        let status = serve.status();
+        let mut known = status.workers.iter();
+        assert!(known.any(|known| known.applied == status.generation));
+        end.store(true, Ordering::Relaxed);
+        stays.join().unwrap();
+    });
 }

@@ -207,7 +207,7 @@ impl Driver {
                 assert_eq!(published.generation, next);
                 self.counts.publications += 1;
             }
-            Err(PublishError::Full(_)) => self.counts.refused += 1,
+            Err(PublishError::Full(_) | PublishError::HeldBack { .. }) => self.counts.refused += 1,
             Err(error) => panic!("{error}"),
         }
     }

@@ -23,6 +23,7 @@ use crate::options::CompilerOptions;
 use crate::publish::{self, Batch, Publication, Site, UnitSource};
 use crate::state::{Commit, State, commit};
 use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
+use crate::stragglers::{Inside, Straggler};
 use crate::workers::{Admission, Workers};
 
 /// The compiler process's side of a segment. Shared between threads.
@@ -34,6 +35,7 @@ pub struct Compiler {
     pub(crate) journal: Mutex<Option<Journal>>,
     workers: Mutex<Workers>,
     reclaim_above_bytes: u64,
+    max_held_bytes: Option<u64>,
 }
 
 impl Compiler {
@@ -98,6 +100,7 @@ impl Compiler {
             journal: Mutex::new(journal),
             workers: Mutex::new(Workers::default()),
             reclaim_above_bytes: options.reclaim_above_bytes,
+            max_held_bytes: options.max_held_bytes,
         }
     }
 
@@ -235,12 +238,13 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        self.check_held(state)?;
         let link = |state: &mut State| self.link_and_commit(state, asked, retained, units);
         let result = match link(state) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
                 self.reclaim(state);
-                link(state)
+                link(state).map_err(|error| self.name_stragglers(state, error))
             }
             other => other,
         };
@@ -335,11 +339,65 @@ impl Compiler {
         control.floor().store(announced, Ordering::Release);
         let oldest = workers.oldest_pin().min(announced);
         control.floor().store(oldest, Ordering::Release);
+        state
+            .retired_units
+            .retain(|(generation, _)| *generation > oldest);
         state.heap.reclaim(if fault::seeded(Fault::ReuseEarly) {
             u64::MAX
         } else {
             oldest
         });
+    }
+
+    /// Refuses publications while more is held back than is allowed.
+    fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
+        let Some(limit) = self.max_held_bytes else {
+            return Ok(());
+        };
+        if state.heap.retired_bytes() <= limit {
+            return Ok(());
+        }
+        self.reclaim(state);
+        let retired = state.heap.retired_bytes();
+        if retired <= limit {
+            return Ok(());
+        }
+        let why = format!("{retired} bytes are retired and held back, {limit} may be (--max-held)");
+        Err(PublishError::HeldBack {
+            why,
+            stragglers: self.stragglers(state),
+        })
+    }
+
+    /// Says who holds back what is lacking, if somebody does.
+    fn name_stragglers(&self, state: &State, error: PublishError) -> PublishError {
+        let stragglers = self.stragglers(state);
+        match error {
+            PublishError::Full(full) if !stragglers.is_empty() => PublishError::HeldBack {
+                why: full.to_string(),
+                stragglers,
+            },
+            other => other,
+        }
+    }
+
+    /// The threads that hold retired memory back, those that hold most first.
+    fn stragglers(&self, state: &State) -> Vec<Straggler> {
+        let inside = self.workers.lock().stragglers(state.generation());
+        let straggler = |inside: Inside| Straggler {
+            worker: inside.worker,
+            pid: inside.pid,
+            thread: inside.thread,
+            generation: inside.pin,
+            since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
+            held_bytes: state.heap.held_bytes(inside.pin),
+            units: state.units_retired_after(inside.pin),
+        };
+        let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
+        stragglers.retain(|straggler| straggler.held_bytes > 0);
+        stragglers
+            .sort_by_key(|straggler| (straggler.generation, straggler.worker, straggler.thread));
+        stragglers
     }
 
     /// Wakes workers that wait for something new.
@@ -359,6 +417,22 @@ impl Compiler {
             number,
             mailbox: fd,
         })
+    }
+
+    /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
+    pub(crate) fn admit_again(
+        &self,
+        (pid, uid): (i32, u32),
+        label: String,
+        mailbox: &std::os::fd::OwnedFd,
+    ) -> io::Result<u64> {
+        let mailbox = segment::adopt_mailbox(mailbox)?;
+        Ok(self.workers.lock().add(pid, uid, label, mailbox))
+    }
+
+    /// Which segment it is.
+    pub(crate) fn instance(&self) -> [u8; 16] {
+        self.segment.header().instance
     }
 
     /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
@@ -459,6 +533,7 @@ impl Compiler {
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),
             workers: Vec::new(),
+            stragglers: self.stragglers(&state),
         };
         drop(state);
         Status {

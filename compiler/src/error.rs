@@ -7,6 +7,7 @@ use jitcast_runtime::heap::SegmentFull;
 use jitcast_runtime::segment::SegmentError;
 
 use crate::journal::JournalError;
+use crate::stragglers::Straggler;
 
 /// Why a publication was refused. Nothing of it is visible, and everything published before goes on.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,17 @@ pub enum PublishError {
     /// It cannot be written to the journal; or, of [`JournalError::NotDurable`], it is visible all the same.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Threads that stay inside hold back what is needed, or more than is allowed.
+    #[error(
+        "{why}\n{}  help: see what those threads wait for; what was published goes on, and so does publishing once they have left",
+        stragglers.iter().map(|straggler| format!("  held back by {straggler}\n")).collect::<String>()
+    )]
+    HeldBack {
+        /// What cannot be had.
+        why: String,
+        /// Who holds it back, those who hold most first.
+        stragglers: Vec<Straggler>,
+    },
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,

@@ -16,6 +16,7 @@ pub mod request;
 mod server;
 mod state;
 mod status;
+mod stragglers;
 mod support;
 mod workers;
 
@@ -33,3 +34,4 @@ pub use status::{
     AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
     WorkerStatus,
 };
+pub use stragglers::Straggler;

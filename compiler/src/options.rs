@@ -22,6 +22,9 @@ pub struct CompilerOptions {
     pub cpu: CpuFeatures,
     /// How many publications of units can be undone: their sources are retained.
     pub retain: usize,
+    /// Publications are refused while more than this is retired and held back by threads that stay inside, bytes;
+    /// `None`: as long as the segment has room.
+    pub max_held_bytes: Option<u64>,
     /// Retired memory is looked through for what can be reused once it exceeds this, bytes.
     pub reclaim_above_bytes: u64,
     /// Where publications are written down, so that the next compiler process has them too; `None`: nowhere.
@@ -37,6 +40,7 @@ impl Default for CompilerOptions {
             socket: String::new(),
             cpu: CpuFeatures::host(),
             retain: DEFAULT_RETAIN,
+            max_held_bytes: None,
             reclaim_above_bytes: 256 << 10,
             journal: None,
         }

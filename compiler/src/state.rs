@@ -2,6 +2,8 @@
 //!
 //! Invariant: heap, catalog, history and latest commit are of one generation, which is the segment's.
 
+use std::collections::BTreeSet;
+
 use jitcast_runtime::SegmentOffset;
 use jitcast_runtime::directory::{Edit, record_flags};
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
@@ -29,6 +31,8 @@ pub(crate) struct State {
     /// What the history's files contain; empty with a journal, which has them.
     pub(crate) contents: Contents,
     pub(crate) latest: Commit,
+    /// Units that were replaced or removed by a generation whose memory may be held back, in order.
+    pub(crate) retired_units: Vec<(u64, String)>,
 }
 
 /// What a commit made visible.
@@ -62,6 +66,7 @@ impl State {
             history: History::new(retain, FIRST_GENERATION),
             contents: Contents::default(),
             latest,
+            retired_units: Vec::new(),
         })
     }
 
@@ -82,6 +87,11 @@ impl State {
             ..
         } = self.latest.root;
         let removed = &changes.removed_units;
+        let replaced = changes.units.iter().map(|(name, _)| name);
+        let replaced = replaced.filter(|name| self.catalog.units.contains_key(*name));
+        let retired = replaced.chain(removed).cloned();
+        self.retired_units
+            .extend(retired.map(|name| (generation, name)));
         let forgotten = self
             .history
             .record((generation, published_ns), units, removed);
@@ -103,6 +113,14 @@ impl State {
         forgotten
             .iter()
             .for_each(|unit| self.contents.release(unit));
+    }
+
+    /// The units that generations after `pin` replaced or removed, each once.
+    pub(crate) fn units_retired_after(&self, pin: u64) -> Vec<String> {
+        let retired = self.retired_units.iter();
+        let retired = retired.filter(|(generation, _)| *generation > pin);
+        let names: BTreeSet<_> = retired.map(|(_, name)| name).collect();
+        names.into_iter().cloned().collect()
     }
 
     /// The publication that did what `changes` asks for, if nothing would change and the publisher does not insist.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{self, Kind};
 use crate::history::{History, HistoryEntry};
 use crate::publish::Reclaim;
+use crate::stragglers::Straggler;
 
 /// The state of a segment and its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Status {
     pub oldest_retained: u64,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
+    /// Threads that hold retired memory back, those that hold most first.
+    pub stragglers: Vec<Straggler>,
 }
 
 /// A publication that can be undone.

@@ -7,6 +7,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
 use crate::status::WorkerStatus;
+use crate::stragglers::{Inside, Seen};
 
 /// A worker, as the compiler process knows it.
 #[derive(Debug)]
@@ -27,9 +28,15 @@ pub(crate) struct WorkerEntry {
 pub(crate) struct Workers {
     pub(crate) entries: Vec<WorkerEntry>,
     next_number: u64,
+    seen: Seen,
 }
 
 impl Workers {
+    /// The threads that are inside at generations before `newest`. To be asked often, since it is seen here how long they stay.
+    pub(crate) fn stragglers(&mut self, newest: u64) -> Vec<Inside> {
+        self.seen.look(&self.entries, newest)
+    }
+
     /// Adds a worker before it is told that it may attach; returns its number.
     pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
         self.next_number += 1;

@@ -122,6 +122,12 @@ impl Heap {
         self.retired_bytes
     }
 
+    /// What a thread that is inside at generation `pin` keeps from being reused, bytes.
+    pub fn held_bytes(&self, pin: u64) -> u64 {
+        let held = self.retired.iter().rev().take_while(|retired| retired.generation > pin);
+        held.map(|retired| u64::from(retired.region.len_bytes)).sum()
+    }
+
     /// The oldest generation that retired something which has not been freed.
     pub fn oldest_retired(&self) -> Option<u64> {
         self.retired.front().map(|retired| retired.generation)

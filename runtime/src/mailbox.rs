@@ -157,6 +157,16 @@ impl Mailbox {
         looked.unwrap_or_else(|| vec![PIN_EVERYTHING])
     }
 
+    /// The threads that are inside: their records, pins, and ids in the worker's pid namespace. As the worker says.
+    pub fn inside(&self) -> impl Iterator<Item = (u32, u64, u64)> {
+        let threads = self.word(Word::Threads).load(Ordering::Acquire).min(MAX_THREADS.into()) as u32;
+        let record = |index| {
+            let word = |word| self.thread(index, word).load(Ordering::Relaxed);
+            (index, word(ThreadWord::Pin), word(ThreadWord::Tid))
+        };
+        (0..threads).map(record).filter(|(_, pin, _)| *pin != 0)
+    }
+
     /// The pins of threads that are inside, but for that of record `except`.
     fn pins(&self, except: Option<u32>) -> impl Iterator<Item = u64> {
         // The count is read after the barrier, like the pins: a thread raises it before its first pin.

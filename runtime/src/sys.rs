@@ -127,6 +127,39 @@ impl Mapping {
         Ok(())
     }
 
+    /// Puts a shared mapping of `fd` from `offset` in the place of a part, accessible as `protection` says, or not at all.
+    ///
+    /// # Errors
+    /// As mmap(2); then the part is what it was.
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    ///
+    /// # Safety
+    /// Whoever uses the part finds in `fd` what it relies on.
+    pub unsafe fn remap(
+        &self,
+        (start, len_bytes): (usize, usize),
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        protection: Option<Protection>,
+    ) -> io::Result<()> {
+        let at = self.part(start, len_bytes);
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let prot = match protection {
+            None => ProtFlags::empty(),
+            Some(Protection::Read) => ProtFlags::READ,
+            Some(Protection::ReadWrite) => ProtFlags::READ | ProtFlags::WRITE,
+            Some(Protection::ReadExecute) => ProtFlags::READ | ProtFlags::EXEC,
+        };
+        // SAFETY: the range lies in this mapping, and stays mapped, at each moment, to the one or to the other; the caller
+        // answers for what is there.
+        unsafe { rustix::mm::mmap(at, len_bytes, prot, MapFlags::SHARED | MapFlags::FIXED, fd, offset) }?;
+        Ok(())
+    }
+
     /// Sets the protection of a part.
     ///
     /// # Errors

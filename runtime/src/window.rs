@@ -294,6 +294,47 @@ impl Window {
     }
 }
 
+/// Renewal: another object in the place of the one that is mapped.
+impl Window {
+    /// Maps the shared views from `object`, where they are; slots, private data and addresses stay as they are.
+    ///
+    /// # Errors
+    /// As mmap(2) and mremap(2). Some views may be the new object's then, control last: to be tried again.
+    ///
+    /// # Safety
+    /// `object` has the same geometry, and, wherever a thread may be executing or reading, the same bytes.
+    pub unsafe fn renew(&self, object: impl AsFd) -> io::Result<()> {
+        let fd = object.as_fd();
+        for area in [Area::Text, Area::Stubs, Area::ReadOnly, Area::Control] {
+            let region = self.geometry.region(area);
+            let end = self.end(area);
+            let protection = match area {
+                Area::Text | Area::Stubs => Protection::ReadExecute,
+                _ => Protection::Read,
+            };
+            for (start, end, protection) in [(region.start, end, Some(protection)), (end, region.end(), None)] {
+                let offset = u64::from(start - self.geometry.shared().start);
+                let part = (start as usize, (end - start) as usize);
+                // SAFETY: the caller's promise.
+                unsafe { self.mapping.remap(part, fd, offset, protection) }?;
+            }
+            if area == Area::Text {
+                self.repeat_selectors()?;
+            }
+        }
+        self.mapping.advise(MappingAdvice::LinuxDontDump)
+    }
+
+    /// Maps the code of all selectors again.
+    fn repeat_selectors(&self) -> io::Result<()> {
+        let (code, len_bytes) = (self.geometry.selectors(), BLOCK_BYTES as usize);
+        for index in 0..self.blocks.load(Ordering::Relaxed) {
+            self.mapping.repeat(code.start as usize, len_bytes, self.block(index) + len_bytes)?;
+        }
+        Ok(())
+    }
+}
+
 /// Selectors, behind the window: blocks of records, each followed by its code.
 impl Window {
     /// How many selectors there are.

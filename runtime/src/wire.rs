@@ -47,15 +47,18 @@ pub enum FrameKind {
     Adopt = 10,
     /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
     Rollback = 11,
+    /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
+    /// Answered by `Attached`, with that of the segment alone.
+    Resume = 12,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Attach, Attached, Publish, Published, Refused, Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Attach, Attached, Publish, Published, Refused, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
         };
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback]
+        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume]
             .into_iter()
             .find(|kind| *kind as u32 == number)
     }
@@ -92,6 +95,16 @@ pub struct AttachRequest {
     pub fenced: u32,
     /// A label for people, NUL-padded UTF-8.
     pub label: [u8; 64],
+}
+
+/// A worker's request to go on with another compiler process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ResumeRequest {
+    /// What it would attach with.
+    pub attach: AttachRequest,
+    /// Which segment it has mapped ([`Header::instance`](crate::header::Header)).
+    pub instance: [u8; 16],
 }
 
 /// The compiler's answer.

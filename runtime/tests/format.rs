@@ -13,7 +13,7 @@ use jitcast_runtime::module;
 use jitcast_runtime::records::{
     ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
 };
-use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind};
+use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind, ResumeRequest};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
 
@@ -122,6 +122,7 @@ fn every_structure_is_drawn_as_it_is() {
             fenced,
             label
         }),
+        rows!(ResumeRequest { attach, instance }),
         rows!(AttachReply {
             worker,
             sealed,

@@ -262,6 +262,9 @@ pub(super) struct ServeArgs {
     /// Who else may publish: `uid:N` or `gid:N`; may be repeated [default: the same user].
     #[arg(long, value_name = "WHO")]
     pub(super) allow_publish: Vec<Who>,
+    /// Refuse publications while threads that stay inside hold back more retired memory than this, MiB.
+    #[arg(long, value_name = "MIB")]
+    pub(super) max_held: Option<u64>,
     /// How many publications can be rolled back: their sources are retained in memory.
     #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_RETAIN)]
     pub(super) retain: usize,

@@ -31,6 +31,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let options = CompilerOptions {
         retain: args.retain,
         journal,
+        max_held_bytes: args.max_held.map(|mib| mib << 20),
         ..compiler_options(&args.segment, &args.socket)?
     };
     let compiler = Arc::new(Compiler::create(&options)?);

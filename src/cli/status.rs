@@ -117,6 +117,9 @@ fn show(status: &Status) {
         ]);
     }
     println!("{workers}");
+    for straggler in &status.stragglers {
+        println!("straggler: {straggler}");
+    }
     let mut areas = new_table(&["area", "used", "size"]);
     for area in &status.areas {
         areas.add_row([

@@ -95,6 +95,7 @@ pub(crate) fn change_refused(host: &Host, changes: &Changeset<'_>) -> PublishErr
 pub(crate) fn published(host: &Host) -> Status {
     Status {
         workers: Vec::new(),
+        stragglers: Vec::new(),
         ..host.compiler.status()
     }
 }

@@ -35,13 +35,20 @@ const RING_STEPS: u64 = 64;
 
 /// Who is inside while a publication is applied.
 #[derive(Debug, Default)]
-struct Others {
+pub(crate) struct Others {
     /// The record of the thread that applies.
     thread: u32,
     /// Whether what is applied is still there, so that others may stay at it.
     may_stay: bool,
     /// The generations that others are inside at, or may enter at, ascending; none: nobody is inside.
     pins: Vec<u64>,
+}
+
+impl Others {
+    /// The generations that others are inside at.
+    pub(crate) fn pins(&self) -> &[u64] {
+        &self.pins
+    }
 }
 
 impl Inner {
@@ -122,7 +129,7 @@ impl Inner {
     }
 
     /// Closes the gate, and sees who is inside. Until [`Inner::finish`] opens it, nobody enters but at what is applied.
-    fn close(&self, state: &State, thread: u32) -> Others {
+    pub(crate) fn close(&self, state: &State, thread: u32) -> Others {
         let gate = self.life().gate();
         gate.close();
         // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
@@ -170,7 +177,12 @@ impl Inner {
     }
 
     /// Lets threads in again, at what is applied now.
-    fn finish(&self, state: &mut State, others: &Others, result: &Result<u64, UpdateError>) {
+    pub(crate) fn finish(
+        &self,
+        state: &mut State,
+        others: &Others,
+        result: &Result<u64, UpdateError>,
+    ) {
         let Ok(generation) = result else {
             // Every guard tries again.
             self.life().gate().shut();

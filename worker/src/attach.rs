@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jitcast_runtime::Geometry;
 use jitcast_runtime::cpu::CpuFeatures;
@@ -12,11 +12,12 @@ use jitcast_runtime::header::{FORMAT_VERSION, Header};
 use jitcast_runtime::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
 use jitcast_runtime::segment::{SEALS, object_path};
 use jitcast_runtime::sys::{self, Mapping, MappingAdvice};
-use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind};
+use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind, ResumeRequest};
 use rustix::fs::{Mode, OFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::AttachError;
+use crate::link::LinkParts;
 
 /// Where the compiler process is found.
 #[derive(Debug)]
@@ -29,10 +30,32 @@ pub enum Endpoint<'a> {
     Name(&'a str),
 }
 
+/// Where a compiler process is found again.
+#[derive(Debug)]
+pub(crate) enum Home {
+    Path(PathBuf),
+    Name(String),
+}
+
+impl Home {
+    /// `None`: a connection that was handed over cannot be made anew.
+    fn of(endpoint: &Endpoint<'_>) -> Option<Self> {
+        match endpoint {
+            // The host may go to another folder.
+            Endpoint::Path(path) if !is_abstract(path) => Some(Self::Path(
+                std::path::absolute(path).unwrap_or_else(|_| (*path).to_owned()),
+            )),
+            Endpoint::Path(path) => Some(Self::Path((*path).to_owned())),
+            Endpoint::Name(name) => Some(Self::Name((*name).to_owned())),
+            Endpoint::Fd(_) => None,
+        }
+    }
+}
+
 /// What the handshake yields, checked.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    pub(crate) socket: OwnedFd,
+    pub(crate) link: LinkParts,
     pub(crate) segment: OwnedFd,
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
@@ -48,13 +71,29 @@ pub(crate) fn attach(
     fenced: bool,
     allowed_uids: &[u32],
 ) -> Result<Attachment, AttachError> {
+    let home = Home::of(&endpoint);
     let socket = connect(endpoint)?;
     check_peer(&socket, allowed_uids)?;
-    let (reply, segment, mailbox_fd) = ask(&socket, label, fenced)?;
-    let (header, geometry) = check_segment(&segment, reply.sealed == 1)?;
+    let request = request(label, fenced);
+    wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
+        .map_err(|cause| AttachError::Protocol { cause })?;
+    let (reply, [segment, mailbox_fd]) = answer(&socket)?;
+    let sealed = reply.sealed == 1;
+    let (header, geometry) = check_segment(&segment, sealed)?;
     let mailbox = map_mailbox(&mailbox_fd)?;
-    Ok(Attachment {
+    let link = LinkParts {
         socket,
+        mailbox: mailbox_fd,
+        home,
+        identity: ResumeRequest {
+            attach: request,
+            instance: header.instance,
+        },
+        trusted_uids: allowed_uids.to_vec(),
+        sealed,
+    };
+    Ok(Attachment {
+        link,
         segment,
         geometry,
         header,
@@ -62,6 +101,17 @@ pub(crate) fn attach(
         number: reply.worker,
         fenced: reply.fenced != 0,
     })
+}
+
+fn request(label: &str, fenced: bool) -> AttachRequest {
+    let mut request = AttachRequest {
+        format_version: FORMAT_VERSION,
+        fenced: fenced.into(),
+        label: [0; 64],
+    };
+    let len = label.floor_char_boundary(request.label.len() - 1);
+    request.label[..len].copy_from_slice(&label.as_bytes()[..len]);
+    request
 }
 
 /// Maps a mailbox, checked.
@@ -95,16 +145,48 @@ fn connect(endpoint: Endpoint<'_>) -> Result<OwnedFd, AttachError> {
         Endpoint::Path(path) => path.to_owned(),
         Endpoint::Name(name) => socket_of(name)?.into(),
     };
-    let connected = match path.as_os_str().as_encoded_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)
-            .and_then(|address| UnixStream::connect_addr(&address)),
-        None => UnixStream::connect(&path),
+    let stream = address(&path).and_then(|address| UnixStream::connect_addr(&address));
+    Ok(stream.map_err(|cause| unreachable(&path, cause))?.into())
+}
+
+/// Connects, if that can be done without waiting.
+pub(crate) fn connect_now(home: &Home) -> Result<OwnedFd, AttachError> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let path = match home {
+        Home::Path(path) => path.clone(),
+        Home::Name(name) => socket_of(name)?.into(),
     };
-    let stream = connected.map_err(|cause| AttachError::Connect {
-        path: path.display().to_string(),
-        cause,
-    })?;
-    Ok(stream.into())
+    let connected = || {
+        let name = path.as_os_str().as_encoded_bytes();
+        let address = match name.strip_prefix(b"@") {
+            Some(name) => SocketAddrUnix::new_abstract_name(name)?,
+            None => SocketAddrUnix::new(&path)?,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &address)?;
+        // A local peer takes and gives whole frames at once.
+        rustix::io::ioctl_fionbio(&socket, false)?;
+        Ok::<_, rustix::io::Errno>(socket)
+    };
+    connected().map_err(|error| unreachable(&path, error.into()))
+}
+
+fn is_abstract(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().starts_with(b"@")
+}
+
+fn address(path: &Path) -> std::io::Result<SocketAddr> {
+    match path.as_os_str().as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    }
+}
+
+fn unreachable(path: &Path, cause: std::io::Error) -> AttachError {
+    let path = path.display().to_string();
+    AttachError::Connect { path, cause }
 }
 
 /// The socket that the header of the segment called `name` states.
@@ -133,7 +215,7 @@ fn socket_of(name: &str) -> Result<String, AttachError> {
     }
 }
 
-fn check_peer(socket: &OwnedFd, allowed_uids: &[u32]) -> Result<(), AttachError> {
+pub(crate) fn check_peer(socket: &OwnedFd, allowed_uids: &[u32]) -> Result<(), AttachError> {
     let peer = sys::peer(socket).map_err(|cause| AttachError::System {
         step: "SO_PEERCRED",
         cause,
@@ -145,20 +227,11 @@ fn check_peer(socket: &OwnedFd, allowed_uids: &[u32]) -> Result<(), AttachError>
     Err(AttachError::ForeignCompiler { found, own })
 }
 
-fn ask(
+/// What the compiler process answers, with so many descriptors.
+pub(crate) fn answer<const FDS: usize>(
     socket: &OwnedFd,
-    label: &str,
-    fenced: bool,
-) -> Result<(AttachReply, OwnedFd, OwnedFd), AttachError> {
-    let mut request = AttachRequest {
-        format_version: FORMAT_VERSION,
-        fenced: fenced.into(),
-        label: [0; 64],
-    };
-    let len = label.floor_char_boundary(request.label.len() - 1);
-    request.label[..len].copy_from_slice(&label.as_bytes()[..len]);
+) -> Result<(AttachReply, [OwnedFd; FDS]), AttachError> {
     let broken = |cause| AttachError::Protocol { cause };
-    wire::send(socket, FrameKind::Attach, request.as_bytes(), &[]).map_err(broken)?;
     let frame = wire::receive(socket, wire::MAX_WORKER_PAYLOAD).map_err(broken)?;
     match frame.kind {
         FrameKind::Attached => {}
@@ -171,13 +244,18 @@ fn ask(
     }
     let reply =
         AttachReply::read_from_bytes(&frame.payload).map_err(|_| protocol("a malformed reply"))?;
-    let [segment, mailbox] =
-        <[OwnedFd; 2]>::try_from(frame.fds).map_err(|_| protocol("other than two descriptors"))?;
-    Ok((reply, segment, mailbox))
+    let fds = <[OwnedFd; FDS]>::try_from(frame.fds);
+    Ok((
+        reply,
+        fds.map_err(|_| protocol("another number of descriptors"))?,
+    ))
 }
 
 /// What is about to be executed must be what its compiler alone can write.
-fn check_segment(segment: &OwnedFd, sealed: bool) -> Result<(Header, Geometry), AttachError> {
+pub(crate) fn check_segment(
+    segment: &OwnedFd,
+    sealed: bool,
+) -> Result<(Header, Geometry), AttachError> {
     let system = |step| {
         move |cause: rustix::io::Errno| AttachError::System {
             step,

@@ -18,14 +18,15 @@ use jitcast_runtime::pin;
 
 use crate::guard;
 use crate::life::Life;
-use crate::link::Spare;
+use crate::link::{Spare, Talk};
 use crate::trap;
 use crate::unwind::windows;
 use crate::worker::{Inner, State};
 
 /// A worker whose process is about to fork.
 struct Forking {
-    // Declared, and so dropped, before the worker that it belongs to.
+    // Declared, and so dropped, before the worker that they belong to.
+    talk: MutexGuard<'static, Talk>,
     state: MutexGuard<'static, State>,
     worker: Arc<Inner>,
     life: Life,
@@ -80,7 +81,8 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
         .state()
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
-    let spare = worker.link().take_ahead();
+    let mut talk = worker.link().talk();
+    let spare = worker.link().take_ahead(&mut talk);
     let (thread, known) = match guard::record_of(&worker) {
         Some(thread) => (thread, true),
         None => (worker.mailbox().claim(this_thread())?, false),
@@ -100,7 +102,11 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
     // SAFETY: the state lies in the worker, which is kept beside the guard, and outlives it.
     let state =
         unsafe { core::mem::transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(state) };
+    // SAFETY: as for the state.
+    let talk =
+        unsafe { core::mem::transmute::<MutexGuard<'_, Talk>, MutexGuard<'static, Talk>>(talk) };
     Some(Forking {
+        talk,
         state,
         worker,
         life,
@@ -148,6 +154,7 @@ extern "C" fn in_parent() {
     drop((_list, _windows));
     for forking in workers {
         let Forking {
+            mut talk,
             state,
             worker,
             thread,
@@ -163,8 +170,8 @@ extern "C" fn in_parent() {
         } else {
             worker.mailbox().release(thread);
         }
-        worker.link().ask_ahead();
-        drop(state);
+        worker.link().ask_ahead(&mut talk);
+        drop((talk, state));
     }
 }
 
@@ -181,6 +188,7 @@ extern "C" fn in_child() {
     drop((_list, _windows));
     for forking in workers {
         let Forking {
+            mut talk,
             state,
             worker,
             life,
@@ -192,6 +200,7 @@ extern "C" fn in_child() {
         if let Some(spare) = spare
             && take_over(&worker, &spare, thread).is_ok()
         {
+            worker.link().begin_anew(&mut talk);
             worker.set_number(spare.number);
             worker.life().restore(&life, state.applied);
             if known {
@@ -200,7 +209,7 @@ extern "C" fn in_child() {
                 worker.mailbox().release(thread);
             }
         }
-        drop(state);
+        drop((talk, state));
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct ThreadRecord {
     depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
+    /// How often this thread entered, modulo 2^16.
+    polls: Cell<u16>,
     /// How often this thread left while threads were inside at different generations.
     leaves: Cell<u32>,
     /// The worker of a thread that published code started, which holds no guard that would keep it.
@@ -135,6 +137,13 @@ impl Worker {
     fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
         let inner = self.inner();
         let depth = record.depth.get();
+        if depth == 0 {
+            let polls = record.polls.get().wrapping_add(1);
+            record.polls.set(polls);
+            if polls == 0 {
+                self.tend_seldom();
+            }
+        }
         if depth == 0 || !inner.is_attached_here() {
             let (pin, head) = (record.pin(inner), record.head(inner));
             if inner
@@ -179,6 +188,17 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn tend_seldom(&self) {
+        self.tend();
+    }
+
+    /// The index of this thread's record; `None`: it is inside, or can have none.
+    pub(crate) fn thread_outside(&self) -> Option<u32> {
+        let record = self.record().ok()?;
+        (record.depth.get() == 0).then_some(record.index)
     }
 
     /// This thread's record, made if need be.
@@ -277,6 +297,7 @@ impl ThreadRecord {
             head: NonNull::from(inner.head()),
             depth: Cell::new(0),
             serialised: Cell::new(0),
+            polls: Cell::new(0),
             leaves: Cell::new(0),
             keep: RefCell::new(None),
         })

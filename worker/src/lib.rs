@@ -21,6 +21,7 @@ mod life;
 mod link;
 mod lookup;
 mod pin_slot;
+mod renew;
 mod spawn;
 mod startup;
 mod thread_local;

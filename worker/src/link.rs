@@ -1,4 +1,5 @@
-//! The connection to the compiler process, and what it sent ahead for a child that may be forked.
+//! The connection to the compiler process: what it sent ahead for a child that may be forked, and how another one is found when
+//! it is gone.
 //!
 //! Invariant: nothing is done to a descriptor that is not the connection any more: a host may have closed it
 //! (closefrom(3)), and its number may be another file's.
@@ -6,20 +7,28 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::mailbox::Mailbox;
 use jitcast_runtime::sys;
-use jitcast_runtime::wire::{self, AttachReply, FrameKind};
+use jitcast_runtime::wire::{self, AttachReply, FrameKind, ResumeRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::attach;
+use crate::attach::{self, Home};
+use crate::error::AttachError;
 
 /// How long a fork waits for what was asked for. It comes in some ten microseconds, if the compiler process is there.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When a compiler process that is gone is looked for again: first, and at the most.
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How long one may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// A descriptor, and which file it led to when it was this library's.
 #[derive(Debug)]
@@ -92,25 +101,79 @@ pub(crate) struct Spare {
     socket: Watched,
 }
 
-#[derive(Debug, Default)]
-struct Ahead {
+/// What another compiler process offers to go on with.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    socket: Watched,
+    pub(crate) segment: OwnedFd,
+    pub(crate) number: u64,
+}
+
+/// How the connection is.
+#[derive(Debug)]
+enum State {
+    Attached,
+    /// The compiler process is gone: it is looked for from `next` on.
+    Lost {
+        next: Instant,
+        backoff: Duration,
+    },
+    /// One is there, and has been asked.
+    Asked {
+        socket: OwnedFd,
+        until: Instant,
+        backoff: Duration,
+    },
+    /// It has answered.
+    Offered(Box<Offer>),
+}
+
+/// What has been said over the connection. Held by who forks, so that a child finds it as it was.
+#[derive(Debug)]
+pub(crate) struct Talk {
     spare: Option<Spare>,
-    /// It has been asked for one, and has not answered.
+    /// For a spare, which has not come.
     asked: bool,
+    state: State,
 }
 
 /// The connection.
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: Watched,
-    ahead: Mutex<Ahead>,
+    mailbox: Watched,
+    /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
+    home: Option<Home>,
+    /// What a new one is told, and who it may be.
+    identity: ResumeRequest,
+    trusted_uids: Vec<u32>,
+    /// Whether workers insist on seals.
+    sealed: bool,
+    talk: Mutex<Talk>,
 }
 
 impl Link {
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(parts: LinkParts) -> io::Result<Self> {
+        let LinkParts {
+            socket,
+            mailbox,
+            home,
+            identity,
+            trusted_uids,
+            sealed,
+        } = parts;
         Ok(Self {
             socket: Watched::new(socket)?,
-            ahead: Mutex::default(),
+            mailbox: Watched::new(mailbox)?,
+            home,
+            identity,
+            trusted_uids,
+            sealed,
+            talk: Mutex::new(Talk {
+                spare: None,
+                asked: false,
+                state: State::Attached,
+            }),
         })
     }
 
@@ -120,35 +183,45 @@ impl Link {
         fd.expect("only taken when it is dropped").as_fd()
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for what the next child takes over. Does not wait. By who holds the worker's state, so that no fork is under way.
-    pub(crate) fn ask_ahead(&self) {
-        let mut ahead = self.ahead();
+    /// The same, unless somebody else is at it.
+    pub(crate) fn try_talk(&self) -> Result<MutexGuard<'_, Talk>, ()> {
+        match self.talk.try_lock() {
+            Ok(talk) => Ok(talk),
+            Err(TryLockError::Poisoned(talk)) => Ok(talk.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(()),
+        }
+    }
+
+    /// Whether the compiler process is there, as far as has been looked.
+    pub(crate) fn is_attached(&self) -> bool {
+        matches!(self.talk().state, State::Attached)
+    }
+
+    /// Asks for what the next child takes over. Does not wait.
+    pub(crate) fn ask_ahead(&self, talk: &mut Talk) {
         let Some(socket) = self.socket.get() else {
             return;
         };
-        if ahead.spare.is_none() && !ahead.asked {
-            ahead.asked = send_now(socket, FrameKind::Spare);
+        if talk.spare.is_none() && !talk.asked {
+            talk.asked = send_now(socket, FrameKind::Spare);
         }
     }
 
-    /// What the next child takes over, likewise; waits a little for it, if it has been asked for.
-    pub(crate) fn take_ahead(&self) -> Option<Spare> {
-        let mut ahead = self.ahead();
-        if let Some(spare) = ahead.spare.take() {
+    /// What the next child takes over; waits a little for it, if it has been asked for.
+    pub(crate) fn take_ahead(&self, talk: &mut Talk) -> Option<Spare> {
+        if let Some(spare) = talk.spare.take() {
             return Some(spare);
         }
+        self.ask_ahead(talk);
         let socket = self.socket.get()?;
-        if !ahead.asked {
-            ahead.asked = send_now(socket, FrameKind::Spare);
-        }
-        if !(ahead.asked && readable_within(socket, PATIENCE)) {
+        if !(talk.asked && readable_within(socket, PATIENCE)) {
             return None;
         }
-        ahead.asked = false;
+        talk.asked = false;
         receive(socket).ok()
     }
 
@@ -158,11 +231,157 @@ impl Link {
     /// Where the descriptors were closed, or the system refuses.
     pub(crate) fn take_over(&self, spare: &Spare) -> io::Result<()> {
         self.socket.replace(&spare.socket)?;
+        self.mailbox.replace(&spare.descriptor)?;
         if send_now(self.descriptor(), FrameKind::Adopt) {
             return Ok(());
         }
         Err(io::ErrorKind::NotConnected.into())
     }
+
+    /// Looks whether the compiler process is there; if not, for another. Never waits: what another one offers is there at a
+    /// later look.
+    pub(crate) fn look<'a>(&self, talk: &'a mut Talk) -> Option<&'a Offer> {
+        let now = Instant::now();
+        talk.state = match core::mem::replace(&mut talk.state, State::Attached) {
+            State::Attached if self.socket.get().is_some_and(has_hung_up) => {
+                (talk.spare, talk.asked) = (None, false);
+                State::Lost {
+                    next: now,
+                    backoff: FIRST_BACKOFF,
+                }
+            }
+            State::Lost { next, backoff } if next <= now => self.ask(now, backoff),
+            State::Asked {
+                socket,
+                until,
+                backoff,
+            } => self.answer(socket, (now, until, backoff)),
+            other => other,
+        };
+        match &talk.state {
+            State::Offered(offer) => Some(offer),
+            _ => None,
+        }
+    }
+
+    fn ask(&self, now: Instant, backoff: Duration) -> State {
+        let asked = self.home.as_ref().map(|home| {
+            let socket = attach::connect_now(home)?;
+            attach::check_peer(&socket, &self.trusted_uids)?;
+            let mailbox = self.mailbox.get().ok_or(io::ErrorKind::NotConnected);
+            let mailbox = mailbox.map_err(|kind| AttachError::Protocol { cause: kind.into() })?;
+            let sent = wire::send(
+                &socket,
+                FrameKind::Resume,
+                self.identity.as_bytes(),
+                &[mailbox],
+            );
+            sent.map_err(|cause| AttachError::Protocol { cause })?;
+            Ok::<_, AttachError>(socket)
+        });
+        match asked {
+            Some(Ok(socket)) => State::Asked {
+                socket,
+                until: now + ANSWER,
+                backoff,
+            },
+            _ => later(now, backoff),
+        }
+    }
+
+    fn answer(
+        &self,
+        socket: OwnedFd,
+        (now, until, backoff): (Instant, Instant, Duration),
+    ) -> State {
+        if !readable_within(socket.as_fd(), Duration::ZERO) {
+            let waits = now < until && !has_hung_up(socket.as_fd());
+            return if waits {
+                State::Asked {
+                    socket,
+                    until,
+                    backoff,
+                }
+            } else {
+                later(now, backoff)
+            };
+        }
+        match self.offer(socket) {
+            Ok(offer) => State::Offered(Box::new(offer)),
+            Err(_) => later(now, backoff),
+        }
+    }
+
+    /// What has been answered, checked as when it attached.
+    fn offer(&self, socket: OwnedFd) -> Result<Offer, AttachError> {
+        let broken = |cause| AttachError::Protocol { cause };
+        let (reply, [segment]) = attach::answer(&socket)?;
+        let (header, _) = attach::check_segment(&segment, self.sealed)?;
+        if header.instance != self.identity.instance {
+            return Err(broken(io::ErrorKind::InvalidData.into()));
+        }
+        let socket = Watched::new(socket).map_err(broken)?;
+        Ok(Offer {
+            socket,
+            segment,
+            number: reply.worker,
+        })
+    }
+
+    /// The offer was taken: its connection is this one from now on.
+    pub(crate) fn accept(&self, talk: &mut Talk) {
+        if let State::Offered(offer) = core::mem::replace(&mut talk.state, State::Attached) {
+            // If the host has closed the descriptor, there is no connection; the worker goes on.
+            let _ = self.socket.replace(&offer.socket);
+            self.ask_ahead(talk);
+        }
+    }
+
+    /// The offer is none: it does not hold what it should.
+    pub(crate) fn decline(&self, talk: &mut Talk) {
+        talk.state = State::Lost {
+            next: Instant::now() + LAST_BACKOFF,
+            backoff: LAST_BACKOFF,
+        };
+    }
+
+    /// In a child, which has a connection of its own: what its parent was at is the parent's.
+    pub(crate) fn begin_anew(&self, talk: &mut Talk) {
+        *talk = Talk {
+            spare: None,
+            asked: false,
+            state: State::Attached,
+        };
+    }
+}
+
+/// What a connection is made of.
+#[derive(Debug)]
+pub(crate) struct LinkParts {
+    pub(crate) socket: OwnedFd,
+    pub(crate) mailbox: OwnedFd,
+    pub(crate) home: Option<Home>,
+    pub(crate) identity: ResumeRequest,
+    pub(crate) trusted_uids: Vec<u32>,
+    pub(crate) sealed: bool,
+}
+
+/// The next look, not before twice as long has passed as last time.
+fn later(now: Instant, backoff: Duration) -> State {
+    State::Lost {
+        next: now + backoff,
+        backoff: (backoff * 2).min(LAST_BACKOFF),
+    }
+}
+
+fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let looked = poll(&mut fds, Some(&now));
+    looked.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 impl Spare {

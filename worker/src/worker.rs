@@ -47,6 +47,9 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
 }
 
+/// How long a wait goes on before it looks whether the compiler process is there.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What a worker can say about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerStats {
@@ -138,7 +141,7 @@ impl Worker {
             step: "mmap of the life page",
             cause,
         })?;
-        let link = Link::new(attachment.socket).map_err(|cause| AttachError::System {
+        let link = Link::new(attachment.link).map_err(|cause| AttachError::System {
             step: "fstat of the connection",
             cause,
         })?;
@@ -174,9 +177,7 @@ impl Worker {
             .store(inner.window.base().get(), Ordering::Relaxed);
         inner.bind_everything(options.unwinding)?;
         fork::prepare();
-        let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.link.ask_ahead();
-        drop(state);
+        inner.link.ask_ahead(&mut inner.link.talk());
         Ok(Self(inner))
     }
 
@@ -195,11 +196,13 @@ impl Worker {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            let timeout = left.map(|left| futex::Timespec {
+            self.tend();
+            let timeout = Some(left.map_or(LOOK, |left| left.min(LOOK)));
+            let timeout = timeout.map(|left| futex::Timespec {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
             });
-            // Interrupted, timed out, changed meanwhile: the loop looks again.
+            // Interrupted, timed out, changed meanwhile, or the compiler process is gone: the loop looks again.
             let _ = futex::wait(
                 low_half(head),
                 futex::Flags::empty(),
@@ -209,7 +212,8 @@ impl Worker {
         }
     }
 
-    /// The descriptor of the connection to the compiler process: it hangs up when that ends.
+    /// The descriptor of the connection to the compiler process. When it hangs up, that process has ended: [`Worker::tend`] looks
+    /// for another. The number stays the same then.
     pub fn connection(&self) -> BorrowedFd<'_> {
         self.0.link.descriptor()
     }

@@ -291,6 +291,7 @@ impl Reading {
                 history: base.history,
                 contents: Contents::default(),
                 latest,
+                retired_units: Vec::new(),
             },
             reserved: base.reserved,
         })

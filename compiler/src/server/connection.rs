@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use jitcast_runtime::sys;
 use jitcast_runtime::wire::{self, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use zerocopy::IntoBytes;
 
 use super::{Policy, Work};
@@ -19,6 +19,8 @@ const MAX_UNREAD: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Attach(Vec<u8>),
+    /// As the first, of a worker that has been attached to another compiler process; and the descriptors that came along.
+    Resume(Vec<u8>, Vec<OwnedFd>),
     /// What a child takes over.
     Spare,
     /// The child is there: this process.
@@ -48,6 +50,8 @@ pub(super) struct Connection {
     jobs: u32,
     /// It is for a child of this worker, which has not arrived yet.
     child_of: Option<u64>,
+    /// Descriptors that came with the frame that is being read.
+    fds: Vec<OwnedFd>,
     /// Both ends were made by this process.
     is_pair: bool,
     /// Who sent what came last, where that is asked for.
@@ -71,6 +75,7 @@ impl Connection {
             deadline: Some(deadline),
             jobs: 0,
             child_of: None,
+            fds: Vec::new(),
             is_pair: false,
             sender: None,
         })
@@ -92,6 +97,7 @@ impl Connection {
             deadline: None,
             jobs: 0,
             child_of: Some(self.worker?),
+            fds: Vec::new(),
             is_pair: true,
             sender: None,
         })
@@ -204,8 +210,8 @@ impl Connection {
         by_number()
     }
 
-    /// Reads what has come; a whole request, if there is one. Descriptors that come along belong nowhere and
-    /// are closed.
+    /// Reads what has come; a whole request, if there is one. Descriptors that come along are closed with it, unless it is one that
+    /// has some.
     pub(super) fn read(&mut self, policy: &Policy) -> Result<Option<Incoming>, String> {
         const HEADER: usize = size_of::<FrameHeader>();
         loop {
@@ -226,9 +232,13 @@ impl Connection {
                         count
                     })
                 } else {
-                    let received =
-                        rustix::net::recv(socket, &mut buffer[..wanted], RecvFlags::empty());
-                    received.map(|(count, _)| count)
+                    let fds = &mut self.fds;
+                    let received = wire::receive_some(socket, &mut buffer[..wanted], fds);
+                    // More than any frame has belong nowhere, and are closed.
+                    fds.truncate(wire::MAX_FDS);
+                    received.map_err(|error| {
+                        rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+                    })
                 };
                 match received {
                     Ok(0) => return Err("the peer has closed".into()),
@@ -268,6 +278,7 @@ impl Connection {
 
     fn admit(&mut self, kind: FrameKind, policy: &Policy) -> Incoming {
         let payload = std::mem::take(&mut self.payload);
+        let fds = std::mem::take(&mut self.fds);
         let refused = |right: &str| {
             Incoming::Refused(format!(
                 "uid {} gid {} may not {right}\n  help: start the compiler process with --allow-{right} {}",
@@ -286,7 +297,8 @@ impl Connection {
             }
             FrameKind::Spare if self.worker.is_some() => Incoming::Spare,
             FrameKind::Attach if may_attach => Incoming::Attach(payload),
-            FrameKind::Attach => refused("attach"),
+            FrameKind::Resume if may_attach => Incoming::Resume(payload, fds),
+            FrameKind::Attach | FrameKind::Resume => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
             FrameKind::Publish | FrameKind::Rollback => refused("publish"),

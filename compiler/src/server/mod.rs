@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use jitcast_runtime::header::FORMAT_VERSION;
-use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind};
+use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind, ResumeRequest};
 use rustix::event::epoll;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -451,6 +451,10 @@ impl<'a> Loop<'a> {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
             },
+            Incoming::Resume(payload, fds) => match self.resume(token, &payload, fds) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
             Incoming::Spare => match self.spare(token) {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
@@ -489,24 +493,7 @@ impl<'a> Loop<'a> {
             .ok_or("the connection is gone")?;
         let request =
             AttachRequest::read_from_bytes(payload).map_err(|_| "malformed request to attach")?;
-        if request.format_version != FORMAT_VERSION {
-            return Err(format!(
-                "the worker reads format version {}, the compiler process writes {FORMAT_VERSION}\n  help: use the same version of jitcast for both",
-                request.format_version
-            ));
-        }
-        if connection.worker().is_some() {
-            return Err("this connection is attached already".to_owned());
-        }
-        if connection.has_unsent() {
-            return Err("read what was answered before you attach".to_owned());
-        }
-        let label = request
-            .label
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default();
-        let label = String::from_utf8_lossy(label).into_owned();
+        let label = check_attach(connection, &request)?;
         let (pid, uid) = (connection.pid(), connection.uid());
         let admission = self
             .compiler
@@ -526,6 +513,40 @@ impl<'a> Loop<'a> {
             return Err(format!("the reply cannot be sent: {error}"));
         }
         connection.set_worker(admission.number);
+        self.watch(token);
+        Ok(())
+    }
+
+    /// A worker goes on that was attached to the compiler process before this one.
+    fn resume(&mut self, token: u64, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
+        let connection = self
+            .connections
+            .get_mut(&token)
+            .ok_or("the connection is gone")?;
+        let request =
+            ResumeRequest::read_from_bytes(payload).map_err(|_| "malformed request to resume")?;
+        let label = check_attach(connection, &request.attach)?;
+        if request.instance != self.compiler.instance() {
+            return Err("this compiler process has another segment\n  help: start it with the journal of the one before, or attach afresh".to_owned());
+        }
+        let [mailbox] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| "other than one descriptor")?;
+        let process = (connection.pid(), connection.uid());
+        let number = self
+            .compiler
+            .admit_again(process, label, &mailbox)
+            .map_err(|error| format!("that is no mailbox: {error}"))?;
+        let reply = AttachReply {
+            worker: number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: self.compiler.needs_fences().into(),
+        };
+        let socket = connection.socket().ok_or("the connection is gone")?;
+        let fds = [self.compiler.worker_fd()];
+        if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
+            self.compiler.worker_died(number);
+            return Err(format!("the reply cannot be sent: {error}"));
+        }
+        connection.set_worker(number);
         self.watch(token);
         Ok(())
     }
@@ -639,6 +660,25 @@ impl<'a> Loop<'a> {
             self.compiler.worker_died(worker);
         }
     }
+}
+
+/// What is asked of whoever wants to attach: its label.
+fn check_attach(connection: &Connection, request: &AttachRequest) -> Result<String, String> {
+    if request.format_version != FORMAT_VERSION {
+        return Err(format!(
+            "the worker reads format version {}, the compiler process writes {FORMAT_VERSION}\n  help: use the same version of jitcast for both",
+            request.format_version
+        ));
+    }
+    if connection.worker().is_some() {
+        return Err("this connection is attached already".to_owned());
+    }
+    if connection.has_unsent() {
+        return Err("read what was answered before you attach".to_owned());
+    }
+    let label = request.label.split(|byte| *byte == 0);
+    let label = label.into_iter().next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(label).into_owned())
 }
 
 /// Whether a process may be there; 0: one that this process cannot see.

@@ -19,7 +19,7 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
-    create::{BackEnd, Segment, SegmentError, SegmentOptions, create_mailbox},
+    create::{BackEnd, Segment, SegmentError, SegmentOptions, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };
 

@@ -1,0 +1,99 @@
+//! Who holds retired memory back: threads that stay inside at an older generation. They are named, not killed.
+//!
+//! What a mailbox says is its worker's own word. Since when a thread has been where it is, is what this process saw.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::workers::WorkerEntry;
+
+/// A thread that is inside at a generation before the newest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Straggler {
+    /// The worker's number.
+    pub worker: u64,
+    /// Its process, in the compiler's pid namespace.
+    pub pid: i32,
+    /// The thread, in the worker's own pid namespace.
+    pub thread: u64,
+    /// The generation that it is inside at.
+    pub generation: u64,
+    /// How long it has been seen there, ms.
+    pub since_ms: u64,
+    /// Retired memory that is not reused as long as it stays, whoever else stays too, bytes.
+    pub held_bytes: u64,
+    /// The units that this memory was, some of which it may be inside of.
+    pub units: Vec<String>,
+}
+
+impl fmt::Display for Straggler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 4;
+        let Self {
+            worker,
+            pid,
+            thread,
+            generation,
+            since_ms,
+            held_bytes,
+            units,
+        } = self;
+        write!(
+            f,
+            "worker {worker} (pid {pid}), thread {thread}: inside at generation {generation} for {since_ms} ms, holds {held_bytes} bytes"
+        )?;
+        if !units.is_empty() {
+            write!(f, " of {}", units[..units.len().min(SHOWN)].join(", "))?;
+        }
+        if units.len() > SHOWN {
+            write!(f, " and {} more", units.len() - SHOWN)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where threads were seen last, and since when.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(HashMap<(u64, u32), (u64, Instant)>);
+
+/// A thread that is inside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inside {
+    pub(crate) worker: u64,
+    pub(crate) pid: i32,
+    pub(crate) thread: u64,
+    pub(crate) pin: u64,
+    pub(crate) since: Duration,
+}
+
+impl Seen {
+    /// Looks at all threads: those that are inside at generations before `newest`.
+    pub(crate) fn look(&mut self, workers: &[WorkerEntry], newest: u64) -> Vec<Inside> {
+        let now = Instant::now();
+        let (mut inside, mut seen) = (Vec::new(), HashMap::new());
+        for worker in workers {
+            for (index, pin, thread) in worker.mailbox.inside() {
+                if pin >= newest {
+                    continue;
+                }
+                let key = (worker.number, index);
+                let before = self.0.get(&key).filter(|(known, _)| *known == pin);
+                let first = before.map_or(now, |(_, first)| *first);
+                seen.insert(key, (pin, first));
+                let since = now.duration_since(first);
+                inside.push(Inside {
+                    worker: worker.number,
+                    pid: worker.pid,
+                    thread,
+                    pin,
+                    since,
+                });
+            }
+        }
+        self.0 = seen;
+        inside
+    }
+}

@@ -1,0 +1,315 @@
+//! Workers that lie, and clients that speak nonsense, at full speed: the compiler process stays up, others do not notice, and
+//! nothing is left behind.
+
+mod common;
+#[path = "publish/units.rs"]
+mod units;
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use common::host::{Host, WINDOW_BYTES};
+use common::process::await_some;
+use common::role;
+use jitcast::compiler::CompilerOptions;
+use jitcast::runtime::mailbox::MAILBOX_BYTES;
+use jitcast::runtime::sys::{self, Mapping};
+use jitcast::runtime::wire::{self, AttachRequest, FrameHeader, FrameKind, ResumeRequest};
+use rustix::fs::SealFlags;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use units::{attach, call, handle, publish_generation};
+use zerocopy::IntoBytes;
+
+const LIAR: &str = "lies";
+
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[(LIAR, lie)]);
+}
+
+/// Numbers that look random (splitmix64).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+fn connect(socket: &str) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    stream
+}
+
+fn attach_request() -> AttachRequest {
+    AttachRequest {
+        format_version: jitcast::runtime::header::FORMAT_VERSION,
+        fenced: 0,
+        label: [b'x'; 64],
+    }
+}
+
+/// Attaches by hand: the connection, and the descriptor of the mailbox.
+fn attach_by_hand(socket: &str) -> (UnixStream, OwnedFd) {
+    let stream = connect(socket);
+    wire::send(&stream, FrameKind::Attach, attach_request().as_bytes(), &[]).unwrap();
+    let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+    let [_segment, mailbox] = <[OwnedFd; 2]>::try_from(frame.fds).unwrap();
+    (stream, mailbox)
+}
+
+/// The role: one kind of lie, until it is killed.
+fn lie(target: &str) {
+    let (socket, kind) = target.rsplit_once(' ').unwrap();
+    let mut noise = Noise(u64::from(std::process::id()));
+    let mut spoken = false;
+    let mut go_on = |said: &str| {
+        if !std::mem::replace(&mut spoken, true) {
+            role::report(said);
+        }
+    };
+    match kind {
+        "mailbox" => {
+            let (_stream, mailbox) = attach_by_hand(socket);
+            let mapping = Mapping::shared(mailbox.as_fd(), MAILBOX_BYTES as usize, true).unwrap();
+            let words = mapping.base().cast::<u64>();
+            loop {
+                let at = noise.next() as usize % (MAILBOX_BYTES as usize / 8);
+                // SAFETY: inside the mapping.
+                let word = unsafe { words.add(at) };
+                // SAFETY: mapped, aligned, accessed atomically.
+                let word = unsafe { std::sync::atomic::AtomicU64::from_ptr(word.as_ptr()) };
+                word.store(
+                    noise.next() >> (noise.next() % 64),
+                    std::sync::atomic::Ordering::Relaxed,
+                );
+                go_on("lies");
+            }
+        }
+        "frames" => loop {
+            let mut stream = connect(socket);
+            for _ in 0..noise.next() % 8 {
+                let kind = (noise.next() % 16) as u32;
+                let len = noise.next() as usize % 300;
+                let stated = if noise.next().is_multiple_of(4) {
+                    noise.next() as u32
+                } else {
+                    len as u32
+                };
+                let header = FrameHeader {
+                    kind,
+                    ..FrameHeader::new(FrameKind::Attach, stated)
+                };
+                let sent = stream.write_all(header.as_bytes());
+                if sent
+                    .and_then(|()| stream.write_all(&noise.bytes(len)))
+                    .is_err()
+                {
+                    break;
+                }
+            }
+            go_on("lies");
+        },
+        "descriptors" => loop {
+            let stream = connect(socket);
+            let file = std::fs::File::open("/proc/self/exe").unwrap();
+            let fds = [file.as_fd(); wire::MAX_FDS];
+            let kinds = [
+                FrameKind::Attach,
+                FrameKind::Status,
+                FrameKind::Publish,
+                FrameKind::Resume,
+                FrameKind::Spare,
+            ];
+            for kind in kinds {
+                let payload = noise.bytes(noise.0 as usize % 200);
+                if wire::send(&stream, kind, &payload, &fds).is_err() {
+                    break;
+                }
+            }
+            go_on("lies");
+        },
+        "mailboxes" => loop {
+            for fd in false_mailboxes() {
+                let stream = connect(socket);
+                let request = ResumeRequest {
+                    attach: attach_request(),
+                    instance: instance_of(socket),
+                };
+                wire::send(
+                    &stream,
+                    FrameKind::Resume,
+                    request.as_bytes(),
+                    &[fd.as_fd()],
+                )
+                .unwrap();
+                let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+                assert_eq!(
+                    frame.kind,
+                    FrameKind::Refused,
+                    "{:?}",
+                    String::from_utf8_lossy(&frame.payload)
+                );
+            }
+            go_on("lies");
+        },
+        "spares" => loop {
+            let (stream, _mailbox) = attach_by_hand(socket);
+            let header = FrameHeader::new(FrameKind::Spare, 0);
+            // More than are given, and none of the answers is read.
+            for _ in 0..2000 {
+                if (&stream).write_all(header.as_bytes()).is_err() {
+                    break;
+                }
+            }
+            go_on("lies");
+        },
+        "slow" => {
+            let mut streams: Vec<UnixStream> = (0..100).map(|_| connect(socket)).collect();
+            let header = FrameHeader::new(FrameKind::Publish, 1 << 20);
+            loop {
+                for stream in &mut streams {
+                    let at = noise.next() as usize % 16;
+                    if stream.write_all(&header.as_bytes()[at..=at]).is_err() {
+                        *stream = connect(socket);
+                    }
+                }
+                go_on("lies");
+            }
+        }
+        _ => panic!("{kind}"),
+    }
+}
+
+/// The instance of the segment, from the header that every worker sees.
+fn instance_of(socket: &str) -> [u8; 16] {
+    let stream = connect(socket);
+    wire::send(&stream, FrameKind::Attach, attach_request().as_bytes(), &[]).unwrap();
+    let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+    let mut header = [0; 48];
+    rustix::io::pread(&frame.fds[0], &mut header, 0).unwrap();
+    header[32..48].try_into().unwrap()
+}
+
+/// What is no mailbox: too short, too long, not sealed, sealed against writing, a file, a pipe.
+fn false_mailboxes() -> Vec<OwnedFd> {
+    let len = u64::from(MAILBOX_BYTES);
+    let sized = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    let memfd = |len: u64, seals: Option<SealFlags>| {
+        let fd = sys::memfd("false", len).unwrap();
+        if let Some(seals) = seals {
+            sys::seal(&fd, seals).unwrap();
+        }
+        fd
+    };
+    let (read, write) = std::io::pipe().unwrap();
+    vec![
+        memfd(len, None),
+        memfd(len - 8, Some(sized)),
+        memfd(len + 4096, Some(sized)),
+        memfd(len, Some(sized.difference(SealFlags::SHRINK))),
+        memfd(len, Some(sized | SealFlags::WRITE)),
+        memfd(len, Some(sized | SealFlags::FUTURE_WRITE)),
+        // Of zeros: without the first word.
+        memfd(len, Some(sized)),
+        std::fs::File::open("/proc/self/exe").unwrap().into(),
+        read.into(),
+        write.into(),
+    ]
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Publishes and calls while somebody lies; each worker sees every generation in time.
+fn survives(kind: &str) {
+    let host = Host::with(CompilerOptions {
+        reclaim_above_bytes: 64 << 10,
+        ..CompilerOptions::with_window(WINDOW_BYTES * 8).unwrap()
+    });
+    publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    let before = descriptors();
+    let liars: Vec<_> = (0..2)
+        .map(|_| {
+            let mut liar = role::start(LIAR, &format!("{} {kind}", host.socket));
+            assert_eq!(role::next_report(&mut liar), "lies");
+            liar
+        })
+        .collect();
+    let end = Instant::now() + Duration::from_secs(1);
+    let mut generations = 0;
+    while Instant::now() < end || generations < 100 {
+        let generation = publish_generation(&host);
+        let guard = worker.enter().unwrap();
+        assert_eq!(guard.generation(), generation);
+        assert_eq!(f.call(&guard, 0), generation.cast_signed());
+        generations += 1;
+    }
+    // New workers are let in meanwhile.
+    assert_eq!(
+        call(&attach(&host), "g", 0),
+        worker.poll().unwrap().cast_signed()
+    );
+    for liar in liars {
+        // Nobody else may have ended it.
+        let pid = rustix::process::Pid::from_raw(liar.pid()).unwrap();
+        let id = WaitId::Pid(pid);
+        let ended = rustix::process::waitid(
+            id,
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+        );
+        assert!(ended.unwrap().is_none(), "a liar ended by itself");
+        liar.signal(Signal::KILL);
+        drop(liar);
+    }
+    await_some("the end of all liars", || {
+        let status = host.compiler.status();
+        (status.workers.len() == 1 && host.compiler.worker_count() == 1).then_some(())
+    });
+    await_some("as few descriptors as before", || {
+        (descriptors() <= before + 2).then_some(())
+    });
+    for _ in 0..300 {
+        publish_generation(&host);
+    }
+    assert!(
+        host.compiler.status().retired_bytes < 256 << 10,
+        "nothing is held by the dead"
+    );
+}
+
+macro_rules! lies {
+    ($($test:ident: $kind:literal;)*) => { $(
+        #[test]
+        fn $test() {
+            survives($kind);
+        }
+    )* };
+}
+
+lies! {
+    garbage_in_a_mailbox_costs_only_its_worker: "mailbox";
+    frames_of_garbage_cost_only_who_sends_them: "frames";
+    descriptors_where_none_belong_are_closed: "descriptors";
+    what_is_no_mailbox_is_refused: "mailboxes";
+    who_asks_for_more_than_it_reads_is_dropped: "spares";
+    who_sends_byte_by_byte_keeps_nobody: "slow";
+}
