@@ -353,7 +353,8 @@ fn compilers_that_do_not_keep_to_the_protocol_are_refused() {
         wire::send(socket, FrameKind::Attached, reply.as_bytes(), &[]).unwrap();
     });
     assert!(
-        bare.to_string().contains("other than two descriptors"),
+        bare.to_string()
+            .contains("other descriptors than belong there"),
         "{bare}"
     );
     let no =

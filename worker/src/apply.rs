@@ -314,7 +314,7 @@ impl Inner {
         let Some(&oldest) = others.pins.first() else {
             return true;
         };
-        let count = (moves + state.handles.len()) * others.pins.len();
+        let count = (moves + state.handles.prune()) * others.pins.len();
         state.transitions.reserve(self.window(), count, oldest)
     }
 

@@ -247,7 +247,7 @@ pub(crate) fn answer<const FDS: usize>(
     let fds = <[OwnedFd; FDS]>::try_from(frame.fds);
     Ok((
         reply,
-        fds.map_err(|_| protocol("another number of descriptors"))?,
+        fds.map_err(|_| protocol("other descriptors than belong there"))?,
     ))
 }
 

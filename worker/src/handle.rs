@@ -69,12 +69,7 @@ impl Handles {
     /// serves, without.
     fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
         if self.all.len() >= self.prune_at {
-            self.all.retain(|handle| handle.strong_count() > 0);
-            for handles in self.by_cell.values_mut() {
-                handles.retain(|handle| handle.strong_count() > 0);
-            }
-            self.by_cell.retain(|_, handles| !handles.is_empty());
-            self.prune_at = (self.all.len() * 2).max(64);
+            self.prune();
         }
         self.all.push(Arc::downgrade(cell));
         if let Some(slot) = slot {
@@ -83,8 +78,14 @@ impl Handles {
         }
     }
 
-    /// How many handles there are, some of which may have been dropped.
-    pub(crate) fn len(&self) -> usize {
+    /// Forgets those that were dropped: how many there are.
+    pub(crate) fn prune(&mut self) -> usize {
+        self.all.retain(|handle| handle.strong_count() > 0);
+        for handles in self.by_cell.values_mut() {
+            handles.retain(|handle| handle.strong_count() > 0);
+        }
+        self.by_cell.retain(|_, handles| !handles.is_empty());
+        self.prune_at = (self.all.len() * 2).max(64);
         self.all.len()
     }
 
@@ -264,9 +265,12 @@ impl Inner {
                 versions.push((known, code));
             }
         }
-        // Somebody is inside at those still, so what was read there was what it is taken for.
+        // Somebody is inside at those still, so what was read there was what it is taken for. Of the others only the newest counts,
+        // and the thread's own.
         let pins = self.mailbox().generations();
-        versions.retain(|(known, _)| *known >= generation || pins.contains(known));
+        let counts =
+            |known: u64| known == generation || known == state.applied || pins.contains(&known);
+        versions.retain(|(known, _)| counts(*known));
         versions.sort_unstable_by_key(|(known, _)| *known);
         let count = versions.len() * pins.len();
         let oldest = pins.first().copied().unwrap_or(u64::MAX);

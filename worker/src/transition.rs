@@ -93,6 +93,9 @@ pub(crate) struct Transitions {
     retired: VecDeque<(u64, Vec<u32>)>,
     /// Selectors that were ever handed out.
     known: u32,
+    newest: u64,
+    /// How many places there are when handles that were dropped are looked for.
+    prune_at: usize,
 }
 
 impl Transitions {
@@ -101,10 +104,9 @@ impl Transitions {
         self.moving.is_empty()
     }
 
-    /// The generation of the newest version of anything that is on its way; 0: nothing is.
+    /// The generation from which on what is on its way is new: nothing that is, is newer.
     pub(crate) fn newest(&self) -> u64 {
-        let last = |moving: &Moving| moving.versions.last().map_or(0, |version| version.since);
-        self.moving.values().map(last).max().unwrap_or(0)
+        self.newest
     }
 
     /// What a cell leads to from now on, selectors aside; `None` if there is no such slot.
@@ -199,6 +201,11 @@ impl Transitions {
         moving.place.store(step.window, target);
         if moving.versions.len() > 1 {
             self.moving.insert(key, moving);
+            self.newest = self.newest.max(step.since);
+            if self.moving.len() > self.prune_at {
+                self.forget_dropped();
+                self.prune_at = (self.moving.len() * 2).max(64);
+            }
         }
     }
 
