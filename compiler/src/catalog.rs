@@ -6,7 +6,7 @@
 
 mod check;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jitcast_runtime::records::{
     CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED,
@@ -35,6 +35,8 @@ pub(crate) struct Catalog {
     pub(crate) pool: HashMap<String, Pooled>,
     /// Names by hash, to notice collisions.
     pub(crate) hashes: HashMap<u64, String>,
+    /// Units that workers asked for, by number.
+    pub(crate) asked: BTreeMap<u32, Asked>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
     /// Memory of replaced and removed units that is never reused.
@@ -71,6 +73,24 @@ impl Unit {
         let hosts = imports.filter(|(_, kind)| *kind != ImportKind::Unique);
         hosts.map(|(name, _)| name.clone())
     }
+}
+
+/// A unit that workers asked for. It publishes nothing, and nothing is kept for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) number: u32,
+    pub(crate) generation: u64,
+    /// What it was asked for by: equal requests have equal names.
+    pub(crate) name: String,
+    pub(crate) text: StoredRegion,
+    pub(crate) read_only: StoredRegion,
+    pub(crate) private: StoredRegion,
+    /// What it takes of all areas, bytes.
+    pub(crate) len_bytes: u64,
+    /// Published symbols that it refers to. Once one of them is not what it was, the unit goes.
+    pub(crate) uses: Vec<String>,
+    /// Host symbols that are bound for it alone.
+    pub(crate) hosts: Vec<String>,
 }
 
 /// What a symbol is.
@@ -290,12 +310,29 @@ impl Catalog {
                 self.retire_unit(name, old, changes.kept.contains(name));
             }
         }
+        for unit in changes.asked {
+            self.asked.insert(unit.number, unit);
+        }
+        for number in &changes.dismissed {
+            self.asked.remove(number);
+        }
         for name in &changes.left {
             // Its cells are the kept units' for good; a new version has its own.
             self.kept_uses.remove(name);
         }
         self.next_unit = changes.next_unit;
         self.next_import = changes.next_import;
+    }
+
+    /// The unit that was asked for as `name`, if asking for it now would give the same.
+    pub(crate) fn asked_for(&self, name: &str) -> Option<&Asked> {
+        let mut asked = self.asked.values().filter(|unit| unit.name == name);
+        asked.find(|unit| !unit.hosts.iter().any(|host| self.is_segments(host)))
+    }
+
+    /// Whether who refers to `name` means what is published. What published units have bound to the host stays the host's.
+    pub(crate) fn is_segments(&self, name: &str) -> bool {
+        self.symbols.contains_key(name) && self.users_of_import(name) == 0
     }
 
     /// How many published units refer to the host symbol `name`, weakly or not.

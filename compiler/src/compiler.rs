@@ -20,9 +20,10 @@ use crate::fault::{self, Fault};
 use crate::history::RetainedUnit;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::options::CompilerOptions;
-use crate::publish::{self, Batch, Publication, Site, UnitSource};
+use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
+use crate::requests::Holds;
 use crate::state::{Commit, State, commit};
-use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
+use crate::status::{AreaStatus, AskedStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
 use crate::stragglers::{Inside, Straggler};
 use crate::workers::{Admission, Workers};
 
@@ -34,6 +35,8 @@ pub struct Compiler {
     /// Locked while the state is.
     pub(crate) journal: Mutex<Option<Journal>>,
     workers: Mutex<Workers>,
+    /// Who has which asked-for unit. Locked while the state is, or by itself.
+    pub(crate) holds: Mutex<Holds>,
     reclaim_above_bytes: u64,
     max_held_bytes: Option<u64>,
 }
@@ -94,11 +97,13 @@ impl Compiler {
         state: State,
         journal: Option<Journal>,
     ) -> Self {
+        let holds = Holds::new(state.catalog.asked.values());
         Self {
             segment,
             state: Mutex::new(state),
             journal: Mutex::new(journal),
             workers: Mutex::new(Workers::default()),
+            holds: Mutex::new(holds),
             reclaim_above_bytes: options.reclaim_above_bytes,
             max_held_bytes: options.max_held_bytes,
         }
@@ -238,26 +243,39 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
-        self.check_held(state)?;
         let link = |state: &mut State| self.link_and_commit(state, asked, retained, units);
-        let result = match link(state) {
-            // There may be room once what nobody can be inside any more is freed.
-            Err(PublishError::Full(_)) => {
-                self.reclaim(state);
-                link(state).map_err(|error| self.name_stragglers(state, error))
-            }
-            other => other,
-        };
-        let result = result.and_then(|publication| {
+        let result = self.with_room(state, link).and_then(|publication| {
             self.wake();
             self.settle(publication.generation)?;
             Ok(publication)
         });
+        self.tidy(state);
+        result
+    }
+
+    /// Makes a publication by `commit`, with all the room that can be had.
+    pub(crate) fn with_room<T>(
+        &self,
+        state: &mut State,
+        commit: impl Fn(&mut State) -> Result<T, PublishError>,
+    ) -> Result<T, PublishError> {
+        self.check_held(state)?;
+        match commit(state) {
+            // There may be room once what nobody can be inside any more is freed.
+            Err(PublishError::Full(_)) => {
+                self.reclaim(state);
+                commit(state).map_err(|error| self.name_stragglers(state, error))
+            }
+            other => other,
+        }
+    }
+
+    /// Frees and rewrites what has grown too large.
+    pub(crate) fn tidy(&self, state: &mut State) {
         if state.heap.retired_bytes() > self.reclaim_above_bytes {
             self.reclaim(state);
         }
         self.compact(state);
-        result
     }
 
     fn link_and_commit(
@@ -267,6 +285,26 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        let write = |site: Site<'_>, txn: &mut Txn<'_>, edit: &mut Edit| {
+            Batch::new(site, asked, units)?.write(txn, edit)
+        };
+        let removed = self.commit_changes(state, (retained, asked.units), write)?;
+        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
+        Ok(Publication {
+            generation: state.latest.root.generation,
+            published_ns: state.latest.root.published_ns,
+            removed,
+            ..state.catalog.describe(&names)
+        })
+    }
+
+    /// Makes what `write` writes visible, as the publication of units that were made of `retained`: the units that it removed.
+    pub(crate) fn commit_changes(
+        &self,
+        state: &mut State,
+        (retained, sources): (&[RetainedUnit], &[UnitSource]),
+        write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
+    ) -> Result<Vec<String>, PublishError> {
         let mut journal = self.journal.lock();
         let geometry = self.segment.geometry();
         let site = Site {
@@ -274,7 +312,6 @@ impl Compiler {
             hash_seed: self.segment.header().hash_seed,
             catalog: &state.catalog,
         };
-        let batch = Batch::new(site, asked, units)?;
         let generation = match &mut *journal {
             None => state.generation() + 1,
             Some(journal) => journal.next_generation(state.generation())?,
@@ -283,11 +320,11 @@ impl Compiler {
         let memory = self.segment.memory();
         let mut txn = state.heap.begin(memory, &self.segment, generation);
         let mut edit = Edit::new(latest.root, latest.root_at);
-        let changes = batch.write(&mut txn, &mut edit)?;
+        let changes = write(site, &mut txn, &mut edit)?;
         let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
             None => Ok(()),
             Some(journal) => {
-                let units = (retained, asked.units);
+                let units = (retained, sources);
                 Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
             }
         };
@@ -295,15 +332,9 @@ impl Compiler {
         let removed = changes.removed_units.clone();
         let forgotten = state.take_over(changes, retained);
         if journal.is_none() {
-            state.hold(retained, asked.units, &forgotten);
+            state.hold(retained, sources, &forgotten);
         }
-        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
-        Ok(Publication {
-            generation: state.latest.root.generation,
-            published_ns: state.latest.root.published_ns,
-            removed,
-            ..state.catalog.describe(&names)
-        })
+        Ok(removed)
     }
 
     /// Makes a publication that is visible durable.
@@ -401,7 +432,7 @@ impl Compiler {
     }
 
     /// Wakes workers that wait for something new.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let control = Control::new(self.segment.memory()).expect("our own segment has a header");
         // SAFETY: the first four bytes of an aligned eight, little-endian; both are accessed atomically only.
         let low = unsafe { AtomicU32::from_ptr(control.head_word().as_ptr().cast()) };
@@ -439,6 +470,9 @@ impl Compiler {
     pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
         let (mailbox, fd) = segment::create_mailbox()?;
         let number = self.workers.lock().add_spare(parent, mailbox);
+        if let Some(number) = number {
+            self.holds.lock().spare_given(parent, number);
+        }
         Ok(number.map(|number| Admission {
             number,
             mailbox: fd,
@@ -448,16 +482,20 @@ impl Compiler {
     /// The child is there: process `pid`.
     pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
         self.workers.lock().adopt(number, pid);
+        self.holds.lock().child_arrived(number);
     }
 
     /// A worker's process has ended.
     pub(crate) fn worker_died(&self, number: u64) {
         self.workers.lock().remove(number);
+        self.holds.lock().worker_gone(number);
     }
 
     /// A worker's connection has ended, and nobody will tell when its process does.
     pub(crate) fn worker_hung_up(&self, number: u64) {
         self.workers.lock().hang_up(number);
+        // If it lives, it notices that its asked-for units are gone, like any publication.
+        self.holds.lock().worker_gone(number);
     }
 
     /// Whether a worker has said that it is done.
@@ -519,6 +557,15 @@ impl Compiler {
             })
             .collect();
         symbols.sort_by(|a, b| a.name.cmp(&b.name));
+        let holds = self.holds.lock();
+        let asked = catalog.asked.values().map(|unit| AskedStatus {
+            name: unit.name.clone(),
+            generation: unit.generation,
+            len_bytes: unit.len_bytes,
+            workers: holds.holders(unit.number),
+        });
+        let (asked, compiled_requests) = (asked.collect(), holds.compiled);
+        drop(holds);
         let status = Status {
             generation: state.generation(),
             segment: self.segment.name().map(str::to_owned),
@@ -527,6 +574,8 @@ impl Compiler {
             areas: areas.to_vec(),
             units,
             symbols,
+            asked,
+            compiled_requests,
             kept: catalog.kept.iter().map(Into::into).collect(),
             traps: catalog.traps(),
             quarantined: catalog.quarantined.iter().cloned().collect(),

@@ -240,6 +240,30 @@ pub enum PublishError {
         /// The published name.
         other: String,
     },
+    /// A unit that was asked for wants to be run before or after it is called.
+    #[error(
+        "a unit that a worker asks for has no {what}\n  help: leave them out, or have the unit published"
+    )]
+    AskedStarts {
+        /// What it has.
+        what: &'static str,
+    },
+    /// A unit that was asked for would be called after it is gone.
+    #[error(
+        "a unit that a worker asks for registers no handlers, as `{symbol}` does: it may be gone when they run\n  help: have a unit published that does it"
+    )]
+    AskedRegisters {
+        /// The function that registers them.
+        symbol: String,
+    },
+    /// A unit that was asked for has nothing to call.
+    #[error("the text defines no function\n  help: ask for at least one")]
+    AskedEmpty,
+    /// No unit can be had any more.
+    #[error(
+        "the numbers of units or host symbols are used up\n  help: start the compiler process and its workers anew, without the journal"
+    )]
+    NumbersUsedUp,
     /// A name is too long.
     #[error("a name of {len_bytes} bytes exceeds the limit of {limit_bytes}: `{start}...`")]
     NameTooLong {

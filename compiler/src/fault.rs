@@ -8,6 +8,8 @@ pub(crate) enum Fault {
     ReuseEarly,
     /// A publication is written to the journal after it was acknowledged, before the next one.
     JournalAfterAck,
+    /// What workers ask for is compiled in the compiler process itself.
+    RequestCompiledInProcess,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -42,9 +44,13 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 2] = [
+    const FAULTS: [(&str, Fault); 3] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
+        (
+            "request-compiled-in-process",
+            Fault::RequestCompiledInProcess,
+        ),
     ];
 
     const POINTS: [(&str, CrashPoint); 12] = [

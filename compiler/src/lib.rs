@@ -13,6 +13,7 @@ mod options;
 mod preview;
 mod publish;
 pub mod request;
+mod requests;
 mod server;
 mod state;
 mod status;
@@ -29,9 +30,10 @@ pub use journal::{JournalError, JournalOptions};
 pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
+pub use requests::{RequestLimits, RequestOptions, codegen};
 pub use server::{Access, Policy, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
-    WorkerStatus,
+    AreaStatus, AskedStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus,
+    UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;

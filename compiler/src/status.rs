@@ -24,6 +24,10 @@ pub struct Status {
     pub units: Vec<UnitStatus>,
     /// The symbols.
     pub symbols: Vec<SymbolStatus>,
+    /// The units that workers asked for.
+    pub asked: Vec<AskedStatus>,
+    /// How many texts were compiled for workers that asked.
+    pub compiled_requests: u64,
     /// Replaced and removed units whose memory is kept.
     pub kept: Vec<KeptStatus>,
     /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
@@ -97,6 +101,19 @@ pub struct UnitStatus {
     pub reclaim: Reclaim,
     /// Host symbols that it refers to.
     pub imports: Vec<String>,
+}
+
+/// A unit that workers asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedStatus {
+    /// Its name: `sha256:` and the hash of what was asked for.
+    pub name: String,
+    /// The generation that has it first.
+    pub generation: u64,
+    /// What it takes of all areas, bytes.
+    pub len_bytes: u64,
+    /// The workers that have it.
+    pub workers: Vec<u64>,
 }
 
 /// A symbol.

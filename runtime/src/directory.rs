@@ -12,7 +12,7 @@ use crate::heap::{SegmentFull, Txn};
 use crate::index;
 use crate::memory::{Corrupt, SharedRecord, View};
 use crate::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, StoredRegion, SymbolRecord,
+    AskedRecord, CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, StoredRegion, SymbolRecord,
     TextRecord, UNIT_KEPT, UnitRecord,
 };
 use crate::ring::{RECORD_WORDS, Record};
@@ -31,6 +31,8 @@ pub mod record_flags {
     pub const EXTENTS: u64 = 1 << 10;
     /// Names were added or removed: handles that found nothing look again.
     pub const NAMES: u64 = 1 << 11;
+    /// Asked-for units are gone: who has bound some looks whether theirs are among them.
+    pub const ASKED: u64 = 1 << 12;
 }
 
 /// The root that a record's publication committed.
@@ -84,6 +86,47 @@ impl Edit {
         let at = write(txn, record, &[name])?;
         self.root.units = index::insert(txn, self.root.units, at)?;
         self.root.unit_count += 1;
+        Ok(())
+    }
+
+    /// Adds an asked-for unit, whose key must be new. Nobody has to do anything.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_asked(&mut self, txn: &mut Txn<'_>, record: &AskedRecord, name: &str) -> Result<(), SegmentFull> {
+        let at = write(txn, record, &[name])?;
+        self.root.asked = index::insert(txn, self.root.asked, at)?;
+        self.root.asked_count += 1;
+        Ok(())
+    }
+
+    /// Removes an asked-for unit, with its memory.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn remove_asked(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(at) = own(index::get(txn.memory(), self.root.asked, key)) {
+            let record: AskedRecord = own(txn.memory().read(at));
+            self.remove_text(txn, SegmentOffset::new(record.text.start))?;
+            let len_bytes = size_of::<AskedRecord>() as u32 + record.name_len;
+            let head = StoredRegion { start: at.get(), len_bytes };
+            for (area, stored) in [
+                (Area::Control, head),
+                (Area::Control, record.template),
+                (Area::Control, record.patches),
+                (Area::Control, record.needs),
+                (Area::Control, record.imports),
+                (Area::Control, record.functions),
+                (Area::Text, record.text),
+                (Area::ReadOnly, record.read_only),
+                (Area::Private, record.private),
+            ] {
+                txn.retire(area, Region { start: stored.start, len_bytes: stored.len_bytes });
+            }
+            self.root.asked = index::remove(txn, self.root.asked, key)?;
+            self.root.asked_count -= 1;
+            self.flags |= record_flags::ASKED;
+        }
         Ok(())
     }
 

@@ -43,6 +43,10 @@ pub struct Root {
     pub import_count: u32,
     /// Index of [`TextRecord`]s by the places that they begin at ([`index::floor`](crate::index::floor)).
     pub texts: SegmentOffset,
+    /// Index of [`AskedRecord`]s by number.
+    pub asked: SegmentOffset,
+    /// How many asked-for units there are.
+    pub asked_count: u32,
 }
 
 /// A range of window offsets, as it lies in the segment.
@@ -107,6 +111,118 @@ pub struct UnitRecord {
 /// [`UnitRecord::flags`]: the memory is not reused after the unit is replaced, since addresses of its
 /// locals may have been handed out.
 pub const UNIT_KEPT: u32 = 1;
+
+/// A unit that workers have asked for. It publishes no names, and only those bind it that asked. Cells and stubs for what it
+/// refers to are its own: at the ends of its private data and its text. Its name follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AskedRecord {
+    /// The unit's number, of the same sequence as those of published units.
+    pub key: u64,
+    /// The generation that wrote the record.
+    pub generation: u64,
+    /// Its text.
+    pub text: StoredRegion,
+    /// Its read-only data.
+    pub read_only: StoredRegion,
+    /// Its private data.
+    pub private: StoredRegion,
+    /// The private data's initial bytes (in control); the rest is zero.
+    pub template: StoredRegion,
+    /// Its patches (in control).
+    pub patches: StoredRegion,
+    /// Its [`Needs`](crate::needs) (in control).
+    pub needs: StoredRegion,
+    /// The host symbols that are bound for it alone (in control): [`AskedImport`]s.
+    pub imports: StoredRegion,
+    /// Its functions (in control): [`AskedFunction`]s.
+    pub functions: StoredRegion,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A host symbol of an asked-for unit. Its name follows, filled up to a multiple of eight bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AskedImport {
+    /// The import's number, of the same sequence as those of published units' imports.
+    pub number: u32,
+    /// Code that reports it as missing.
+    pub trap: SegmentOffset,
+    /// 1: weak, and so 0 where it is missing.
+    pub weak: u32,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+}
+
+/// A function of an asked-for unit. Its name and the text of its signature follow, filled up to a multiple of eight bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AskedFunction {
+    /// Where it begins.
+    pub place: SegmentOffset,
+    /// The node of its code in the unit's needs.
+    pub node: u32,
+    /// Length of the name, bytes.
+    pub name_len: u32,
+    /// Length of the signature's text, bytes; 0: unknown.
+    pub signature_len: u32,
+}
+
+/// A record that is followed by texts, in a table of such.
+pub trait Texts: SharedRecord {
+    /// The lengths of its texts, bytes.
+    fn lens(&self) -> [u32; 2];
+}
+
+impl Texts for AskedImport {
+    fn lens(&self) -> [u32; 2] {
+        [self.name_len, 0]
+    }
+}
+
+impl Texts for AskedFunction {
+    fn lens(&self) -> [u32; 2] {
+        [self.name_len, self.signature_len]
+    }
+}
+
+/// Adds a record and its texts to a table.
+pub fn push_texts<R: Texts>(table: &mut Vec<u8>, record: &R, texts: &[&str]) {
+    table.extend_from_slice(record.as_bytes());
+    texts.iter().for_each(|text| table.extend_from_slice(text.as_bytes()));
+    table.resize(table.len().next_multiple_of(8), 0);
+}
+
+/// Gives every record of a table, with its texts, to `visit`, in order.
+///
+/// # Errors
+/// [`Corrupt`] if it is no such table; what `visit` says.
+pub fn walk_texts<R: Texts, E: From<Corrupt>>(
+    view: &View,
+    table: StoredRegion,
+    visit: &mut impl FnMut(R, [String; 2]) -> Result<(), E>,
+) -> Result<(), E> {
+    let corrupt = || Corrupt { what: "table of an asked-for unit", at: SegmentOffset::new(table.start) };
+    let region = table.region().ok_or_else(corrupt)?;
+    let mut at = region.start;
+    while at < region.end() {
+        let record_at = SegmentOffset::new(at);
+        let record: R = view.read(record_at)?;
+        let [first, second] = record.lens();
+        let texts = [
+            trailing_text::<R>(view, record_at, 0, first)?,
+            trailing_text::<R>(view, record_at, first, second)?,
+        ];
+        // Both are within the limit of a name, so nothing wraps here.
+        let len_bytes = (size_of::<R>() as u32 + first + second).next_multiple_of(8);
+        at = at.checked_add(len_bytes).filter(|at| *at <= region.end()).ok_or_else(corrupt)?;
+        visit(record, texts)?;
+    }
+    Ok(())
+}
 
 /// What is known of a unit's text while anybody may run it: longer than the unit is published, if it is kept.
 /// The unit's name follows.
@@ -222,12 +338,21 @@ unsafe impl SharedRecord for TextRecord {}
 unsafe impl SharedRecord for SymbolRecord {}
 // SAFETY: numbers and offsets.
 unsafe impl SharedRecord for ImportRecord {}
+// SAFETY: numbers and offsets.
+unsafe impl SharedRecord for AskedRecord {}
+// SAFETY: numbers and an offset.
+unsafe impl SharedRecord for AskedImport {}
+// SAFETY: numbers and an offset.
+unsafe impl SharedRecord for AskedFunction {}
 
-const _: () = assert!(size_of::<Root>() == 56);
+const _: () = assert!(size_of::<Root>() == 64);
 const _: () = assert!(size_of::<UnitRecord>() == 96);
 const _: () = assert!(size_of::<TextRecord>() == 56);
 const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
 const _: () = assert!(size_of::<ImportRecord>() == 40);
+const _: () = assert!(size_of::<AskedRecord>() == 88);
+const _: () = assert!(size_of::<AskedImport>() == 16);
+const _: () = assert!(size_of::<AskedFunction>() == 16);
 
 /// The call cell that the segment's traps jump through: each worker stores its handler there when it attaches.
 pub const TRAP_CELL: SegmentOffset = SegmentOffset::new(0);

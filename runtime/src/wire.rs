@@ -50,17 +50,30 @@ pub enum FrameKind {
     /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
     /// Answered by `Attached`, with that of the segment alone.
     Resume = 12,
+    /// Worker to compiler: compile this for me. [`AskRequest`] and CLIF as text.
+    Ask = 13,
+    /// Compiler to worker: [`AskReply`], and where it came to nothing why, as text.
+    AskReply = 14,
+    /// Worker to compiler: I am done with that unit. [`ReleaseNotice`].
+    Release = 15,
+    /// Worker to compiler, once for each connection: of what those before me were told that they have, I have these; numbers of
+    /// units, 32 bits each.
+    Hold = 16,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Attach, Attached, Publish, Published, Refused, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Ask, AskReply, Attach, Attached, Hold, Publish, Published, Refused, Release, Resume, Rollback, Spare,
+            SpareReply, Status, StatusReply,
         };
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume]
-            .into_iter()
-            .find(|kind| *kind as u32 == number)
+        [
+            Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume,
+            Ask, AskReply, Release, Hold,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u32 == number)
     }
 }
 
@@ -119,6 +132,47 @@ pub struct AttachReply {
     pub fenced: u32,
 }
 
+/// A worker's request for a unit. The text follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AskRequest {
+    /// What the reply is known by: the worker's own numbering.
+    pub id: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AskReply {
+    /// That of the request.
+    pub id: u64,
+    /// The first generation that has the unit.
+    pub generation: u64,
+    /// The unit's number.
+    pub unit: u32,
+    /// [`ASK_READY`], [`ASK_REFUSED`] or [`ASK_BUSY`].
+    pub outcome: u32,
+}
+
+/// [`AskReply::outcome`]: the unit is there, and the worker's until it releases it.
+pub const ASK_READY: u32 = 0;
+/// [`AskReply::outcome`]: it came to nothing, and would again.
+pub const ASK_REFUSED: u32 = 1;
+/// [`AskReply::outcome`]: not now.
+pub const ASK_BUSY: u32 = 2;
+
+/// A worker's notice that it is done with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ReleaseNotice {
+    /// How many children have taken over what this connection brought for them: those have the unit still.
+    pub forks: u64,
+    /// The unit's number.
+    pub unit: u32,
+    /// How many replies brought it.
+    pub grants: u32,
+}
+
 /// A frame, received.
 #[derive(Debug)]
 pub struct Frame {
@@ -169,11 +223,28 @@ pub fn send(
 /// # Errors
 /// As recvmsg(2).
 pub fn receive_some(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    receive_with(socket, buffer, fds, RecvFlags::empty())
+}
+
+/// As [`receive_some`]; `WouldBlock` if nothing has come.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_now(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    receive_with(socket, buffer, fds, RecvFlags::DONTWAIT)
+}
+
+fn receive_with(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    flags: RecvFlags,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let count = loop {
         let mut parts = [IoSliceMut::new(buffer)];
-        match rustix::net::recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match rustix::net::recvmsg(&socket, &mut parts, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
             other => break other?.bytes,
         }

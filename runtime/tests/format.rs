@@ -11,9 +11,13 @@ use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
 use jitcast_runtime::module;
 use jitcast_runtime::records::{
-    ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
+    AskedFunction, AskedImport, AskedRecord, ImportRecord, Root, StoredRegion, SymbolRecord,
+    TextRecord, UnitRecord,
 };
-use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind, ResumeRequest};
+use jitcast_runtime::wire::{
+    AskReply, AskRequest, AttachReply, AttachRequest, FrameHeader, FrameKind, ReleaseNotice,
+    ResumeRequest,
+};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
 
@@ -58,6 +62,8 @@ fn every_structure_is_drawn_as_it_is() {
             symbol_count,
             import_count,
             texts,
+            asked,
+            asked_count,
         }),
         rows!(StoredRegion { start, len_bytes }),
         rows!(UnitRecord {
@@ -75,6 +81,32 @@ fn every_structure_is_drawn_as_it_is() {
             flags,
             module,
             reserved,
+        }),
+        rows!(AskedRecord {
+            key,
+            generation,
+            text,
+            read_only,
+            private,
+            template,
+            patches,
+            needs,
+            imports,
+            functions,
+            name_len,
+            reserved,
+        }),
+        rows!(AskedImport {
+            number,
+            trap,
+            weak,
+            name_len,
+        }),
+        rows!(AskedFunction {
+            place,
+            node,
+            name_len,
+            signature_len,
         }),
         rows!(TextRecord {
             key,
@@ -128,6 +160,18 @@ fn every_structure_is_drawn_as_it_is() {
             sealed,
             fenced
         }),
+        rows!(AskRequest { id }),
+        rows!(AskReply {
+            id,
+            generation,
+            unit,
+            outcome
+        }),
+        rows!(ReleaseNotice {
+            forks,
+            unit,
+            grants
+        }),
     ];
     for (name, rows) in structures {
         let shown: String = FORMAT
@@ -180,9 +224,11 @@ fn the_numbers_are_those_of_the_code() {
         format!("`SERIALISE` {:#x}", record_flags::SERIALISE),
         format!("`EXTENTS` {:#x}", record_flags::EXTENTS),
         format!("`NAMES` {:#x}", record_flags::NAMES),
+        format!("`ASKED` {:#x}", record_flags::ASKED),
         format!("`Applied` {}", Word::Applied as usize),
         format!("`Pin` {}", ThreadWord::Pin as usize),
         format!("`Publish` {}", FrameKind::Publish as u32),
+        format!("`Ask` {}", FrameKind::Ask as u32),
     ];
     for fact in facts {
         assert!(FORMAT.contains(&fact), "FORMAT.md must say: {fact}");

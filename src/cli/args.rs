@@ -69,6 +69,9 @@ pub(super) enum Command {
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
     #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
     Fuzz(FuzzArgs),
+    /// Compile one request of a worker, from standard input to standard output: what `serve` starts for each.
+    #[command(hide = true)]
+    Codegen,
     /// Judge a file that any linker made from objects: does every relocated field hold what it must?
     #[command(
         after_help = "Example:\n  ld -o linked.elf a.o b.o\n  jitcast oracle --object a.o --object b.o --image linked.elf"
@@ -262,6 +265,12 @@ pub(super) struct ServeArgs {
     /// Who else may publish: `uid:N` or `gid:N`; may be repeated [default: the same user].
     #[arg(long, value_name = "WHO")]
     pub(super) allow_publish: Vec<Who>,
+    /// Whose workers may also ask for CLIF to be compiled for them alone: `uid:N` or `gid:N`; may be repeated [default: the
+    /// same user].
+    #[arg(long, value_name = "WHO")]
+    pub(super) allow_request: Vec<Who>,
+    #[command(flatten)]
+    pub(super) requests: RequestArgs,
     /// Refuse publications while threads that stay inside hold back more retired memory than this, MiB.
     #[arg(long, value_name = "MIB")]
     pub(super) max_held: Option<u64>,
@@ -271,6 +280,33 @@ pub(super) struct ServeArgs {
     /// Remove a named segment at the end even while workers are attached.
     #[arg(long, requires = "name")]
     pub(super) remove_on_exit: bool,
+}
+
+/// What workers may ask for.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Limits of workers' requests")]
+pub(super) struct RequestArgs {
+    /// The longest text, bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 10)]
+    pub(super) request_bytes: u32,
+    /// How many texts wait to be compiled before workers are told "busy".
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    pub(super) request_queue: usize,
+    /// How many texts are compiled at once, each in a process of its own.
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    pub(super) request_children: usize,
+    /// How many asked-for units one worker may have.
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    pub(super) request_units: usize,
+    /// What these may take together, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    pub(super) request_unit_mib: u64,
+    /// The memory of a process that compiles, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub(super) request_memory: u64,
+    /// Its processor time, seconds; it may run three times as long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(super) request_seconds: u64,
 }
 
 /// A user or a group.

@@ -54,6 +54,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),
+        Command::Codegen => Ok(jitcast::compiler::codegen()),
     };
     match done {
         Ok(code) => code,

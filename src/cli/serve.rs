@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jitcast::compiler::front;
-use jitcast::compiler::{Access, Compiler, CompilerOptions, JournalOptions, Policy, Server};
+use jitcast::compiler::{
+    Access, Compiler, CompilerOptions, JournalOptions, Policy, RequestLimits, RequestOptions,
+    Server,
+};
 use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
-use super::args::{SegmentArgs, ServeArgs, Who};
+use super::args::{RequestArgs, SegmentArgs, ServeArgs, Who};
 use super::run::compiler_options;
 use super::signals::Ending;
 
@@ -18,6 +22,8 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let mut policy = Policy::default();
     grant(&mut policy.attach, &args.allow_attach);
     grant(&mut policy.publish, &args.allow_publish);
+    grant(&mut policy.request, &args.allow_request);
+    policy.requests = requests(&args.requests);
     let options = front::Options {
         cpu: args.segment.cpu.into(),
         ..front::Options::default()
@@ -76,6 +82,25 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What workers may ask for; this executable compiles it.
+fn requests(args: &RequestArgs) -> RequestOptions {
+    let cpu = Duration::from_secs(args.request_seconds);
+    RequestOptions {
+        command: Some(vec!["/proc/self/exe".into(), "codegen".into()]),
+        limits: RequestLimits {
+            text_bytes: args.request_bytes,
+            queue: args.request_queue,
+            children: args.request_children,
+            units_per_worker: args.request_units,
+            unit_bytes_per_worker: args.request_unit_mib.saturating_mul(1 << 20),
+            memory_bytes: args.request_memory.saturating_mul(1 << 20),
+            cpu,
+            time: cpu.saturating_mul(3),
+            ..RequestLimits::default()
+        },
+    }
 }
 
 fn grant(access: &mut Access, who: &[Who]) {

@@ -5,7 +5,8 @@ use std::thread::JoinHandle;
 
 use jitcast::compiler::front::{self, compile_bytes};
 use jitcast::compiler::{
-    Compiler, CompilerOptions, Policy, PublishError, Reclaim, Server, Stop, UnitFile, UnitSource,
+    Compiler, CompilerOptions, Policy, PublishError, Reclaim, RequestLimits, RequestOptions,
+    Server, Stop, UnitFile, UnitSource,
 };
 use jitcast::linker::Dialect;
 use jitcast::runtime::segment::BackEnd;
@@ -15,6 +16,18 @@ use super::scratch::{Scratch, adds};
 
 /// The smallest window, bytes: its shared part can be read as a whole.
 pub(crate) const WINDOW_BYTES: u64 = 8 << 20;
+
+/// The policy of a server that compiles for workers of the same user, within `limits`.
+pub(crate) fn compiles(limits: RequestLimits) -> Policy {
+    let command = vec![env!("CARGO_BIN_EXE_jitcast").into(), "codegen".into()];
+    Policy {
+        requests: RequestOptions {
+            command: Some(command),
+            limits,
+        },
+        ..Policy::default()
+    }
+}
 
 /// The compiler, serving.
 #[derive(Debug)]
@@ -37,6 +50,17 @@ impl Host {
 
     /// Serves a segment made by `options`, at a socket of its own.
     pub(crate) fn with(options: CompilerOptions) -> Self {
+        Self::with_policy(options, Policy::default())
+    }
+
+    /// Serves a sealed segment, and compiles for workers that ask, within `limits`.
+    pub(crate) fn compiling(limits: RequestLimits) -> Self {
+        let options = CompilerOptions::with_window(WINDOW_BYTES).unwrap();
+        Self::with_policy(options, compiles(limits))
+    }
+
+    /// The same under `policy`.
+    pub(crate) fn with_policy(options: CompilerOptions, policy: Policy) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("socket");
         let options = CompilerOptions {
@@ -45,7 +69,7 @@ impl Host {
         };
         let compiler =
             Arc::new(Compiler::create(&options).unwrap_or_else(|error| panic!("{error}")));
-        let server = Server::bind(&socket, Policy::default(), front::Options::default()).unwrap();
+        let server = Server::bind(&socket, policy, front::Options::default()).unwrap();
         let stop = server.stopper().unwrap();
         let thread = {
             let compiler = Arc::clone(&compiler);

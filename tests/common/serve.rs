@@ -54,6 +54,15 @@ impl Serve {
         }
     }
 
+    /// One that serves already.
+    pub(crate) fn adopt_running(process: Process, socket: String, scratch: Scratch) -> Self {
+        Self {
+            process,
+            socket,
+            scratch,
+        }
+    }
+
     /// Starts one at `socket`, and waits until it serves.
     pub(crate) fn start_at(socket: &str, options: &[&str]) -> Process {
         Self::await_service(jitcast(&["serve", "--socket", socket]).args(options))

@@ -18,6 +18,7 @@ use jitcast_runtime::ring::Record;
 use jitcast_runtime::{Corrupt, SegmentOffset};
 
 use crate::error::UpdateError;
+use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
 use crate::pin_slot::PinSlot;
 use crate::startup::Fresh;
@@ -263,13 +264,14 @@ impl Inner {
             return Ok(state.applied);
         }
         let ring = self.control().ring();
-        let (mut serialise, mut names) = (0, false);
+        let (mut serialise, mut names, mut asked) = (0, false, false);
         for generation in state.applied + 1..=head {
             match ring.read(generation) {
                 Some(record) if record[1] & record_flags::RESYNC == 0 => {
                     self.apply_record(state, others, head, &record)?;
                     state.root_at = record_root(&record);
                     names |= record[1] & record_flags::NAMES != 0;
+                    asked |= record[1] & record_flags::ASKED != 0;
                     if record[1] & record_flags::SERIALISE != 0 {
                         serialise = generation;
                     }
@@ -281,7 +283,8 @@ impl Inner {
             let root = self.window().control().read(state.root_at)?;
             self.register(state, others.pins.is_empty(), &root)?;
         }
-        if names {
+        let gone = asked && self.forget_asked(state)?;
+        if names || gone {
             self.look_up_handles(state, &self.step(&others.pins, head));
         }
         if serialise != 0 {
@@ -408,6 +411,10 @@ impl Inner {
             self.bind_page(state, &step, at)
         })?;
         state.root_at = root_at;
+        if seeded(Fault::BoundEverywhere) {
+            self.bind_all_asked(state, &root)?;
+        }
+        self.forget_asked(state)?;
         self.look_up_handles(state, &step);
         state.ending = true;
         if others.pins.is_empty() {

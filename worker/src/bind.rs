@@ -23,17 +23,29 @@ impl Inner {
     ) -> Result<Fresh, UpdateError> {
         let view = self.window().control();
         let unit: UnitRecord = view.read(at)?;
+        let mut fresh = Fresh::read(view, at, &unit)?;
+        let data = [unit.private, unit.template, unit.patches];
+        self.fill_unit(state, at, data, &mut fresh.resolvers)?;
+        Ok(fresh)
+    }
+
+    /// Fills a unit's private data from its template, and does its patches but for those that take resolvers, which it lists.
+    pub(crate) fn fill_unit(
+        &self,
+        state: &mut State,
+        at: SegmentOffset,
+        data: [StoredRegion; 3],
+        resolvers: &mut Vec<(SegmentOffset, SegmentOffset)>,
+    ) -> Result<(), UpdateError> {
+        let view = self.window().control();
         let region = |stored: StoredRegion| {
             stored.region().ok_or(Corrupt {
                 what: "range of a unit",
                 at,
             })
         };
-        let (private, template, patches) = (
-            region(unit.private)?,
-            region(unit.template)?,
-            region(unit.patches)?,
-        );
+        let [private, template, patches] = data;
+        let (private, template, patches) = (region(private)?, region(template)?, region(patches)?);
         if private.len_bytes > 0 {
             let template = if template.len_bytes == 0 {
                 Vec::new()
@@ -52,7 +64,6 @@ impl Inner {
             }
             .into());
         }
-        let mut fresh = Fresh::read(view, at, &unit)?;
         let mut carried = Vec::new();
         for index in 0..patches.len_bytes / size {
             let at = SegmentOffset::new(patches.start + index * size);
@@ -62,13 +73,13 @@ impl Inner {
                 (Some(PatchKind::Copy), Some(PatchTarget::Window(from))) => {
                     carried.push((patch, from));
                 }
-                _ => self.patch(state, &mut fresh, private, at)?,
+                _ => self.patch(state, resolvers, private, at)?,
             }
         }
         for (patch, from) in carried {
             self.carry(state, private, &patch, from)?;
         }
-        Ok(fresh)
+        Ok(())
     }
 
     /// Gives a datum that an earlier version brought its initial bytes, unless this worker has had it.
@@ -104,7 +115,7 @@ impl Inner {
     fn patch(
         &self,
         state: &mut State,
-        fresh: &mut Fresh,
+        resolvers: &mut Vec<(SegmentOffset, SegmentOffset)>,
         private: Region,
         at: SegmentOffset,
     ) -> Result<(), UpdateError> {
@@ -119,7 +130,7 @@ impl Inner {
                 .address(state, target)
                 .wrapping_add_signed(patch.addend),
             (PatchKind::Resolver, PatchTarget::Window(resolver)) => {
-                fresh.resolvers.push((patch.site, resolver));
+                resolvers.push((patch.site, resolver));
                 return Ok(());
             }
             (PatchKind::Copy, PatchTarget::Host(import)) => {

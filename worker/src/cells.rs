@@ -40,20 +40,23 @@ impl Inner {
             // Its cells and patches hold what was found first, and go on to.
             return Ok(());
         }
-        let found = self.host().resolve(&name);
-        let address = found.or_else(|| (record.weak == 1).then_some(WorkerAddr::NULL));
-        let trap = self.window().addr_of(record.trap);
+        let mut found = self.find_import(name, record.weak == 1, record.trap);
         let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
-        let address = address.or_else(|| Some(self.window().addr_of(fallback?)));
-        state.imports.insert(
-            ImportId::new(import),
-            Import {
-                name,
-                address,
-                trap,
-            },
-        );
+        found.address = found
+            .address
+            .or_else(|| Some(self.window().addr_of(fallback?)));
+        state.imports.insert(ImportId::new(import), found);
         Ok(())
+    }
+
+    /// Looks a host symbol up.
+    pub(crate) fn find_import(&self, name: String, weak: bool, trap: SegmentOffset) -> Import {
+        let found = self.host().resolve(&name);
+        Import {
+            address: found.or_else(|| weak.then_some(WorkerAddr::NULL)),
+            name,
+            trap: self.window().addr_of(trap),
+        }
     }
 
     /// Stores the cells of a page that lead nowhere yet: nobody who is inside can reach them.

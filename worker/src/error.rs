@@ -213,9 +213,80 @@ pub enum LookupError {
         /// The thread's generation.
         generation: u64,
     },
+    /// It belongs to an asked-for unit that is not there any more.
+    #[error(
+        "`{name}` belongs to a unit that was asked for and is gone: what it refers to is published no longer, or the compiler process did without it\n  help: ask for it again (`Worker::request`)"
+    )]
+    Gone {
+        /// The name.
+        name: String,
+    },
     /// The directory cannot be read.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+/// Why nothing came of a request for a unit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// There is no compiler process to ask.
+    #[error(
+        "there is no compiler process to ask\n  help: ask again when there is one (`Worker::tend`, `Worker::is_connected`)"
+    )]
+    NotConnected,
+    /// Too much has been asked for that the compiler process has not read yet.
+    #[error(
+        "the compiler process has not read what was asked for before\n  help: wait for that, and ask again"
+    )]
+    Unread,
+    /// No answer has come yet.
+    #[error("no answer has come yet\n  help: look whether it is ready, or wait for it")]
+    NotReady,
+    /// The compiler process ended before it answered.
+    #[error(
+        "the compiler process ended before it answered\n  help: ask again when the worker is connected (`Worker::tend`, `Worker::is_connected`)"
+    )]
+    Lost,
+    /// It is another process's request.
+    #[error(
+        "the request was made before this process was forked, and is its parent's\n  help: ask in the child"
+    )]
+    Forked,
+    /// The compiler process has too much to do, or this worker asks for too much at once.
+    #[error("{reason}")]
+    Busy {
+        /// Its words.
+        reason: String,
+    },
+    /// It said no, and would again.
+    #[error("{reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+    /// The guard is of a generation that does not have the unit yet.
+    #[error(
+        "this thread is inside at generation {generation}, and the unit is there from {needed} on\n  help: leave all guards, and enter again"
+    )]
+    Outdated {
+        /// The thread's generation.
+        generation: u64,
+        /// The first that has the unit.
+        needed: u64,
+    },
+    /// The unit was there, and is not any more.
+    #[error(
+        "the unit is gone: what it refers to is published no longer, or the compiler process did without it\n  help: ask for it again"
+    )]
+    Gone,
+    /// A constructor asks, which this very worker is running.
+    #[error(
+        "units cannot be bound while constructors of published code run\n  help: do it before, or when the constructors have returned"
+    )]
+    WhileStarting,
+    /// It cannot be bound in this worker.
+    #[error("the unit cannot be bound: {0}")]
+    Update(String),
 }
 
 impl LookupError {
@@ -228,6 +299,7 @@ impl LookupError {
                 | Self::MissingImport { .. }
                 | Self::UnitFailed { .. }
                 | Self::Quarantined { .. }
+                | Self::Gone { .. }
         )
     }
 }

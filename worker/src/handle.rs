@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use jitcast_runtime::signature::{Signature, Type};
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
+use crate::asked::Lease;
 use crate::cells::{failed_trap, removed_trap};
 use crate::error::LookupError;
 use crate::guard::Guard;
@@ -53,6 +54,18 @@ pub(crate) struct HandleCell {
     signature: Option<Signature>,
     /// The host's function that serves while there is none to call.
     fallback: Option<WorkerAddr>,
+    /// The asked-for unit that it belongs to, which stays as long as its handles; `None`: the name is a published one.
+    unit: Option<Arc<Lease>>,
+}
+
+/// What a handle is to be of.
+pub(crate) struct Wanted<'a> {
+    pub(crate) name: &'a str,
+    /// `None`: the caller vouches for it.
+    pub(crate) signature: Option<Signature>,
+    pub(crate) fallback: Option<WorkerAddr>,
+    /// The asked-for unit that has it.
+    pub(crate) unit: Option<Arc<Lease>>,
 }
 
 /// The handles of a worker.
@@ -118,11 +131,10 @@ impl Inner {
             };
             let target = match self.find(state, state.root_at, &cell) {
                 Ok((slot, code)) => {
-                    handles
-                        .by_cell
-                        .entry(slot)
-                        .or_default()
-                        .push(Weak::clone(handle));
+                    if let Some(slot) = slot {
+                        let same = handles.by_cell.entry(slot).or_default();
+                        same.push(Weak::clone(handle));
+                    }
                     code
                 }
                 Err(why) => instead(state, &cell, &why),
@@ -138,12 +150,23 @@ impl Inner {
         state: &State,
         root_at: SegmentOffset,
         handle: &HandleCell,
-    ) -> Result<(SegmentOffset, WorkerAddr), LookupError> {
-        let symbol = self.look_up(state, root_at, &handle.name)?;
+    ) -> Result<(Option<SegmentOffset>, WorkerAddr), LookupError> {
+        let name = &handle.name;
+        let (slot, code, signature) = match &handle.unit {
+            // What it leads to never changes.
+            Some(unit) => {
+                let (code, signature) = self.look_up_asked(state, root_at, unit.number(), name)?;
+                (None, code, signature)
+            }
+            None => {
+                let symbol = self.look_up(state, root_at, name)?;
+                (Some(symbol.call_cell), symbol.code, symbol.signature)
+            }
+        };
         if let Some(asked) = &handle.signature {
-            check_signature(&handle.name, symbol.signature.as_deref(), asked)?;
+            check_signature(name, signature.as_deref(), asked)?;
         }
-        Ok((symbol.call_cell, symbol.code))
+        Ok((slot, code))
     }
 }
 
@@ -157,7 +180,16 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, Some(F::signature()), None)
+        let signature = Some(F::signature());
+        self.handle(
+            guard,
+            Wanted {
+                name,
+                signature,
+                fallback: None,
+                unit: None,
+            },
+        )
     }
 
     /// The function `name`, whatever signature was recorded.
@@ -172,7 +204,15 @@ impl Worker {
         guard: &Guard<'_>,
         name: &str,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, None, None)
+        self.handle(
+            guard,
+            Wanted {
+                name,
+                signature: None,
+                fallback: None,
+                unit: None,
+            },
+        )
     }
 
     /// The function `name`, whose recorded signature must be that of `F`; or `fallback`, while it is quarantined, not
@@ -187,7 +227,16 @@ impl Worker {
         name: &str,
         fallback: F,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, Some(F::signature()), Some(fallback.address()))
+        let (signature, fallback) = (Some(F::signature()), Some(fallback.address()));
+        self.handle(
+            guard,
+            Wanted {
+                name,
+                signature,
+                fallback,
+                unit: None,
+            },
+        )
     }
 
     /// As [`Worker::function_or`], whatever signature was recorded.
@@ -203,29 +252,38 @@ impl Worker {
         name: &str,
         fallback: F,
     ) -> Result<Function<F>, LookupError> {
-        self.handle(guard, name, None, Some(fallback.address()))
+        let fallback = Some(fallback.address());
+        self.handle(
+            guard,
+            Wanted {
+                name,
+                signature: None,
+                fallback,
+                unit: None,
+            },
+        )
     }
 
-    fn handle<F>(
+    pub(crate) fn handle<F>(
         &self,
         guard: &Guard<'_>,
-        name: &str,
-        signature: Option<Signature>,
-        fallback: Option<WorkerAddr>,
+        wanted: Wanted<'_>,
     ) -> Result<Function<F>, LookupError> {
         assert!(core::ptr::eq(guard.worker().inner(), self.inner()));
         let inner = self.inner();
         let mut state = inner.lock_state()?;
+        let fallback = wanted.fallback;
         let cell = HandleCell {
             target: AtomicU64::new(0),
             worker: inner.id(),
-            name: name.to_owned(),
-            signature,
+            name: wanted.name.to_owned(),
+            signature: wanted.signature,
             fallback,
+            unit: wanted.unit,
         };
         let directory = inner.directory(&state, guard);
         let found = match (inner.find(&state, directory, &cell), fallback) {
-            (Ok((slot, code)), _) => (Some(slot), code),
+            (Ok(found), _) => found,
             (Err(error), Some(fallback)) if error.is_for_now() => (None, fallback),
             (Err(error), _) => return Err(error),
         };
@@ -261,7 +319,7 @@ impl Inner {
                 let code = newer
                     .as_ref()
                     .map_or_else(|why| instead(state, cell, why), |found| found.1);
-                slot = newer.ok().map(|found| found.0);
+                slot = newer.ok().and_then(|found| found.0);
                 versions.push((known, code));
             }
         }
@@ -404,7 +462,7 @@ macro_rules! function_types {
         }
 
         impl<$($param: AbiType,)* R: AbiType> Function<extern $abi fn($($param),*) -> R> {
-            /// Calls the current version. If it is not published any more, is quarantined, or needs a host symbol
+            /// Calls the current version. If it is not published any more, is quarantined, is gone with an asked-for unit, or needs a host symbol
             /// that this worker lacks, the fallback serves; without one the process ends with a message.
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "as many as the function takes")]

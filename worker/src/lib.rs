@@ -6,6 +6,7 @@
 //! nothing is new.
 
 mod apply;
+mod asked;
 mod attach;
 mod barrier;
 mod bind;
@@ -22,6 +23,7 @@ mod link;
 mod lookup;
 mod pin_slot;
 mod renew;
+mod request;
 mod spawn;
 mod startup;
 mod thread_local;
@@ -36,12 +38,14 @@ pub mod unwinder {
     pub use crate::unwind::hook::{Bases, find_fde};
 }
 
+pub use asked::AskedUnit;
 pub use attach::Endpoint;
-pub use error::{AttachError, EnterError, LookupError, UpdateError};
+pub use error::{AttachError, EnterError, LookupError, RequestError, UpdateError};
 pub use guard::{Guard, Token};
 pub use handle::{AbiType, Function, FunctionType};
 pub use host::{HostTable, LibraryError};
 pub use lookup::Symbol;
+pub use request::Pending;
 pub use startup::FailedUnit;
 pub use unwind::Unwinding;
 pub use unwind::symbolize::Location;

@@ -1,24 +1,30 @@
-//! The connection to the compiler process: what it sent ahead for a child that may be forked, and how another one is found when
-//! it is gone.
+//! The connection to the compiler process: what it sent ahead for a child that may be forked, what was asked for and answered, and
+//! how another one is found when it is gone.
 //!
+//! Frames are sent and received as far as that goes without waiting; what is left of them is kept.
 //! Invariant: nothing is done to a descriptor that is not the connection any more: a host may have closed it
 //! (closefrom(3)), and its number may be another file's.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::mailbox::Mailbox;
 use jitcast_runtime::sys;
-use jitcast_runtime::wire::{self, AttachReply, FrameKind, ResumeRequest};
+use jitcast_runtime::wire::{
+    self, ASK_BUSY, ASK_READY, AskReply, AttachReply, Frame, FrameHeader, FrameKind, ReleaseNotice,
+    ResumeRequest,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::asked::Lease;
 use crate::attach::{self, Home};
-use crate::error::AttachError;
+use crate::error::{AttachError, RequestError};
 
 /// How long a fork waits for what was asked for. It comes in some ten microseconds, if the compiler process is there.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -135,6 +141,173 @@ pub(crate) struct Talk {
     /// For a spare, which has not come.
     asked: bool,
     state: State,
+    /// How many spares of this connection were taken.
+    forks: u64,
+    /// Whether the compiler process has been told which units this worker has from before this connection.
+    stated: bool,
+    next_request: u64,
+    requests: HashMap<u64, Request>,
+    /// What could not be sent yet.
+    outbox: Vec<u8>,
+    inbox: Inbox,
+}
+
+/// A request for a unit.
+#[derive(Debug)]
+struct Request {
+    answer: Answer,
+    /// Whether what the answer granted is somebody's.
+    taken: bool,
+    /// Whether nobody waits for it any more.
+    given_up: Arc<AtomicBool>,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing yet.
+    None,
+    Ready {
+        unit: u32,
+        generation: u64,
+    },
+    Failed(RequestError),
+}
+
+/// A frame that is coming in.
+#[derive(Debug, Default)]
+struct Inbox {
+    header: Vec<u8>,
+    /// Its kind and the length of its payload, once they are known.
+    expected: Option<(FrameKind, usize)>,
+    payload: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Inbox {
+    /// The next frame, if all of it has come.
+    ///
+    /// # Errors
+    /// As recvmsg(2); `UnexpectedEof` if the other side closed, `InvalidData` if it speaks something else.
+    fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Frame>> {
+        let mut buffer = [0; 4096];
+        loop {
+            let wanted = match self.expected {
+                None => size_of::<FrameHeader>() - self.header.len(),
+                Some((_, len)) => len - self.payload.len(),
+            };
+            if wanted > 0 {
+                let wanted = wanted.min(buffer.len());
+                let received = wire::receive_now(socket, &mut buffer[..wanted], &mut self.fds);
+                let count = match received {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    received => received?,
+                };
+                let to = match self.expected {
+                    None => &mut self.header,
+                    Some(_) => &mut self.payload,
+                };
+                to.extend_from_slice(&buffer[..count]);
+            }
+            match self.expected {
+                None => {
+                    if let Ok(header) = self.header[..].try_into() {
+                        let (kind, len) = wire::check_header(header, wire::MAX_WORKER_PAYLOAD)?;
+                        self.expected = Some((kind, len as usize));
+                    }
+                }
+                Some((kind, len)) if self.payload.len() == len => {
+                    let Self { payload, fds, .. } = core::mem::take(self);
+                    return Ok(Some(Frame { kind, payload, fds }));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+impl Talk {
+    fn new(stated: bool, next_request: u64) -> Self {
+        Self {
+            spare: None,
+            asked: false,
+            state: State::Attached,
+            forks: 0,
+            stated,
+            next_request,
+            requests: HashMap::new(),
+            outbox: Vec::new(),
+            inbox: Inbox::default(),
+        }
+    }
+
+    /// Whether the compiler process is there, as far as has been looked.
+    pub(crate) fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached)
+    }
+
+    /// Whether something has not been sent yet.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Whether the compiler process knows which units this worker has.
+    pub(crate) fn is_stated(&self) -> bool {
+        self.stated && self.is_attached()
+    }
+
+    /// Whether it is to be told now.
+    pub(crate) fn state_once(&mut self) -> bool {
+        self.is_attached() && !core::mem::replace(&mut self.stated, true)
+    }
+
+    /// A request is going to be sent: its number.
+    pub(crate) fn begin_request(&mut self, given_up: &Arc<AtomicBool>) -> u64 {
+        self.next_request += 1;
+        let request = Request {
+            answer: Answer::None,
+            taken: false,
+            given_up: Arc::clone(given_up),
+        };
+        self.requests.insert(self.next_request, request);
+        self.next_request
+    }
+
+    /// What came of request `id`; `None`: this process has not made it.
+    pub(crate) fn answer(&self, id: u64) -> Option<Answer> {
+        self.requests.get(&id).map(|request| request.answer.clone())
+    }
+
+    /// What request `id` was granted is `lease`'s: whether it was.
+    pub(crate) fn take_grant(&mut self, id: u64, lease: &Lease) -> bool {
+        match self.requests.get_mut(&id) {
+            Some(request) if matches!(request.answer, Answer::Ready { .. }) => {
+                if !core::mem::replace(&mut request.taken, true) {
+                    lease.add_grant();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The connection is gone, and all that was said over it.
+    fn lose(&mut self) {
+        let lost = |request: &mut Request| request.answer = Answer::Failed(RequestError::Lost);
+        let mut open = core::mem::take(&mut self.requests);
+        open.values_mut()
+            .filter(|request| !request.taken)
+            .for_each(lost);
+        *self = Self {
+            requests: open,
+            state: State::Lost {
+                next: Instant::now(),
+                backoff: FIRST_BACKOFF,
+            },
+            ..Self::new(false, self.next_request)
+        };
+    }
 }
 
 /// The connection.
@@ -169,11 +342,7 @@ impl Link {
             identity,
             trusted_uids,
             sealed,
-            talk: Mutex::new(Talk {
-                spare: None,
-                asked: false,
-                state: State::Attached,
-            }),
+            talk: Mutex::new(Talk::new(true, 0)),
         })
     }
 
@@ -201,28 +370,147 @@ impl Link {
         matches!(self.talk().state, State::Attached)
     }
 
+    /// Sends a frame, as far as that goes without waiting; the rest goes with the next one.
+    pub(crate) fn send(&self, talk: &mut Talk, kind: FrameKind, payload: &[u8]) {
+        // Nothing that is sent from here comes near 4 GiB: a longer text is refused whatever its length.
+        let len_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = FrameHeader::new(kind, len_bytes);
+        talk.outbox.extend_from_slice(header.as_bytes());
+        talk.outbox
+            .extend_from_slice(&payload[..len_bytes as usize]);
+        self.flush(talk);
+    }
+
+    fn flush(&self, talk: &mut Talk) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        while !talk.outbox.is_empty() {
+            let Some(socket) = self.socket.get() else {
+                return;
+            };
+            match rustix::net::send(socket, &talk.outbox, flags) {
+                Ok(count) => drop(talk.outbox.drain(..count)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                // It has hung up, which the next look sees.
+                Err(_) => return talk.outbox.clear(),
+            }
+        }
+        talk.outbox = Vec::new();
+    }
+
+    /// Sends what is left, and takes what has come.
+    pub(crate) fn exchange(&self, talk: &mut Talk) {
+        if talk.is_attached() {
+            self.flush(talk);
+            self.receive(talk);
+            self.tidy(talk);
+        }
+    }
+
+    fn receive(&self, talk: &mut Talk) {
+        loop {
+            let Some(socket) = self.socket.get() else {
+                // The host has closed it: nothing comes any more.
+                let failed = Answer::Failed(RequestError::NotConnected);
+                let open = talk.requests.values_mut();
+                let open = open.filter(|request| request.answer == Answer::None);
+                return open.for_each(|request| request.answer = failed.clone());
+            };
+            match talk.inbox.receive(socket) {
+                Ok(Some(frame)) => self.take(talk, frame),
+                Ok(None) => return,
+                Err(_) => return talk.lose(),
+            }
+        }
+    }
+
+    fn take(&self, talk: &mut Talk, frame: Frame) {
+        match frame.kind {
+            FrameKind::SpareReply => {
+                talk.asked = false;
+                talk.spare = spare_of(frame).ok();
+            }
+            // Nothing else is refused so.
+            FrameKind::Refused => talk.asked = false,
+            FrameKind::AskReply => {
+                let Ok((reply, why)) = AskReply::read_from_prefix(&frame.payload) else {
+                    return;
+                };
+                let reason = String::from_utf8_lossy(why).into_owned();
+                let answer = match reply.outcome {
+                    ASK_READY => Answer::Ready {
+                        unit: reply.unit,
+                        generation: reply.generation,
+                    },
+                    ASK_BUSY => Answer::Failed(RequestError::Busy { reason }),
+                    _ => Answer::Failed(RequestError::Refused { reason }),
+                };
+                match talk.requests.get_mut(&reply.id) {
+                    Some(request) => request.answer = answer,
+                    None if reply.outcome == ASK_READY => self.release(talk, reply.unit, 1),
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives back what was granted to requests that nobody waits for any more.
+    pub(crate) fn tidy(&self, talk: &mut Talk) {
+        let over = |request: &Request| {
+            request.given_up.load(Ordering::Relaxed) && request.answer != Answer::None
+        };
+        let over: Vec<u64> = {
+            let requests = talk.requests.iter();
+            let over = requests.filter(|(_, request)| over(request));
+            over.map(|(id, _)| *id).collect()
+        };
+        for id in over {
+            if let Some(request) = talk.requests.remove(&id)
+                && let (Answer::Ready { unit, .. }, false) = (request.answer, request.taken)
+            {
+                self.release(talk, unit, 1);
+            }
+        }
+    }
+
+    /// Tells the compiler process that this worker is done with a unit that so many replies brought.
+    pub(crate) fn release(&self, talk: &mut Talk, unit: u32, grants: u32) {
+        let forks = talk.forks;
+        let notice = ReleaseNotice {
+            forks,
+            unit,
+            grants,
+        };
+        self.send(talk, FrameKind::Release, notice.as_bytes());
+    }
+
     /// Asks for what the next child takes over. Does not wait.
     pub(crate) fn ask_ahead(&self, talk: &mut Talk) {
-        let Some(socket) = self.socket.get() else {
-            return;
-        };
-        if talk.spare.is_none() && !talk.asked {
-            talk.asked = send_now(socket, FrameKind::Spare);
+        if talk.is_attached() && talk.spare.is_none() && !talk.asked {
+            talk.asked = true;
+            self.send(talk, FrameKind::Spare, &[]);
         }
     }
 
     /// What the next child takes over; waits a little for it, if it has been asked for.
     pub(crate) fn take_ahead(&self, talk: &mut Talk) -> Option<Spare> {
-        if let Some(spare) = talk.spare.take() {
-            return Some(spare);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if talk.is_attached() {
+                self.receive(talk);
+            }
+            if let Some(spare) = talk.spare.take() {
+                talk.forks += 1;
+                return Some(spare);
+            }
+            self.ask_ahead(talk);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let socket = self.socket.get()?;
+            if left.is_zero() || !talk.is_attached() || !readable_within(socket, left) {
+                return None;
+            }
         }
-        self.ask_ahead(talk);
-        let socket = self.socket.get()?;
-        if !(talk.asked && readable_within(socket, PATIENCE)) {
-            return None;
-        }
-        talk.asked = false;
-        receive(socket).ok()
     }
 
     /// In a child: the connection is the spare's from now on, under the same number, and the compiler process is told so.
@@ -244,7 +532,7 @@ impl Link {
         let now = Instant::now();
         talk.state = match core::mem::replace(&mut talk.state, State::Attached) {
             State::Attached if self.socket.get().is_some_and(has_hung_up) => {
-                (talk.spare, talk.asked) = (None, false);
+                talk.lose();
                 State::Lost {
                     next: now,
                     backoff: FIRST_BACKOFF,
@@ -347,11 +635,7 @@ impl Link {
 
     /// In a child, which has a connection of its own: what its parent was at is the parent's.
     pub(crate) fn begin_anew(&self, talk: &mut Talk) {
-        *talk = Talk {
-            spare: None,
-            asked: false,
-            state: State::Attached,
-        };
+        *talk = Talk::new(false, talk.next_request);
     }
 }
 
@@ -403,7 +687,7 @@ fn send_now(socket: BorrowedFd<'_>, kind: FrameKind) -> bool {
     rustix::net::send(socket, header.as_bytes(), flags) == Ok(size_of_val(&header))
 }
 
-fn readable_within(socket: BorrowedFd<'_>, patience: Duration) -> bool {
+pub(crate) fn readable_within(socket: BorrowedFd<'_>, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -420,12 +704,8 @@ fn readable_within(socket: BorrowedFd<'_>, patience: Duration) -> bool {
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Spare> {
+fn spare_of(frame: Frame) -> io::Result<Spare> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let frame = wire::receive(socket, wire::MAX_WORKER_PAYLOAD)?;
-    if frame.kind != FrameKind::SpareReply {
-        return Err(invalid());
-    }
     let reply = AttachReply::read_from_bytes(&frame.payload).map_err(|_| invalid())?;
     let [mailbox, socket] = <[OwnedFd; 2]>::try_from(frame.fds).map_err(|_| invalid())?;
     Ok(Spare {

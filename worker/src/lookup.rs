@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::index;
 use jitcast_runtime::needs::{Needs, Reference};
 use jitcast_runtime::records::{
-    Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED, SYMBOL_THREAD_LOCAL, SymbolRecord,
-    UnitRecord, hash_name, trailing_text,
+    AskedRecord, Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED, SYMBOL_THREAD_LOCAL,
+    SymbolRecord, UnitRecord, hash_name, trailing_text,
 };
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 
@@ -99,7 +99,7 @@ impl Inner {
             let (name, failed) = (name.to_owned(), failed.clone());
             return Err(LookupError::UnitFailed { name, failed });
         }
-        self.check_needs(state, &root, name, &record)?;
+        self.check_needs(state, &root, name, (record.unit, record.node))?;
         let signature =
             trailing_text::<SymbolRecord>(view, at, record.name_len, record.signature_len)?;
         Ok(Symbol {
@@ -113,12 +113,12 @@ impl Inner {
 
     /// Refuses a function whose code reaches a host symbol that this worker lacks, in its own unit or in
     /// another.
-    fn check_needs(
+    pub(crate) fn check_needs(
         &self,
         state: &State,
         root: &Root,
         name: &str,
-        record: &SymbolRecord,
+        start: (u32, u32),
     ) -> Result<(), LookupError> {
         let missing: HashSet<ImportId> = state
             .imports
@@ -132,7 +132,7 @@ impl Inner {
         let view = self.window().control();
         let mut graphs = HashMap::new();
         let mut seen = HashSet::new();
-        let mut pending = vec![(record.unit, record.node)];
+        let mut pending = vec![start];
         while let Some((unit, node)) = pending.pop() {
             if !seen.insert((unit, node)) {
                 continue;
@@ -165,11 +165,14 @@ impl Inner {
 
     fn needs(&self, root: &Root, unit: u32) -> Result<Needs, Corrupt> {
         let view = self.window().control();
-        let Some(at) = index::get(view, root.units, unit.into())? else {
-            return Ok(Needs::default());
+        let needs = match index::get(view, root.units, unit.into())? {
+            Some(at) => view.read::<UnitRecord>(at)?.needs,
+            None => match index::get(view, root.asked, unit.into())? {
+                Some(at) => view.read::<AskedRecord>(at)?.needs,
+                None => return Ok(Needs::default()),
+            },
         };
-        let record: UnitRecord = view.read(at)?;
-        match record.needs.region() {
+        match needs.region() {
             Some(region) if region.len_bytes > 0 => Needs::read(view, region),
             _ => Ok(Needs::default()),
         }

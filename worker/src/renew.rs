@@ -12,7 +12,7 @@ use jitcast_runtime::geometry::{Area, Region};
 use jitcast_runtime::header::FLOOR;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::ThreadWord;
-use jitcast_runtime::records::{Root, UnitRecord};
+use jitcast_runtime::records::{AskedRecord, Root, UnitRecord};
 use jitcast_runtime::{Corrupt, pin};
 
 use crate::error::UpdateError;
@@ -40,6 +40,7 @@ impl Worker {
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
         };
+        inner.tend_asked(&mut talk);
         let Some(offer) = inner.link().look(&mut talk) else {
             return;
         };
@@ -121,6 +122,19 @@ impl Inner {
             }
             Ok::<_, UpdateError>(())
         })?;
+        for number in state.asked.keys() {
+            if let Some(at) = index::get(view, root.asked, (*number).into())? {
+                let unit: AskedRecord = view.read(at)?;
+                let corrupt = Corrupt {
+                    what: "range of a unit",
+                    at,
+                };
+                for (area, stored) in [(Area::Text, unit.text), (Area::ReadOnly, unit.read_only)] {
+                    let region = stored.region().ok_or(corrupt)?;
+                    same = same && self.is_same_region(area, region, offer)?;
+                }
+            }
+        }
         Ok(same && self.is_same_region(Area::Text, self.window().geometry().selectors(), offer)?)
     }
 

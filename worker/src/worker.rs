@@ -14,6 +14,7 @@ use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
 use jitcast_runtime::{index, module};
 use rustix::thread::futex;
 
+use crate::asked::Bound;
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
 use crate::error::{AttachError, LookupError};
@@ -97,6 +98,8 @@ pub(crate) struct State {
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
     pub(crate) units: Units,
+    /// The asked-for units that are bound here, by number.
+    pub(crate) asked: HashMap<u32, Bound>,
     /// What leads to different versions for different threads.
     pub(crate) transitions: Transitions,
     /// Whether units may have been retired that have not ended.
@@ -253,6 +256,10 @@ impl Worker {
 
     #[inline(always)]
     pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Inner> {
         &self.0
     }
 

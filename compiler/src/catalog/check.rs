@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::heap::Heap;
 use jitcast_runtime::records::{
-    CellValue, ImportRecord, Root, SymbolRecord, TRAP_CELL, TextRecord, UNIT_KEPT, UnitRecord,
-    hash_name,
+    AskedFunction, AskedImport, AskedRecord, CellValue, ImportRecord, Root, SymbolRecord,
+    TRAP_CELL, TextRecord, UNIT_KEPT, UnitRecord, hash_name, walk_texts,
 };
 use jitcast_runtime::segment::Segment;
 use jitcast_runtime::{Corrupt, Geometry, PatchTarget, SegmentOffset};
@@ -54,6 +54,7 @@ impl Catalog {
         self.check_orphans(&mut image, segment.geometry())?;
         self.check_imports(&mut image)?;
         self.compare_units(&mut image, root)?;
+        self.compare_asked(&mut image, root)?;
         self.compare_symbols(&mut image, root)?;
         self.compare_imports(&mut image, root)?;
         let lens = |text: &TextRecord| (text.name_len, text.name_len);
@@ -179,6 +180,58 @@ impl Catalog {
         };
         let are_known = records.iter().all(is_known);
         agree("units", records.len() == self.units.len() && are_known)
+    }
+
+    fn compare_asked(&self, image: &mut Image<'_>, root: &Root) -> Result<(), Disagreement> {
+        let records = image.records(root.asked, |unit: &AskedRecord| {
+            (unit.name_len, unit.name_len)
+        })?;
+        for (unit, _) in &records {
+            image.own(Area::Text, unit.text.start, unit.text.len_bytes);
+            image.own(
+                Area::ReadOnly,
+                unit.read_only.start,
+                unit.read_only.len_bytes,
+            );
+            image.own(Area::Private, unit.private.start, unit.private.len_bytes);
+            image.own_tables(&[
+                unit.template,
+                unit.patches,
+                unit.needs,
+                unit.imports,
+                unit.functions,
+            ]);
+            let readable = |_| Ok::<_, Disagreement>(());
+            walk_texts(
+                image.memory,
+                unit.functions,
+                &mut |function: AskedFunction, _| readable(function.place),
+            )?;
+            walk_texts(image.memory, unit.imports, &mut |import: AskedImport, _| {
+                agree(
+                    "host symbols of asked-for units",
+                    import.number < self.next_import,
+                )
+            })?;
+        }
+        let is_known = |(record, name): &(AskedRecord, String)| {
+            let number = u32::try_from(record.key).ok();
+            let unit = number.and_then(|number| self.asked.get(&number));
+            unit.is_some_and(|unit| {
+                let mut uses = unit.uses.iter();
+                (u64::from(unit.number), unit.generation, &unit.name)
+                    == (record.key, record.generation, name)
+                    && unit.number < self.next_unit
+                    && uses.all(|used| self.symbols.contains_key(used))
+                    && (unit.text, unit.read_only, unit.private)
+                        == (record.text, record.read_only, record.private)
+            })
+        };
+        let are_known = records.iter().all(is_known);
+        agree(
+            "asked-for units",
+            records.len() == self.asked.len() && are_known,
+        )
     }
 
     fn compare_symbols(&self, image: &mut Image<'_>, root: &Root) -> Result<(), Disagreement> {

@@ -9,11 +9,19 @@ use jitcast_runtime::{Geometry, ImportId, SegmentOffset};
 /// writing it again changes nothing.
 pub(super) fn write_stub(txn: &Txn<'_>, geometry: &Geometry, cell: SegmentOffset) {
     let stub = geometry.stub_of(cell).expect("a call cell has a stub");
+    write_stub_at(txn, stub, cell);
+}
+
+/// The same, anywhere.
+pub(super) fn write_stub_at(txn: &Txn<'_>, stub: SegmentOffset, cell: SegmentOffset) {
     let mut code = [0xcc; STUB_BYTES as usize];
     code[..6].copy_from_slice(&[0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25]);
     code[6..10].copy_from_slice(&rel32(cell, stub, 10).to_le_bytes());
     txn.memory().write_bytes(stub, &code);
 }
+
+/// Length of the trap of a host symbol, bytes.
+pub(super) const TRAP_BYTES: u32 = 24;
 
 /// Code that reports import number `id` as missing: it hands the number and the base of the window to the
 /// worker's handler, which the first call cell leads to.
@@ -21,9 +29,14 @@ pub(super) fn write_import_trap(
     txn: &mut Txn<'_>,
     id: ImportId,
 ) -> Result<SegmentOffset, SegmentFull> {
-    const LEN: usize = 24;
-    let at = txn.alloc(Area::Text, LEN as u32, 16)?.offset();
-    let mut code = [0xcc; LEN];
+    let at = txn.alloc(Area::Text, TRAP_BYTES, 16)?.offset();
+    write_import_trap_at(txn, at, id);
+    Ok(at)
+}
+
+/// The same, anywhere.
+pub(super) fn write_import_trap_at(txn: &Txn<'_>, at: SegmentOffset, id: ImportId) {
+    let mut code = [0xcc; TRAP_BYTES as usize];
     code[..4].copy_from_slice(&[0xf3, 0x0f, 0x1e, 0xfa]); // endbr64
     code[4] = 0xbf; // mov $id, %edi
     code[5..9].copy_from_slice(&id.get().to_le_bytes());
@@ -32,7 +45,6 @@ pub(super) fn write_import_trap(
     code[16..18].copy_from_slice(&[0xff, 0x25]); // jmp *trap_cell(%rip)
     code[18..22].copy_from_slice(&rel32(TRAP_CELL, at, 22).to_le_bytes());
     txn.memory().write_bytes(at, &code);
-    Ok(at)
 }
 
 /// S - P for an instruction that begins at `at` and whose next begins `len_bytes` further on.

@@ -10,6 +10,7 @@ use jitcast_runtime::records::{StoredRegion, SymbolRecord, UNIT_KEPT, UnitRecord
 use jitcast_runtime::{Patch, PatchKind, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
+use super::frames::write_text;
 use super::{Batch, Details, Reclaim};
 use crate::catalog::{Kind, Pooled, Unit};
 use crate::error::PublishError;
@@ -72,7 +73,8 @@ impl<'p> Batch<'_, 'p> {
             || linked.module.is_some()
             || linked.patches.iter().any(resolves);
         edit.put_unit(txn, &record, &source.name)?;
-        self.write_text(txn, edit, unit, placement, &record)?;
+        let named = (number, source.name.as_str());
+        write_text(txn, edit, named, prepared, placement, record.text)?;
         self.retire_unit(txn, edit, &source.name)?;
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {

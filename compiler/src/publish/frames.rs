@@ -1,48 +1,42 @@
 //! What is known of a unit's text: how to unwind through it, and what its functions are called.
 
-use jitcast_linker::Placement;
+use jitcast_linker::{Placement, Prepared};
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::frames::{frame_table, name_table};
 use jitcast_runtime::heap::Txn;
 use jitcast_runtime::index;
-use jitcast_runtime::records::{StoredRegion, TextRecord, UnitRecord};
+use jitcast_runtime::records::{StoredRegion, TextRecord};
 
-use super::Batch;
 use super::describe::write_table;
 use crate::error::PublishError;
 
-impl Batch<'_, '_> {
-    /// Describes the text of a unit, if it has any.
-    pub(super) fn write_text(
-        &self,
-        txn: &mut Txn<'_>,
-        edit: &mut Edit,
-        unit: usize,
-        placement: &Placement,
-        record: &UnitRecord,
-    ) -> Result<(), PublishError> {
-        if record.text.len_bytes == 0 {
-            return Ok(());
-        }
-        let (name, prepared) = (&self.sources[unit].name, &self.units[unit]);
-        // Numbers of units are 32 bits wide.
-        let number = record.key as u32;
-        let unwinding = prepared.unwinding(placement)?;
-        let mut frames = StoredRegion::default();
-        if !unwinding.frames.is_empty() {
-            frames = write_table(txn, &frame_table(number, &unwinding.frames))?;
-        }
-        let names = name_table(number, &prepared.names(placement)?);
-        let text = TextRecord {
-            key: index::by_place(placement.text),
-            generation: txn.generation(),
-            text: record.text,
-            eh_frame: unwinding.eh_frame.map(Into::into).unwrap_or_default(),
-            frames,
-            names: write_table(txn, &names)?,
-            unit: number,
-            name_len: name.len() as u32,
-        };
-        Ok(edit.put_text(txn, &text, name)?)
+/// Describes the text of unit `number`, called `name`, if it has any.
+pub(super) fn write_text(
+    txn: &mut Txn<'_>,
+    edit: &mut Edit,
+    (number, name): (u32, &str),
+    prepared: &Prepared<'_>,
+    placement: &Placement,
+    text: StoredRegion,
+) -> Result<(), PublishError> {
+    if text.len_bytes == 0 {
+        return Ok(());
     }
+    let unwinding = prepared.unwinding(placement)?;
+    let mut frames = StoredRegion::default();
+    if !unwinding.frames.is_empty() {
+        frames = write_table(txn, &frame_table(number, &unwinding.frames))?;
+    }
+    let names = name_table(number, &prepared.names(placement)?);
+    let text = TextRecord {
+        key: index::by_place(placement.text),
+        generation: txn.generation(),
+        text,
+        eh_frame: unwinding.eh_frame.map(Into::into).unwrap_or_default(),
+        frames,
+        names: write_table(txn, &names)?,
+        unit: number,
+        name_len: name.len() as u32,
+    };
+    Ok(edit.put_text(txn, &text, name)?)
 }

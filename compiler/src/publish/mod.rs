@@ -4,6 +4,7 @@
 //! new directory root. Invariant: until the last step nothing published changes, and dropping the
 //! transaction gives everything back.
 
+mod asked;
 mod bind;
 mod carry;
 mod code;
@@ -25,12 +26,15 @@ use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{Geometry, SegmentOffset};
 
 use crate::catalog::{
-    Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users, Variable, users_of,
+    Asked, Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users, Variable,
+    users_of,
 };
 use crate::changeset::Changeset;
 use crate::error::PublishError;
 use crate::front::Compiled;
 use crate::support;
+
+pub(crate) use asked::{read_asked, remove_asked, write_asked};
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -194,6 +198,10 @@ pub(crate) struct Changes {
     pub(crate) added_hashes: Vec<(u64, String)>,
     pub(crate) imports: BTreeMap<ImportKey, Import>,
     pub(crate) pool: BTreeMap<String, Pooled>,
+    /// Units that workers asked for.
+    pub(crate) asked: Vec<Asked>,
+    /// The numbers of such as are gone.
+    pub(crate) dismissed: Vec<u32>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
 }
@@ -355,6 +363,7 @@ impl<'a, 'p> Batch<'a, 'p> {
         self.write_symbols(txn, edit)?;
         self.remove_symbols(txn, edit)?;
         self.release_orphans(txn);
+        self.dismiss_asked(txn, edit)?;
         Ok(self.changes)
     }
 }

@@ -1,6 +1,8 @@
-//! Who may attach, and who may publish: two rights.
+//! Who may attach, who may ask for units, and who may publish: three rights.
 
 use std::collections::BTreeSet;
+
+use crate::requests::RequestOptions;
 
 /// Users and groups that have a right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +16,14 @@ impl Access {
     pub fn same_user() -> Self {
         Self {
             uids: BTreeSet::from([rustix::process::geteuid().as_raw()]),
+            gids: BTreeSet::new(),
+        }
+    }
+
+    /// Nobody.
+    pub fn nobody() -> Self {
+        Self {
+            uids: BTreeSet::new(),
             gids: BTreeSet::new(),
         }
     }
@@ -47,6 +57,10 @@ pub struct Policy {
     pub attach: Access,
     /// Who may publish.
     pub publish: Access,
+    /// Whose workers may ask for units of their own.
+    pub request: Access,
+    /// How what they ask for is made.
+    pub requests: RequestOptions,
 }
 
 impl Default for Policy {
@@ -54,6 +68,8 @@ impl Default for Policy {
         Self {
             attach: Access::same_user(),
             publish: Access::same_user(),
+            request: Access::same_user(),
+            requests: RequestOptions::default(),
         }
     }
 }
@@ -61,6 +77,8 @@ impl Default for Policy {
 impl Policy {
     /// Whether only the compiler's own user has any right.
     pub(crate) fn is_private(&self) -> bool {
-        self.attach.is_private() && self.publish.is_private()
+        [&self.attach, &self.publish, &self.request]
+            .into_iter()
+            .all(Access::is_private)
     }
 }

@@ -5,12 +5,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
 use jitcast_runtime::sys;
-use jitcast_runtime::wire::{self, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
+use jitcast_runtime::wire::{self, AskRequest, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
 use rustix::net::SendFlags;
 use zerocopy::IntoBytes;
 
 use super::{Policy, Work};
 use crate::request::MAX_REQUEST_BYTES;
+use crate::requests;
 
 /// What a peer may leave unread, bytes, before it is dropped.
 const MAX_UNREAD: usize = 64 << 20;
@@ -25,6 +26,12 @@ pub(super) enum Incoming {
     Spare,
     /// The child is there: this process.
     Adopt(i32),
+    /// A unit is asked for.
+    Ask(requests::Incoming),
+    /// A worker is done with one.
+    Release(Vec<u8>),
+    /// Which ones a worker has.
+    Hold(Vec<u8>),
     /// What takes a while.
     Work(Work),
     /// Something that the peer may not ask for.
@@ -42,9 +49,13 @@ pub(super) struct Connection {
     header: Vec<u8>,
     frame: Option<(FrameKind, usize)>,
     payload: Vec<u8>,
+    /// How much of the frame's payload has been read and not kept, since it is too long, bytes.
+    passed_over: usize,
     unsent: Vec<u8>,
     worker: Option<u64>,
     pidfd: Option<OwnedFd>,
+    /// Whether it has said which units it has.
+    stated: bool,
     deadline: Option<Instant>,
     /// Requests that are being carried out.
     jobs: u32,
@@ -69,9 +80,11 @@ impl Connection {
             header: Vec::new(),
             frame: None,
             payload: Vec::new(),
+            passed_over: 0,
             unsent: Vec::new(),
             worker: None,
             pidfd: None,
+            stated: false,
             deadline: Some(deadline),
             jobs: 0,
             child_of: None,
@@ -91,9 +104,11 @@ impl Connection {
             header: Vec::new(),
             frame: None,
             payload: Vec::new(),
+            passed_over: 0,
             unsent: Vec::new(),
             worker: Some(number),
             pidfd: None,
+            stated: false,
             deadline: None,
             jobs: 0,
             child_of: Some(self.worker?),
@@ -101,6 +116,16 @@ impl Connection {
             is_pair: true,
             sender: None,
         })
+    }
+
+    /// Whether it says for the first time which units it has.
+    pub(super) fn state_once(&mut self) -> bool {
+        !std::mem::replace(&mut self.stated, true)
+    }
+
+    /// Whether it is a forked child's that has not said which units it has.
+    pub(super) fn is_silent_child(&self) -> bool {
+        self.is_pair && !self.stated
     }
 
     /// The worker whose child it waits for.
@@ -218,7 +243,7 @@ impl Connection {
             let mut buffer = [0; 64 << 10];
             let wanted = match self.frame {
                 None => HEADER - self.header.len(),
-                Some((_, len)) => (len - self.payload.len()).min(buffer.len()),
+                Some((_, len)) => (len - self.payload.len() - self.passed_over).min(buffer.len()),
             };
             if wanted > 0 {
                 let Some(socket) = &self.socket else {
@@ -244,7 +269,11 @@ impl Connection {
                     Ok(0) => return Err("the peer has closed".into()),
                     Ok(count) => match self.frame {
                         None => self.header.extend_from_slice(&buffer[..count]),
-                        Some(_) => self.payload.extend_from_slice(&buffer[..count]),
+                        Some((kind, _)) => {
+                            let kept = (self.kept(kind, policy) - self.payload.len()).min(count);
+                            self.payload.extend_from_slice(&buffer[..kept]);
+                            self.passed_over += count - kept;
+                        }
                     },
                     Err(rustix::io::Errno::AGAIN) => return Ok(None),
                     Err(rustix::io::Errno::INTR) => {}
@@ -253,13 +282,18 @@ impl Connection {
             }
             if self.frame.is_none() && self.header.len() == HEADER {
                 let header: &[u8; HEADER] = self.header[..].try_into().expect("just measured");
-                let limit = self.payload_limit(policy);
                 let (kind, len) =
-                    wire::check_header(header, limit).map_err(|error| error.to_string())?;
+                    wire::check_header(header, u32::MAX).map_err(|error| error.to_string())?;
+                let limit = self.payload_limit(policy);
+                if kind != FrameKind::Ask && len > limit {
+                    return Err(format!(
+                        "a frame of {len} bytes exceeds the limit of {limit}"
+                    ));
+                }
                 self.frame = Some((kind, len as usize));
             }
             if let Some((kind, len)) = self.frame
-                && self.payload.len() == len
+                && self.payload.len() + self.passed_over == len
             {
                 self.frame = None;
                 self.header.clear();
@@ -276,15 +310,29 @@ impl Connection {
         }
     }
 
+    /// How much is kept of a payload, bytes. A request that is too long is answered, like one that nobody may make.
+    fn kept(&self, kind: FrameKind, policy: &Policy) -> usize {
+        let head = size_of::<AskRequest>();
+        match kind {
+            FrameKind::Ask if policy.request.allows(self.uid, self.gid) => {
+                head + policy.requests.limits.text_bytes as usize
+            }
+            FrameKind::Ask => head,
+            _ => usize::MAX,
+        }
+    }
+
     fn admit(&mut self, kind: FrameKind, policy: &Policy) -> Incoming {
         let payload = std::mem::take(&mut self.payload);
+        let passed_over = std::mem::take(&mut self.passed_over);
         let fds = std::mem::take(&mut self.fds);
-        let refused = |right: &str| {
-            Incoming::Refused(format!(
+        let lacks = |right: &str| {
+            format!(
                 "uid {} gid {} may not {right}\n  help: start the compiler process with --allow-{right} {}",
                 self.uid, self.gid, self.uid
-            ))
+            )
         };
+        let refused = |right: &str| Incoming::Refused(lacks(right));
         let may_attach = policy.attach.allows(self.uid, self.gid);
         let may_publish = policy.publish.allows(self.uid, self.gid);
         match kind {
@@ -296,6 +344,16 @@ impl Connection {
                 Incoming::Refused("the child has not arrived".to_owned())
             }
             FrameKind::Spare if self.worker.is_some() => Incoming::Spare,
+            FrameKind::Ask => {
+                let may = policy.request.allows(self.uid, self.gid);
+                Incoming::Ask(requests::Incoming {
+                    len_bytes: payload.len() + passed_over,
+                    payload,
+                    refused: (!may).then(|| lacks("request")),
+                })
+            }
+            FrameKind::Release if self.worker.is_some() => Incoming::Release(payload),
+            FrameKind::Hold if self.worker.is_some() => Incoming::Hold(payload),
             FrameKind::Attach if may_attach => Incoming::Attach(payload),
             FrameKind::Resume if may_attach => Incoming::Resume(payload, fds),
             FrameKind::Attach | FrameKind::Resume => refused("attach"),

@@ -1,4 +1,4 @@
-//! The socket of the compiler process: who may attach, who may publish, who has died.
+//! The socket of the compiler process: who may attach, ask and publish, who has died.
 //!
 //! One thread waits for everything; a second one publishes, so that a long link keeps nobody from
 //! attaching. Invariant: no peer can block either of them. What a peer sends is read as it comes, within
@@ -20,13 +20,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use jitcast_runtime::header::FORMAT_VERSION;
-use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind, ResumeRequest};
+use jitcast_runtime::wire::{
+    self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
+};
 use rustix::event::epoll;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::compiler::Compiler;
 use crate::front;
 use crate::request;
+use crate::requests::Asks;
 
 pub use access::{Access, Policy};
 use connection::{Connection, Incoming};
@@ -166,8 +169,18 @@ impl Server {
                 .name("publisher".into())
                 .spawn(move || publish_all(&compiler, &options, &queue, &replies, &wake))?
         };
-        let result =
-            Loop::new(&self, compiler, jobs, answered).and_then(|mut serving| serving.run());
+        let asks = Asks::start(
+            &compiler,
+            &self.policy.requests,
+            self.options.cpu,
+            &self.stop,
+        )?;
+        let serving = Loop::new(&self, compiler, (jobs, asks), answered);
+        let result = serving.and_then(|mut serving| {
+            let result = serving.run();
+            serving.asks.end();
+            result
+        });
         // The loop has dropped its end of the queue, so the publisher ends after what it is at.
         let _ = publisher.join();
         result
@@ -267,6 +280,7 @@ struct Loop<'a> {
     connections: HashMap<u64, Connection>,
     next: u64,
     jobs: Sender<Job>,
+    asks: Asks,
     answered: Receiver<Answer>,
     /// Whether the listener is waited for.
     accepting: bool,
@@ -276,7 +290,7 @@ impl<'a> Loop<'a> {
     fn new(
         server: &'a Server,
         compiler: Arc<Compiler>,
-        jobs: Sender<Job>,
+        (jobs, asks): (Sender<Job>, Asks),
         answered: Receiver<Answer>,
     ) -> io::Result<Self> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -301,6 +315,7 @@ impl<'a> Loop<'a> {
             connections,
             next: FIRST_CONNECTION,
             jobs,
+            asks,
             answered,
             accepting: true,
         })
@@ -414,6 +429,17 @@ impl<'a> Loop<'a> {
                 self.flush(token);
             }
         }
+        let connections = &self.connections;
+        let is_there = |token, worker| {
+            let connection: Option<&Connection> = connections.get(&token);
+            connection.is_some_and(|connection| connection.worker() == Some(worker))
+        };
+        for (token, payload) in self.asks.answers(is_there) {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.queue(FrameKind::AskReply, &payload);
+                self.flush(token);
+            }
+        }
         // Acquire: pairs with the release in `Stop::stop`.
         self.server.stopping.load(Ordering::Acquire)
     }
@@ -466,6 +492,33 @@ impl<'a> Loop<'a> {
                     self.watch(token);
                 }
                 return;
+            }
+            Incoming::Ask(asked) => match self.asks.take(token, connection.worker(), asked) {
+                Ok(None) => return,
+                Ok(Some(payload)) => (FrameKind::AskReply, payload),
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Release(payload) => {
+                let notice = ReleaseNotice::read_from_bytes(&payload);
+                if let (Ok(notice), Some(worker)) = (notice, connection.worker()) {
+                    let ReleaseNotice {
+                        forks,
+                        unit,
+                        grants,
+                    } = notice;
+                    let mut holds = self.compiler.holds.lock();
+                    holds.release(worker, unit, grants, forks);
+                }
+                return self.asks.sweep();
+            }
+            Incoming::Hold(payload) => {
+                if let (true, Some(worker)) = (connection.state_once(), connection.worker()) {
+                    let (units, _) = payload.as_chunks::<4>();
+                    let units = units.iter().map(|unit| u32::from_le_bytes(*unit));
+                    let limit = self.asks.units_per_worker();
+                    self.compiler.holds.lock().state(worker, units, limit);
+                }
+                return self.asks.sweep();
             }
             Incoming::Work(work) => match self.jobs.try_send((token, work)) {
                 Ok(()) => return connection.start_job(),
@@ -639,6 +692,10 @@ impl<'a> Loop<'a> {
         let Some(worker) = connection.worker() else {
             return;
         };
+        if connection.is_silent_child() {
+            // Like most children it has become another program. Else it notices that its asked-for units are gone.
+            self.compiler.holds.lock().worker_gone(worker);
+        }
         match connection.take_pidfd() {
             // Both who asked for it and whoever was forked meanwhile have ended.
             _ if connection.child_of().is_some() => self.compiler.worker_died(worker),
@@ -649,6 +706,7 @@ impl<'a> Loop<'a> {
             None if !may_live(connection.pid()) => self.compiler.worker_died(worker),
             None => self.compiler.worker_hung_up(worker),
         }
+        self.asks.sweep();
     }
 
     fn close_dead(&mut self, token: u64) {
@@ -659,6 +717,7 @@ impl<'a> Loop<'a> {
         {
             self.compiler.worker_died(worker);
         }
+        self.asks.sweep();
     }
 }
 

@@ -126,6 +126,8 @@ pub(crate) struct Registered {
     /// What was registered before, where a thread that is inside may be reading still.
     before: Vec<Records>,
     stubs: Vec<u64>,
+    /// Texts of asked-for units that were bound since nobody was inside last.
+    late: Vec<SegmentOffset>,
     /// By the text's start.
     texts: BTreeMap<u32, Text>,
     /// The generation that this is in agreement with.
@@ -142,6 +144,7 @@ impl Registered {
             section: None,
             before: Vec::new(),
             stubs,
+            late: Vec::new(),
             texts: BTreeMap::new(),
             generation: 0,
         };
@@ -166,7 +169,8 @@ impl Registered {
         // That the index lies where it lay says nothing: its memory may have been reused.
         self.before.clear();
         let gone = self.remove(window, root)?;
-        if self.add(window, root)? || gone {
+        let late = self.add_late(window, root)?;
+        if self.add(window, root)? || gone || late {
             self.register();
         }
         self.generation = root.generation;
@@ -225,21 +229,53 @@ impl Registered {
         let before = self.texts.len();
         index::walk(view, root.texts, self.generation, &mut |at| {
             let text: TextRecord = view.read(at)?;
-            let corrupt = Corrupt {
-                what: "unwind records of a unit",
-                at,
-            };
-            let region = text.eh_frame.region().ok_or(corrupt)?;
-            if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
-                let bytes = read(window, region)?;
-                let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
-                let (unit, start) = (text.unit, text.text.start);
-                let end = start.saturating_add(text.text.len_bytes);
-                self.texts.insert(start, Text { unit, end, records });
+            // Those of asked-for units are added by those that have asked.
+            if index::get(view, root.asked, text.unit.into())?.is_none() {
+                self.add_text(window, at, &text)?;
             }
             Ok::<_, Corrupt>(())
         })?;
         Ok(self.texts.len() > before)
+    }
+
+    fn add_text(
+        &mut self,
+        window: &Window,
+        at: SegmentOffset,
+        text: &TextRecord,
+    ) -> Result<(), Corrupt> {
+        let corrupt = Corrupt {
+            what: "unwind records of a unit",
+            at,
+        };
+        let region = text.eh_frame.region().ok_or(corrupt)?;
+        if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
+            let bytes = read(window, region)?;
+            let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
+            let (unit, start) = (text.unit, text.text.start);
+            let end = start.saturating_add(text.text.len_bytes);
+            self.texts.insert(start, Text { unit, end, records });
+        }
+        Ok(())
+    }
+
+    /// The text of an asked-for unit, at `start`, was bound. It is registered when something is applied while nobody is
+    /// inside: now others may be looking, and one that looks in between two sections finds nothing.
+    pub(crate) fn add_later(&mut self, start: SegmentOffset) {
+        self.late.push(start);
+    }
+
+    /// Adds those; whether there were any.
+    fn add_late(&mut self, window: &Window, root: &Root) -> Result<bool, Corrupt> {
+        let view = window.control();
+        let late = core::mem::take(&mut self.late);
+        for start in &late {
+            if let Some(at) = index::get(view, root.texts, index::by_place(*start))? {
+                let text: TextRecord = view.read(at)?;
+                self.add_text(window, at, &text)?;
+            }
+        }
+        Ok(!late.is_empty())
     }
 }
 
