@@ -28,6 +28,13 @@ pub(crate) enum CrashPoint {
     CompactionRenamed,
     CompactionDurable,
     CompactionSwept,
+    RenewalCreated,
+    RenewalCopied,
+    RenewalNamed,
+    RenewalCommitted,
+    RenewalShown,
+    RenewalOffered,
+    RenewalAnnounced,
 }
 
 #[cfg(feature = "seeded-faults")]
@@ -53,7 +60,7 @@ mod seeding {
         ),
     ];
 
-    const POINTS: [(&str, CrashPoint); 12] = [
+    const POINTS: [(&str, CrashPoint); 19] = [
         ("before-log", CrashPoint::BeforeLog),
         ("after-objects", CrashPoint::AfterObjects),
         ("after-log", CrashPoint::AfterLog),
@@ -66,6 +73,13 @@ mod seeding {
         ("compaction-renamed", CrashPoint::CompactionRenamed),
         ("compaction-durable", CrashPoint::CompactionDurable),
         ("compaction-swept", CrashPoint::CompactionSwept),
+        ("renewal-created", CrashPoint::RenewalCreated),
+        ("renewal-copied", CrashPoint::RenewalCopied),
+        ("renewal-named", CrashPoint::RenewalNamed),
+        ("renewal-committed", CrashPoint::RenewalCommitted),
+        ("renewal-shown", CrashPoint::RenewalShown),
+        ("renewal-offered", CrashPoint::RenewalOffered),
+        ("renewal-announced", CrashPoint::RenewalAnnounced),
     ];
 
     /// The names of all points, for tests that go through them.

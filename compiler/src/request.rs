@@ -152,6 +152,11 @@ pub(crate) fn roll_back(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<
     reply(published)
 }
 
+/// Goes on in another object.
+pub(crate) fn renew_segment(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
+    reply(compiler.renew().map_err(|error| error.to_string()))
+}
+
 fn publish_request(
     compiler: &Compiler,
     request: PublishRequest,
@@ -210,6 +215,16 @@ pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publicatio
 pub fn rollback(socket: impl AsFd, request: &RollbackRequest) -> Result<Publication, RequestError> {
     let payload = postcard::to_stdvec(request)?;
     wire::send(&socket, FrameKind::Rollback, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process to go on in another object, which gives memory back to the system.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn renew(socket: impl AsFd) -> Result<Publication, RequestError> {
+    wire::send(&socket, FrameKind::Renew, &[], &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

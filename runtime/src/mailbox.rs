@@ -60,6 +60,8 @@ pub enum Word {
     HandedOver = 9,
     /// Units that failed in it.
     Failed = 10,
+    /// The object that its pins hold ([`Header::object`](crate::header::Header)).
+    Object = 11,
 }
 
 /// A word of a thread's record, by its position.

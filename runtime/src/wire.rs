@@ -48,32 +48,35 @@ pub enum FrameKind {
     /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
     Rollback = 11,
     /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
-    /// Answered by `Attached`, with that of the segment alone.
+    /// Answered by `Attached`, with that of the segment alone. So is nothing: a worker is offered whatever object the segment
+    /// goes on in.
     Resume = 12,
+    /// Publisher to compiler: go on in another object. Answered by `Published`.
+    Renew = 13,
     /// Worker to compiler: compile this for me. [`AskRequest`] and CLIF as text.
-    Ask = 13,
+    Ask = 14,
     /// Compiler to worker: [`AskReply`], and where it came to nothing why, as text.
-    AskReply = 14,
+    AskReply = 15,
     /// Worker to compiler: I am done with that unit. [`ReleaseNotice`].
-    Release = 15,
+    Release = 16,
     /// Worker to compiler, once for each connection: of what those before me were told that they have, I have these; numbers of
     /// units, 32 bits each.
-    Hold = 16,
+    Hold = 17,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Ask, AskReply, Attach, Attached, Hold, Publish, Published, Refused, Release, Resume, Rollback, Spare,
-            SpareReply, Status, StatusReply,
+            Adopt, Ask, AskReply, Attach, Attached, Hold, Publish, Published, Refused, Release, Renew, Resume, Rollback,
+            Spare, SpareReply, Status, StatusReply,
         };
-        [
-            Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume,
-            Ask, AskReply, Release, Hold,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u32 == number)
+        let all = [
+            Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
+            Resume, Renew, Ask, AskReply, Release, Hold,
+        ];
+        all.into_iter()
+            .find(|kind| *kind as u32 == number)
     }
 }
 

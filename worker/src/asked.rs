@@ -325,13 +325,12 @@ impl Inner {
         self.link().send(talk, FrameKind::Hold, &payload);
     }
 
-    /// Sees to what was asked for, if nobody else is at it: sends, receives, releases.
+    /// Tells the compiler process what it has not been told, if nobody else is at the state.
     pub(crate) fn tend_asked(&self, talk: &mut Talk) {
         if let Ok(state) = self.state().try_lock()
             && (!talk.is_stated() || !state.asked.is_empty())
         {
             self.tell_asked(&state, talk);
         }
-        self.link().exchange(talk);
     }
 }

@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     PinCounted,
     /// Asked-for units are bound by everybody.
     BoundEverywhere,
+    /// Another object is mapped whoever is inside.
+    RenewUnderPins,
 }
 
 /// Whether `fault` was asked for.
@@ -22,6 +24,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("slot-by-slot") => Some(Fault::SlotBySlot),
         Ok("pin-counted") => Some(Fault::PinCounted),
         Ok("bound-everywhere") => Some(Fault::BoundEverywhere),
+        Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
         _ => None,
     });
     *chosen == Some(fault)

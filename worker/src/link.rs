@@ -107,11 +107,14 @@ pub(crate) struct Spare {
     socket: Watched,
 }
 
-/// What another compiler process offers to go on with.
+/// What a compiler process offers to go on with.
 #[derive(Debug)]
 pub(crate) struct Offer {
-    socket: Watched,
+    /// The connection to another compiler process; `None`: it is still the same.
+    socket: Option<Watched>,
     pub(crate) segment: OwnedFd,
+    /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
+    pub(crate) object: u64,
     pub(crate) number: u64,
 }
 
@@ -130,8 +133,8 @@ enum State {
         until: Instant,
         backoff: Duration,
     },
-    /// It has answered.
-    Offered(Box<Offer>),
+    /// It has answered; the offer has not been taken yet.
+    Answered,
 }
 
 /// What has been said over the connection. Held by who forks, so that a child finds it as it was.
@@ -141,6 +144,8 @@ pub(crate) struct Talk {
     /// For a spare, which has not come.
     asked: bool,
     state: State,
+    /// The latest that has not been taken.
+    offer: Option<Offer>,
     /// How many spares of this connection were taken.
     forks: u64,
     /// Whether the compiler process has been told which units this worker has from before this connection.
@@ -234,6 +239,7 @@ impl Talk {
             asked: false,
             state: State::Attached,
             forks: 0,
+            offer: None,
             stated,
             next_request,
             requests: HashMap::new(),
@@ -305,6 +311,8 @@ impl Talk {
                 next: Instant::now(),
                 backoff: FIRST_BACKOFF,
             },
+            // The object that it is in is there without the connection.
+            offer: self.offer.take(),
             ..Self::new(false, self.next_request)
         };
     }
@@ -430,6 +438,13 @@ impl Link {
                 talk.asked = false;
                 talk.spare = spare_of(frame).ok();
             }
+            FrameKind::Attached => {
+                let answer = attach::read_answer(frame);
+                let offer =
+                    answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), None));
+                // One that is none leaves the worker where it is.
+                talk.offer = offer.ok().or(talk.offer.take());
+            }
             // Nothing else is refused so.
             FrameKind::Refused => talk.asked = false,
             FrameKind::AskReply => {
@@ -530,26 +545,23 @@ impl Link {
     /// later look.
     pub(crate) fn look<'a>(&self, talk: &'a mut Talk) -> Option<&'a Offer> {
         let now = Instant::now();
+        if talk.is_attached() {
+            // What was sent before the end is there.
+            self.exchange(talk);
+        }
+        if talk.is_attached() && self.socket.get().is_some_and(has_hung_up) {
+            talk.lose();
+        }
         talk.state = match core::mem::replace(&mut talk.state, State::Attached) {
-            State::Attached if self.socket.get().is_some_and(has_hung_up) => {
-                talk.lose();
-                State::Lost {
-                    next: now,
-                    backoff: FIRST_BACKOFF,
-                }
-            }
             State::Lost { next, backoff } if next <= now => self.ask(now, backoff),
             State::Asked {
                 socket,
                 until,
                 backoff,
-            } => self.answer(socket, (now, until, backoff)),
+            } => self.answer(&mut talk.offer, socket, (now, until, backoff)),
             other => other,
         };
-        match &talk.state {
-            State::Offered(offer) => Some(offer),
-            _ => None,
-        }
+        talk.offer.as_ref()
     }
 
     fn ask(&self, now: Instant, backoff: Duration) -> State {
@@ -579,6 +591,7 @@ impl Link {
 
     fn answer(
         &self,
+        offered: &mut Option<Offer>,
         socket: OwnedFd,
         (now, until, backoff): (Instant, Instant, Duration),
     ) -> State {
@@ -594,39 +607,58 @@ impl Link {
                 later(now, backoff)
             };
         }
-        match self.offer(socket) {
-            Ok(offer) => State::Offered(Box::new(offer)),
+        let answer = attach::answer(&socket);
+        let offer =
+            answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), Some(socket)));
+        match offer {
+            Ok(offer) => {
+                *offered = Some(offer);
+                State::Answered
+            }
             Err(_) => later(now, backoff),
         }
     }
 
-    /// What has been answered, checked as when it attached.
-    fn offer(&self, socket: OwnedFd) -> Result<Offer, AttachError> {
+    /// What is offered to worker `number`, checked as when it attached.
+    fn offer(
+        &self,
+        (segment, number): (OwnedFd, u64),
+        socket: Option<OwnedFd>,
+    ) -> Result<Offer, AttachError> {
         let broken = |cause| AttachError::Protocol { cause };
-        let (reply, [segment]) = attach::answer(&socket)?;
         let (header, _) = attach::check_segment(&segment, self.sealed)?;
         if header.instance != self.identity.instance {
             return Err(broken(io::ErrorKind::InvalidData.into()));
         }
-        let socket = Watched::new(socket).map_err(broken)?;
+        let socket = socket.map(Watched::new).transpose().map_err(broken)?;
         Ok(Offer {
             socket,
             segment,
-            number: reply.worker,
+            object: header.object,
+            number,
         })
+    }
+
+    /// Whether there is no connection, over which an offer could come.
+    pub(crate) fn is_lost(&self, talk: &Talk) -> bool {
+        !matches!(talk.state, State::Attached) || self.socket.get().is_none()
     }
 
     /// The offer was taken: its connection is this one from now on.
     pub(crate) fn accept(&self, talk: &mut Talk) {
-        if let State::Offered(offer) = core::mem::replace(&mut talk.state, State::Attached) {
+        if let Some(Some(socket)) = talk.offer.take().map(|offer| offer.socket) {
+            talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
-            let _ = self.socket.replace(&offer.socket);
+            let _ = self.socket.replace(&socket);
             self.ask_ahead(talk);
         }
     }
 
     /// The offer is none: it does not hold what it should.
     pub(crate) fn decline(&self, talk: &mut Talk) {
+        if talk.offer.take().is_none_or(|offer| offer.socket.is_none()) {
+            return;
+        }
         talk.state = State::Lost {
             next: Instant::now() + LAST_BACKOFF,
             backoff: LAST_BACKOFF,
