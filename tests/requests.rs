@@ -194,11 +194,12 @@ fn what_was_asked_for_calls_what_is_published_and_what_is_the_hosts_and_sees_swa
     );
 }
 
-/// The shared test of a worker that does not ask: whether it has anything of what another one asked for.
-fn others_have_nothing(host: &Host) {
+#[test]
+fn who_has_not_asked_has_nothing_of_it() {
+    let host = host();
     // Private data and cells of its own, and a host symbol that nobody looked up before.
     host.publish("g", &adds("g", 1)).unwrap();
-    let (asker, other) = (units::attach(host), units::attach(host));
+    let (asker, other) = (units::attach(&host), units::attach(&host));
     let private = other.geometry().region(Area::Private);
     let words = |worker: &Worker| {
         let end = worker.window().end(Area::Private);
@@ -216,7 +217,7 @@ fn others_have_nothing(host: &Host) {
     host.publish("late", &adds("late", 1)).unwrap();
     assert_eq!(call(&other, "late", 1), 2);
     // Also where it reads the whole directory.
-    let late = units::attach(host);
+    let late = units::attach(&host);
     assert!(words(&asker) > 0);
     assert_eq!(words(&other), before.0, "something was bound");
     assert_eq!(words(&late), 0, "something was bound");
@@ -241,11 +242,6 @@ fn others_have_nothing(host: &Host) {
     drop(guard);
     assert_eq!(result(&asker, &function(&asker, &unit, "own"), 1), 1001);
     assert_eq!(smaps::faults(&asker), [""; 0]);
-}
-
-#[test]
-fn who_has_not_asked_has_nothing_of_it() {
-    others_have_nothing(&host());
 }
 
 #[test]
@@ -372,13 +368,13 @@ fn scripted(script: &str, limits: RequestLimits) -> Host {
 #[test]
 fn a_command_that_misbehaves_is_ended_and_told_of() {
     let limits = RequestLimits {
-        time: Duration::from_secs(3),
+        time: PATIENCE,
         cpu: Duration::from_secs(1),
         object_bytes: 100_000,
         ..RequestLimits::default()
     };
     for (script, phrase) in [
-        ("sleep 1000", "more than 3 s"),
+        ("sleep 1000", "more than 1 s,"),
         ("while :; do :; done", "1 s of processor time"),
         (
             "while :; do echo 0123456789; done",
@@ -390,7 +386,12 @@ fn a_command_that_misbehaves_is_ended_and_told_of() {
         ("echo nonsense", "nothing that can be read"),
         ("true", "nothing that can be read"),
     ] {
-        let host = scripted(script, limits);
+        let time = if script.starts_with("sleep") {
+            Duration::from_secs(1)
+        } else {
+            limits.time
+        };
+        let host = scripted(script, RequestLimits { time, ..limits });
         let worker = units::attach(&host);
         let reason = refused(request(&worker, &adds("f", 1)));
         assert!(reason.contains(phrase), "{script}: {reason}");
@@ -409,11 +410,6 @@ fn a_command_that_misbehaves_is_ended_and_told_of() {
 
 #[test]
 fn a_text_that_takes_too_much_is_ended_and_others_go_on() {
-    too_much();
-}
-
-/// The shared test of limits: a text that is slow to compile is ended, and another one is compiled.
-fn too_much() {
     let limits = RequestLimits {
         text_bytes: 16 << 20,
         cpu: Duration::from_secs(1),
@@ -737,12 +733,6 @@ fn a_compiler_process_that_dies_is_told_of_and_asked_again_after() {
     let worker = remote::attach(&serve.socket);
     let unit = ask(&worker, &adds("f", 1));
     let f = function(&worker, &unit, "f");
-    let mut pending = worker.request(&huge(60_000)).unwrap();
-    assert!(
-        pending.wait(Some(PATIENCE)),
-        "a text that is too long is refused"
-    );
-    let _ = pending.unit(&worker.enter().unwrap());
     let mut pending = worker.request(&huge(3_000)).unwrap();
     serve.process.signal(Signal::KILL);
     assert!(pending.wait(Some(PATIENCE)));
@@ -795,4 +785,77 @@ fn units_outlive_a_restart_with_a_journal() {
         let none = status.asked.iter().all(|unit| unit.workers.is_empty());
         none.then_some(())
     });
+}
+
+#[test]
+fn what_a_journal_brought_back_and_nobody_has_goes_after_a_while() {
+    let scratch = common::scratch::Scratch::new();
+    let options = || CompilerOptions {
+        journal: Some(jitcast::compiler::JournalOptions::new(
+            scratch.path("journal"),
+        )),
+        ..CompilerOptions::with_window(common::host::WINDOW_BYTES).unwrap()
+    };
+    let limits = RequestLimits {
+        linger: Duration::from_millis(500),
+        ..RequestLimits::default()
+    };
+    let host = Host::with_policy(options(), compiles(limits));
+    let (worker, late) = (units::attach(&host), units::attach(&host));
+    let f = function(&worker, &ask(&worker, &adds("f", 1)), "f");
+    let g = function(&late, &ask(&late, &adds("f", 2)), "f");
+    drop(host);
+    tend_until(&worker, false);
+    let host = Host::with_policy(options(), compiles(limits));
+    assert_eq!(asked(&host).len(), 2);
+    await_asked(&host, 0);
+    // Nobody could come back: the socket is another. Who is alone goes on.
+    assert_eq!((result(&worker, &f, 1), result(&late, &g, 1)), (2, 3));
+}
+
+#[test]
+fn units_are_there_when_the_segment_goes_on_in_another_object() {
+    let host = host();
+    host.publish_adds("g", 1);
+    let worker = units::attach(&host);
+    let f = function(&worker, &ask(&worker, &units::calls("f", "g", 5)), "f");
+    for bonus in 1..20 {
+        host.compiler.renew().unwrap();
+        assert_eq!(result(&worker, &f, 1), 6 + bonus);
+        host.publish_adds("g", bonus + 1);
+        let other = function(&worker, &ask(&worker, &units::calls("f", "g", bonus)), "f");
+        assert_eq!(result(&worker, &other, 1), 2 + 2 * bonus);
+        assert_eq!(result(&worker, &f, 1), 7 + bonus);
+    }
+    worker.tend();
+    await_asked(&host, 1);
+}
+
+/// Runs one of the tests with a fault, which it is to notice.
+#[cfg(feature = "seeded-faults")]
+#[track_caller]
+fn notices(fault: &str, test: &str) {
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env("JITCAST_FAULT", fault)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "the fault went unnoticed");
+}
+
+#[cfg(feature = "seeded-faults")]
+#[test]
+fn requests_compiled_in_the_compiler_process_are_noticed() {
+    notices(
+        "request-compiled-in-process",
+        "a_command_that_misbehaves_is_ended_and_told_of",
+    );
+}
+
+#[cfg(feature = "seeded-faults")]
+#[test]
+fn units_bound_everywhere_are_noticed() {
+    notices("bound-everywhere", "who_has_not_asked_has_nothing_of_it");
 }

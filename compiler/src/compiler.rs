@@ -531,8 +531,6 @@ impl Compiler {
     /// A worker's connection has ended, and nobody will tell when its process does.
     pub(crate) fn worker_hung_up(&self, number: u64) {
         self.workers.lock().hang_up(number);
-        // If it lives, it notices that its asked-for units are gone, like any publication.
-        self.holds.lock().worker_gone(number);
     }
 
     /// Whether a worker has said that it is done.

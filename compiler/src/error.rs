@@ -262,6 +262,16 @@ pub enum PublishError {
     /// A unit that was asked for has nothing to call.
     #[error("the text defines no function\n  help: ask for at least one")]
     AskedEmpty,
+    /// Workers have asked for as much as they may.
+    #[error(
+        "busy: what workers have asked for takes {bytes} bytes, and may take {limit} together\n  help: ask again when some of them have dropped what they do not need, or start the compiler process with a wider limit (--request-total)"
+    )]
+    AskedFull {
+        /// What it takes, bytes.
+        bytes: u64,
+        /// What it may take, bytes.
+        limit: u64,
+    },
     /// No unit can be had any more.
     #[error(
         "the numbers of units or host symbols are used up\n  help: start the compiler process and its workers anew, without the journal"

@@ -304,6 +304,9 @@ pub(super) struct RequestArgs {
     /// What these may take together, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 16)]
     pub(super) request_unit_mib: u64,
+    /// What those of all workers may take together, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub(super) request_total: u64,
     /// The memory of a process that compiles, MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(super) request_memory: u64,

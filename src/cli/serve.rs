@@ -95,6 +95,7 @@ fn requests(args: &RequestArgs) -> RequestOptions {
             children: args.request_children,
             units_per_worker: args.request_units,
             unit_bytes_per_worker: args.request_unit_mib.saturating_mul(1 << 20),
+            unit_bytes_total: args.request_total.saturating_mul(1 << 20),
             memory_bytes: args.request_memory.saturating_mul(1 << 20),
             cpu,
             time: cpu.saturating_mul(3),

@@ -92,6 +92,19 @@ fn show(status: &Status) {
         symbols.add_row([&symbol.name, kind, &symbol.unit, signature]);
     }
     println!("{symbols}");
+    if !status.asked.is_empty() {
+        let mut asked = new_table(&["asked for", "generation", "bytes", "workers"]);
+        for unit in &status.asked {
+            let workers: Vec<_> = unit.workers.iter().map(u64::to_string).collect();
+            asked.add_row([
+                unit.name.clone(),
+                unit.generation.to_string(),
+                unit.len_bytes.to_string(),
+                workers.join(", "),
+            ]);
+        }
+        println!("{asked}");
+    }
     let mut workers = new_table(&[
         "worker",
         "pid",

@@ -26,6 +26,7 @@ use crate::state::State;
 
 pub use codegen::codegen;
 pub(crate) use holds::Holds;
+use queue::Outcome;
 pub(crate) use queue::{Asks, Incoming};
 
 use child::Child;
@@ -58,6 +59,8 @@ pub struct RequestLimits {
     pub units_per_worker: usize,
     /// What these take, bytes.
     pub unit_bytes_per_worker: u64,
+    /// What the units of all workers take together, bytes: the rest of the segment is the publishers'.
+    pub unit_bytes_total: u64,
     /// Processor time of one child, whole seconds.
     pub cpu: Duration,
     /// How long one may run.
@@ -69,7 +72,8 @@ pub struct RequestLimits {
 }
 
 impl Default for RequestLimits {
-    /// 256 KiB of text, two children of 10 s and 1 GiB each, 64 texts that wait, 8 requests, 1024 units and 16 MiB for each worker.
+    /// 256 KiB of text, two children of 10 s and 1 GiB each, 64 texts that wait, 8 requests, 1024 units and 16 MiB for each worker, 64
+    /// MiB for all.
     fn default() -> Self {
         Self {
             text_bytes: 256 << 10,
@@ -79,6 +83,7 @@ impl Default for RequestLimits {
             in_flight_per_worker: 8,
             units_per_worker: 1024,
             unit_bytes_per_worker: 16 << 20,
+            unit_bytes_total: 64 << 20,
             cpu: Duration::from_secs(10),
             time: Duration::from_secs(30),
             memory_bytes: 1 << 30,
@@ -121,22 +126,27 @@ pub(crate) fn carry_out(
     how: &How<'_>,
     name: &str,
     text: Vec<u8>,
-) -> Result<Granted, String> {
+) -> Result<Granted, Outcome> {
     if let Some(granted) = compiler.find_asked(name) {
         return Ok(granted);
     }
+    compiler
+        .check_total(&how.options.limits)
+        .map_err(|error| Outcome::Busy(error.to_string()))?;
     let request = CodegenRequest {
         baseline: how.cpu == Cpu::Baseline,
         text,
     };
     compiler.holds.lock().compiled += 1;
     let generated = if seeded(Fault::RequestCompiledInProcess) {
-        codegen::generate(request)?
+        codegen::generate(request)
     } else {
-        Child::run(how, &request)?
+        Child::run(how, &request)
     };
-    let source = unit_source(name, generated)?;
-    compiler.ask(&source).map_err(|error| error.to_string())
+    let source = generated.and_then(|generated| unit_source(name, generated));
+    let source = source.map_err(Outcome::Refused)?;
+    let asked = compiler.ask(&source);
+    asked.map_err(|error| Outcome::Refused(error.to_string()))
 }
 
 /// The unit of what a child made, which may be anything.
@@ -196,6 +206,18 @@ impl Compiler {
     /// The unit that was asked for as `name`, if it is there: held for an answer.
     fn find_asked(&self, name: &str) -> Option<Granted> {
         self.grant(&self.state.lock(), name)
+    }
+
+    /// Refuses to make more units while there are as many as may be. One that is made now may exceed that.
+    fn check_total(&self, limits: &RequestLimits) -> Result<(), PublishError> {
+        let state = self.state.lock();
+        let units = state.catalog.asked.values();
+        let bytes = units.map(|unit| unit.len_bytes).sum();
+        let limit = limits.unit_bytes_total;
+        if bytes < limit {
+            return Ok(());
+        }
+        Err(PublishError::AskedFull { bytes, limit })
     }
 
     fn grant(&self, state: &State, name: &str) -> Option<Granted> {

@@ -32,11 +32,11 @@ pub(crate) struct Incoming {
 }
 
 /// What a worker is told about a request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     Ready(Granted),
     Refused(String),
-    Busy(&'static str),
+    Busy(String),
 }
 
 impl Outcome {
@@ -49,7 +49,7 @@ impl Outcome {
         let (granted, outcome, text) = match self {
             Self::Ready(granted) => (*granted, ASK_READY, ""),
             Self::Refused(why) => (none, ASK_REFUSED, why.as_str()),
-            Self::Busy(why) => (none, ASK_BUSY, *why),
+            Self::Busy(why) => (none, ASK_BUSY, why.as_str()),
         };
         let reply = AskReply {
             id,
@@ -87,7 +87,7 @@ struct Job {
 }
 
 /// A text that was compiled, or not.
-type Done = (String, Result<Granted, String>);
+type Done = (String, Result<Granted, Outcome>);
 
 /// An answer: for which connection, and its payload.
 pub(crate) type Answered = (u64, Vec<u8>);
@@ -199,7 +199,7 @@ impl Asks {
         }
         if self.in_flight.get(&worker).copied().unwrap_or(0) >= limits.in_flight_per_worker {
             return Some(Outcome::Busy(
-                "busy: as many requests of this worker are under way as may be\n  help: wait for one of them",
+                "busy: as many requests of this worker are under way as may be\n  help: wait for one of them".to_owned(),
             ));
         }
         let (units, bytes) = self.compiler.holds.lock().usage(worker);
@@ -223,7 +223,8 @@ impl Asks {
                 Ok(()) => drop(self.waiting.insert(name, vec![waiter])),
                 Err(TrySendError::Full(_)) => {
                     return Some(Outcome::Busy(
-                        "busy: too many texts wait to be compiled\n  help: ask again later",
+                        "busy: too many texts wait to be compiled\n  help: ask again later"
+                            .to_owned(),
                     ));
                 }
                 Err(TrySendError::Disconnected(_)) => {
@@ -262,13 +263,10 @@ impl Asks {
     }
 
     /// What each of `waiters` is told; who is told that a unit is there has it from now on.
-    fn outcomes(&self, waiters: &[Waiter], result: Result<Granted, String>) -> Vec<Outcome> {
+    fn outcomes(&self, waiters: &[Waiter], result: Result<Granted, Outcome>) -> Vec<Outcome> {
         let granted = match result {
             Ok(granted) => granted,
-            Err(why) => {
-                let refused = waiters.iter().map(|_| Outcome::Refused(why.clone()));
-                return refused.collect();
-            }
+            Err(why) => return vec![why; waiters.len()],
         };
         let limits = &self.options.limits;
         let mut holds = self.compiler.holds.lock();
@@ -330,10 +328,9 @@ fn compile_all(
         let run = || carry_out(compiler, how, &name, text);
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         let done = done.unwrap_or_else(|_| {
-            Err(
-                "the compiler process has a fault: it panicked\n  help: report this with the text"
-                    .to_owned(),
-            )
+            let why =
+                "the compiler process has a fault: it panicked\n  help: report this with the text";
+            Err(Outcome::Refused(why.to_owned()))
         });
         if results.send((name, done)).is_err() {
             return;

@@ -127,11 +127,6 @@ impl Connection {
         !std::mem::replace(&mut self.stated, true)
     }
 
-    /// Whether it is a forked child's that has not said which units it has.
-    pub(super) fn is_silent_child(&self) -> bool {
-        self.is_pair && !self.stated
-    }
-
     /// The worker whose child it waits for.
     pub(super) fn child_of(&self) -> Option<u64> {
         self.child_of

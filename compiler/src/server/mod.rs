@@ -746,10 +746,9 @@ impl<'a> Loop<'a> {
         let Some(worker) = connection.worker() else {
             return;
         };
-        if connection.is_silent_child() {
-            // Like most children it has become another program. Else it notices that its asked-for units are gone.
-            self.compiler.holds.lock().worker_gone(worker);
-        }
+        // What was asked for over a connection goes with it, else limits for each worker would be none. One that lives on without
+        // notices that its units are gone; most have become another program.
+        self.compiler.holds.lock().worker_gone(worker);
         match connection.take_pidfd() {
             // Both who asked for it and whoever was forked meanwhile have ended.
             _ if connection.child_of().is_some() => self.compiler.worker_died(worker),
