@@ -302,9 +302,9 @@ impl Talk {
     fn lose(&mut self) {
         let lost = |request: &mut Request| request.answer = Answer::Failed(RequestError::Lost);
         let mut open = core::mem::take(&mut self.requests);
-        open.values_mut()
-            .filter(|request| !request.taken)
-            .for_each(lost);
+        let is_open =
+            |request: &&mut Request| !request.taken && !matches!(request.answer, Answer::Failed(_));
+        open.values_mut().filter(is_open).for_each(lost);
         *self = Self {
             requests: open,
             state: State::Lost {

@@ -30,7 +30,8 @@ pub struct Pending {
 
 impl Worker {
     /// Asks the compiler process to compile `clif` for this worker: functions that may call published functions and host
-    /// symbols, but have no names for anybody else. Equal texts of many workers are compiled once. Does not wait.
+    /// symbols, but have no names for anybody else. Equal texts of many workers are compiled once. Does not wait: [`Worker::connection`] can be read from when something has
+    /// come.
     ///
     /// # Errors
     /// [`RequestError::NotConnected`], [`RequestError::Unread`], [`RequestError::WhileStarting`]; what the compiler process says

@@ -17,7 +17,7 @@ struct Held {
     answers: u32,
     /// What it takes, bytes.
     len_bytes: u64,
-    /// The journal brought it back, and those that have it may come.
+    /// A journal brought it back, or a server ended: those that have it may come.
     restored: bool,
 }
 
@@ -62,15 +62,20 @@ impl Holds {
         }
     }
 
-    /// A server begins. Whoever has units comes back to it, and says so, within `linger`.
+    /// A server begins. Units that nobody has are kept for `linger`, for workers that come back to it and say that they have them.
     pub(crate) fn begin(&mut self, linger: Duration) {
         (self.started, self.linger) = (Instant::now(), linger);
+    }
+
+    /// The server of worker `worker` ends: it may come back to another one.
+    pub(crate) fn server_ends(&mut self, worker: u64) {
+        self.started = Instant::now();
         for held in self.units.values_mut() {
-            held.by.clear();
-            (held.answers, held.restored) = (0, true);
+            held.restored |= held.by.remove(&worker).is_some();
         }
-        self.spares.clear();
-        self.given.clear();
+        self.spares
+            .retain(|child, spare| *child != worker && spare.parent != worker);
+        self.given.remove(&worker);
     }
 
     /// When restored units are given up; `None`: there are none, or never.

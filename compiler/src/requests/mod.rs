@@ -2,8 +2,8 @@
 //!
 //! A right of its own. What comes of a request is a unit that is named by the hash of what was asked for, publishes nothing, and
 //! is bound by those workers alone; so who may ask may not publish. The text is compiled in a child process ([`child`]), within
-//! limits; what that gives back is linked like any publisher's object. Invariant: nobody who asks can make the serving thread or a
-//! publisher wait, or take more than [`RequestLimits`] says.
+//! limits; what that gives back is linked like any publisher's object. Invariant: nobody who asks can make the serving thread wait, or a
+//! publisher longer than it takes to link one text, or take more than [`RequestLimits`] says.
 
 mod child;
 mod codegen;

@@ -303,9 +303,16 @@ impl Asks {
 
     /// Ends the threads, and the children that they wait for.
     pub(crate) fn end(self) {
-        drop((self.jobs, self.sweeps, self.done, self.ending));
+        drop((self.jobs, self.sweeps, self.ending));
         for thread in self.threads {
             let _ = thread.join();
+        }
+        // Nobody is told any more.
+        let mut holds = self.compiler.holds.lock();
+        for (_, result) in self.done.try_iter() {
+            if let Ok(granted) = result {
+                holds.answer_given(granted.unit, &[]);
+            }
         }
     }
 }

@@ -181,7 +181,7 @@ impl Server {
         let serving = Loop::new(&self, compiler, offering, (jobs, asks, answered));
         let result = serving.and_then(|mut serving| {
             let result = serving.run();
-            serving.asks.end();
+            serving.end();
             result
         });
         // The loop has dropped its end of the queue, so the publisher ends after what it is at.
@@ -330,6 +330,14 @@ impl<'a> Loop<'a> {
             offered: 0,
             offering,
         })
+    }
+
+    /// Workers go on, and may come to another server.
+    fn end(self) {
+        self.asks.end();
+        let mut holds = self.compiler.holds.lock();
+        let workers = self.connections.values().filter_map(Connection::worker);
+        workers.for_each(|worker| holds.server_ends(worker));
     }
 
     fn run(&mut self) -> io::Result<()> {
