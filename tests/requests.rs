@@ -546,9 +546,7 @@ fn units_go_with_the_last_function_of_the_last_worker_and_their_memory_is_reused
     assert!(extents(&host) < 2 << 20);
     // A request that nobody waits for any more leaves nothing behind either.
     drop(worker.request(&adds("f", 1)).unwrap());
-    await_some("a compilation", || {
-        (host.compiler.status().compiled_requests == 121).then_some(())
-    });
+    await_asked(&host, 1);
     await_some("its end", || {
         worker.tend();
         asked(&host).is_empty().then_some(())
