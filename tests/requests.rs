@@ -736,12 +736,12 @@ fn tend_until(worker: &Worker, connected: bool) {
 }
 
 #[test]
-fn a_compiler_process_that_dies_is_told_of_and_asked_again_after() {
-    let serve = Serve::start(&["--request-seconds", "60"]);
+fn a_compiler_process_that_dies_before_it_answers_is_told_of() {
+    let serve = Serve::start(&["--request-seconds", "60", "--request-bytes", "16000000"]);
     let worker = remote::attach(&serve.socket);
     let unit = ask(&worker, &adds("f", 1));
     let f = function(&worker, &unit, "f");
-    let mut pending = worker.request(&huge(3_000)).unwrap();
+    let mut pending = worker.request(&huge(30_000)).unwrap();
     serve.process.signal(Signal::KILL);
     assert!(pending.wait(Some(PATIENCE)));
     let lost = pending.unit(&worker.enter().unwrap());
