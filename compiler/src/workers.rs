@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::segment::Segment;
+use jitcast_runtime::segment::{Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
@@ -19,8 +19,7 @@ pub(crate) struct WorkerEntry {
     pub(crate) uid: u32,
     pub(crate) label: String,
     pub(crate) mailbox: Mailbox,
-    /// The connection has ended, but a thread may still be inside.
-    pub(crate) gone: bool,
+    presence: Presence,
     /// It is there for a child that has not been forked yet, as far as is known.
     pub(crate) spare: bool,
 }
@@ -54,7 +53,12 @@ impl Workers {
     }
 
     /// Adds a worker before it is told that it may attach; returns its number.
-    pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
+    pub(crate) fn add(
+        &mut self,
+        (pid, uid): (i32, u32),
+        label: String,
+        (mailbox, presence): (Mailbox, Presence),
+    ) -> u64 {
         self.next_number += 1;
         let number = self.next_number;
         self.entries.push(WorkerEntry {
@@ -63,17 +67,17 @@ impl Workers {
             uid,
             label,
             mailbox,
-            gone: false,
+            presence,
             spare: false,
         });
         number
     }
 
     /// Adds what a child of worker `parent` takes over when it is forked.
-    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: Mailbox) -> Option<u64> {
+    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: (Mailbox, Presence)) -> Option<u64> {
         let parent = self.entries.iter().find(|entry| entry.number == parent)?;
         let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
-        let number = self.add(pid, uid, label, mailbox);
+        let number = self.add((pid, uid), label, mailbox);
         let entry = self
             .entries
             .iter_mut()
@@ -111,10 +115,8 @@ impl Workers {
                 pinned: entry.mailbox.oldest_pin(),
             }
         };
-        let there = |entry: &&WorkerEntry| {
-            !entry.spare && (!entry.gone || entry.mailbox.oldest_pin().is_some())
-        };
-        self.entries.iter().filter(there).map(status).collect()
+        let entries = self.entries.iter().filter(|entry| !entry.spare);
+        entries.map(status).collect()
     }
 
     /// Whether a worker has said that it is done: no thread of it will enter again.
@@ -124,16 +126,11 @@ impl Workers {
         entry.is_none_or(|entry| entry.mailbox.word(Word::Detached).load(Ordering::Acquire) != 0)
     }
 
-    /// A worker's connection has ended, and nobody can tell whether its process has.
-    pub(crate) fn hang_up(&mut self, number: u64) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            entry.gone = true;
-        }
-    }
-
-    fn drop_gone(&mut self) {
-        self.entries
-            .retain(|entry| !entry.gone || entry.mailbox.oldest_pin().is_some());
+    /// Whether somebody has a worker's mailbox: its process, or, until it is another program, a child of that.
+    pub(crate) fn is_there(&self, number: u64) -> bool {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.number == number);
+        entry.is_some_and(|entry| entry.presence.is_there())
     }
 
     /// The oldest pin of all threads that hold memory of `object`, after a barrier on every processor that runs one;
@@ -152,7 +149,6 @@ impl Workers {
                 return 0;
             }
         }
-        self.drop_gone();
         // A fork hands a pin over from one mailbox to another, like the start of a thread inside one.
         const TRIES: u32 = 8;
         for _ in 0..TRIES {
