@@ -1,11 +1,13 @@
 //! The workers that are attached, and the oldest generation that any of their threads is inside.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
+use crate::catalog::Canary;
 use crate::status::WorkerStatus;
 use crate::stragglers::{Inside, Seen};
 
@@ -21,6 +23,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) gone: bool,
     /// It is there for a child that has not been forked yet, as far as is known.
     pub(crate) spare: bool,
+    /// Its place in the order of the workers, which it goes by when it is asked whether it runs a canary. A spare has none.
+    pub(crate) seat: Option<u32>,
 }
 
 /// Every worker that may have a thread inside.
@@ -37,8 +41,37 @@ impl Workers {
         self.seen.look(&self.entries, newest)
     }
 
-    /// Adds a worker before it is told that it may attach; returns its number.
+    /// Adds a worker before it is told that it may attach, at the lowest seat that is free; returns its number.
     pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
+        let seat = self.free_seat();
+        mailbox.set_seat(seat);
+        self.insert((pid, uid), label, mailbox, Some(seat))
+    }
+
+    /// Adds one that another compiler process let in. It stays at the seat that its mailbox says: that is where it has been.
+    /// Somebody may be there by now, who attached first, or who lies: then they share it.
+    pub(crate) fn add_again(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
+        match mailbox.seat() {
+            Some(seat) => self.insert((pid, uid), label, mailbox, Some(seat)),
+            None => self.add(pid, uid, label, mailbox),
+        }
+    }
+
+    /// The lowest seat at which nobody is, as far as this process knows.
+    fn free_seat(&self) -> u32 {
+        let there = self.entries.iter().filter(|entry| !entry.gone);
+        let taken: BTreeSet<_> = there.filter_map(|entry| entry.seat).collect();
+        let free = (0..).zip(&taken).find(|(seat, taken)| seat != *taken);
+        free.map_or(taken.len() as u32, |(seat, _)| seat)
+    }
+
+    fn insert(
+        &mut self,
+        (pid, uid): (i32, u32),
+        label: String,
+        mailbox: Mailbox,
+        seat: Option<u32>,
+    ) -> u64 {
         self.next_number += 1;
         let number = self.next_number;
         self.entries.push(WorkerEntry {
@@ -49,6 +82,7 @@ impl Workers {
             mailbox,
             gone: false,
             spare: false,
+            seat,
         });
         number
     }
@@ -57,7 +91,7 @@ impl Workers {
     pub(crate) fn add_spare(&mut self, parent: u64, mailbox: Mailbox) -> Option<u64> {
         let parent = self.entries.iter().find(|entry| entry.number == parent)?;
         let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
-        let number = self.add(pid, uid, label, mailbox);
+        let number = self.insert((pid, uid), label, mailbox, None);
         let entry = self
             .entries
             .iter_mut()
@@ -66,10 +100,12 @@ impl Workers {
         Some(number)
     }
 
-    /// Process `pid` has taken a spare over.
+    /// Process `pid` has taken a spare over. It gets a seat of its own: until it looks there, it goes by its parent's.
     pub(crate) fn adopt(&mut self, number: u64, pid: i32) {
+        let seat = self.free_seat();
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            (entry.spare, entry.pid) = (false, pid);
+            (entry.spare, entry.pid, entry.seat) = (false, pid, Some(seat));
+            entry.mailbox.set_seat(seat);
         }
     }
 
@@ -78,10 +114,14 @@ impl Workers {
         self.entries.retain(|entry| entry.number != number);
     }
 
-    /// What they say about themselves.
-    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+    /// What they say about themselves, and which of `canaries` they run.
+    pub(crate) fn status(&self, canaries: &BTreeMap<u64, Canary>) -> Vec<WorkerStatus> {
         let status = |entry: &WorkerEntry| {
             let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
+            let runs = |canary: &&Canary| {
+                word(Word::Applied) >= canary.id && canary.is_for(entry.seat, &entry.label)
+            };
+            let running = canaries.values().filter(runs);
             WorkerStatus {
                 number: entry.number,
                 pid: entry.pid,
@@ -93,6 +133,8 @@ impl Workers {
                 missing: word(Word::Missing),
                 failed: word(Word::Failed),
                 pinned: entry.mailbox.oldest_pin(),
+                seat: entry.seat,
+                canaries: running.map(|canary| canary.id).collect(),
             }
         };
         let there = |entry: &&WorkerEntry| {

@@ -50,15 +50,17 @@ pub enum FrameKind {
     /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
     /// Answered by `Attached`, with that of the segment alone.
     Resume = 12,
+    /// Publisher to compiler: promote or abort a canary. Answered by `Published`.
+    Decide = 13,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Attach, Attached, Publish, Published, Refused, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Attach, Attached, Decide, Publish, Published, Refused, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
         };
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume]
+        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume, Decide]
             .into_iter()
             .find(|kind| *kind as u32 == number)
     }

@@ -1,12 +1,12 @@
-//! Publications without files: `jitcast remove`, `quarantine`, `restore` and `rollback`.
+//! Publications without files: `jitcast remove`, `quarantine`, `restore`, `rollback`, `promote` and `abort`.
 
 use std::process::ExitCode;
 
-use jitcast::compiler::request::{self, PublishRequest, RollbackRequest};
+use jitcast::compiler::request::{self, DecideRequest, Decision, PublishRequest, RollbackRequest};
 use jitcast::compiler::{PublishOptions, SymbolUpdate};
 
 use super::Failure;
-use super::args::{QuarantineArgs, RemoveArgs, RestoreArgs, RollbackArgs};
+use super::args::{DecideArgs, QuarantineArgs, RemoveArgs, RestoreArgs, RollbackArgs};
 use super::publish::{connect, tell};
 
 pub(super) fn remove(args: &RemoveArgs) -> Result<ExitCode, Failure> {
@@ -50,6 +50,23 @@ fn update(
         done.generation,
         args.symbols.join(", ")
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn decide(args: &DecideArgs, decision: Decision) -> Result<ExitCode, Failure> {
+    let request = DecideRequest {
+        canary: args.canary.clone(),
+        decision,
+    };
+    let done = request::decide(connect(&args.socket)?, &request)?;
+    let (generation, functions) = (done.generation, done.functions.join(", "));
+    match decision {
+        Decision::Promote => println!("generation {generation}: promoted {functions}"),
+        Decision::Abort => println!(
+            "generation {generation}: aborted {}",
+            done.removed.join(", ")
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

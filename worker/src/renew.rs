@@ -37,6 +37,7 @@ impl Worker {
         if !inner.is_attached_here() {
             return;
         }
+        inner.look_at_seat();
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
         };

@@ -301,7 +301,8 @@ impl Connection {
             FrameKind::Attach | FrameKind::Resume => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
-            FrameKind::Publish | FrameKind::Rollback => refused("publish"),
+            FrameKind::Decide if may_publish => Incoming::Work(Work::Decide(payload)),
+            FrameKind::Publish | FrameKind::Rollback | FrameKind::Decide => refused("publish"),
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

@@ -158,7 +158,9 @@ fn has_all_contents(compiler: &Compiler) -> Result<(), String> {
         .history
         .entries()
         .flat_map(|entry| entry.before.values());
-    for unit in published.chain(before.flatten()) {
+    let canaries = state.catalog.canaries.values();
+    let candidates = canaries.flat_map(|canary| &canary.retained);
+    for unit in published.chain(before.flatten()).chain(candidates) {
         let source = journal.source(unit).map_err(|error| error.to_string())?;
         if RetainedUnit::new(&source) != *unit {
             return Err(format!("{} is made of something else", unit.name));
