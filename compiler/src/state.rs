@@ -148,7 +148,9 @@ impl State {
         changes: &Changeset<'_>,
         units: &[RetainedUnit],
     ) -> Option<Publication> {
-        if !changes.options.if_changed || !changes.is_units_only() {
+        // A canary that asks for it is refused.
+        let is_compared = changes.options.if_changed && changes.canary.is_none();
+        if !is_compared || !changes.is_units_only() {
             return None;
         }
         let published = self.history.published_as(units)?;
