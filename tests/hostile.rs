@@ -101,10 +101,37 @@ fn lie(target: &str) {
                 go_on("lies");
             }
         }
+        // Holds whatever object there is from the beginning of time.
+        "pins" => {
+            use jitcast::runtime::mailbox::{Mailbox, ThreadWord, Word};
+            use std::sync::atomic::Ordering;
+            let (stream, mailbox) = attach_by_hand(socket);
+            let mapping = Mapping::shared(mailbox.as_fd(), MAILBOX_BYTES as usize, true).unwrap();
+            let mailbox = Mailbox::new(mapping).unwrap();
+            mailbox.claim(1).unwrap();
+            loop {
+                mailbox
+                    .thread(0, ThreadWord::Pin)
+                    .store(1, Ordering::Relaxed);
+                go_on("lies");
+                let Ok(frame) = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD) else {
+                    continue;
+                };
+                let mut object = [0; 8];
+                let at = std::mem::offset_of!(jitcast::runtime::header::Header, object);
+                rustix::io::pread(&frame.fds[0], &mut object, at as u64).unwrap();
+                let object = u64::from_le_bytes(object);
+                mailbox.word(Word::Object).store(object, Ordering::Relaxed);
+            }
+        }
         "frames" => loop {
             let mut stream = connect(socket);
             for _ in 0..noise.next() % 8 {
+                // Not what this user may well ask for.
                 let kind = (noise.next() % 16) as u32;
+                if kind == FrameKind::Renew as u32 {
+                    continue;
+                }
                 let len = noise.next() as usize % 300;
                 let stated = if noise.next().is_multiple_of(4) {
                     noise.next() as u32
@@ -294,6 +321,44 @@ fn survives(kind: &str) {
         host.compiler.status().retired_bytes < 256 << 10,
         "nothing is held by the dead"
     );
+}
+
+/// Whoever pins everything, in each object that it is offered, gets what it holds: others go on in the next one.
+#[test]
+fn what_a_liar_pins_is_left_to_it() {
+    use common::host::object_unit;
+    use common::object::Maker;
+    use jitcast::compiler::{Reclaim, UnitSource};
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let mut liar = role::start(LIAR, &format!("{} pins", host.socket));
+    assert_eq!(role::next_report(&mut liar), "lies");
+    for number in 0..100u8 {
+        let code = [vec![0xb8, number, 0, 0, 0, 0xc3], vec![0xcc; 400_000]].concat();
+        let object = Maker::new().function("big", &code).finish();
+        let unit = UnitSource {
+            reclaim: Reclaim::Yes,
+            signatures: vec![("big".into(), "(i64) -> i64".parse().unwrap())],
+            ..object_unit("big", object)
+        };
+        units::publish(&host, &[unit]);
+        assert_eq!(call(&worker, "big", 0), i64::from(number));
+    }
+    let stragglers = host.compiler.status().stragglers;
+    assert!(!stragglers.is_empty());
+    assert!(
+        stragglers
+            .iter()
+            .all(|straggler| straggler.pid == liar.pid()),
+        "{stragglers:?}"
+    );
+    liar.signal(Signal::KILL);
+    drop(liar);
+    await_some("what it held is given back", || {
+        let status = host.compiler.status();
+        (status.stragglers.is_empty() && status.older_bytes == 0).then_some(())
+    });
 }
 
 macro_rules! lies {

@@ -31,7 +31,7 @@ const COMPILER: &str = "publishes";
 const VERSIONS: i32 = 60;
 
 /// The role: keeps a journal that is compacted often, serves, and, once told, publishes versions of `f` that each
-/// add their number, and reports each that is acknowledged.
+/// add their number, reports each that is acknowledged, and renews the segment after some.
 fn compile(target: &str) {
     let words: Vec<_> = target.split(' ').collect();
     let [folder, socket, durable] = words[..] else {
@@ -56,6 +56,9 @@ fn compile(target: &str) {
     for version in 1..=VERSIONS {
         compiler.publish(&[adder("f", version)]).unwrap();
         role::report(version);
+        if version % 4 == 0 {
+            compiler.renew().unwrap();
+        }
     }
     role::next_line();
 }
@@ -155,7 +158,7 @@ fn a_kill_at_every_crash_point_loses_nothing() {
         let acknowledged = last_acknowledged(&finished);
         let visible = version_of(&mut worker);
         assert!(visible >= acknowledged, "{point}");
-        let _restarted = place.start(&[]);
+        let mut restarted = place.start(&[]);
         let mut fresh = Remote::start(&place.socket);
         let found = version_of(&mut fresh);
         assert!(
@@ -164,6 +167,13 @@ fn a_kill_at_every_crash_point_loses_nothing() {
         );
         if found == visible {
             assert_eq!(fresh.ask("place f"), worker.ask("place f"), "{point}");
+        }
+        // The worker that was there goes on, from whatever object it was at.
+        restarted.send("go");
+        let deadline = std::time::Instant::now() + common::process::PATIENCE;
+        while version_of(&mut worker) != VERSIONS {
+            assert!(std::time::Instant::now() < deadline, "{point}");
+            worker.ask("tend");
         }
         let log = std::fs::metadata(place.scratch.path("journal/log")).unwrap();
         assert!(log.len() > 0, "{point}");

@@ -1,5 +1,5 @@
-//! A state-space model of publishing, crashing and starting again, with two workers: every order of the steps below, as the
-//! compiler process is killed between any two of them, and the power fails.
+//! A state-space model of publishing, renewing, crashing and starting again, with two workers: every order of the steps below,
+//! as the compiler process is killed between any two of them, and the power fails.
 //!
 //! What it takes as one step each (entering, applying, looking at pins) is modelled finer, under a memory model, in
 //! `runtime/tests/loom.rs`. Each rule that is left out has to be noticed.
@@ -15,6 +15,9 @@ const LAST: u8 = 4;
 /// Generations that are reserved at once.
 const CHUNK: u8 = 2;
 
+/// Segments at the most that come from renewals.
+const RENEWALS: usize = 1;
+
 /// A rule that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
@@ -28,6 +31,8 @@ enum Rule {
     LookAtPins,
     /// A worker whose thread is inside at a generation before the floor does not map the new segment yet.
     Floor,
+    /// A worker says which segment its pins hold before it looks at the floor.
+    SayFirst,
 }
 
 /// How far a publication is.
@@ -64,8 +69,8 @@ struct Worker {
     segment: usize,
     /// The generation that its thread is inside at; 0: it is not.
     inside: u8,
-    /// The compiler process, by its number, that knows its pins.
-    known: u8,
+    /// The segment that its pins hold.
+    held: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +83,7 @@ struct State {
     compiler: Option<Compiler>,
     /// How many compiler processes there have been.
     starts: u8,
+    renewals: usize,
     segments: Vec<Segment>,
     workers: [Worker; 2],
     power_failed: bool,
@@ -98,7 +104,8 @@ enum Step {
     Start,
     Enter(usize),
     Leave(usize),
-    Resume(usize),
+    Renew,
+    Say(usize),
     Map(usize),
 }
 
@@ -137,7 +144,7 @@ impl Model for Publishing {
         let worker = Worker {
             segment: 0,
             inside: 0,
-            known: 1,
+            held: 0,
         };
         let mut segment = Segment {
             head: 1,
@@ -162,6 +169,7 @@ impl Model for Publishing {
             acknowledged: 1,
             compiler: Some(compiler),
             starts: 1,
+            renewals: 0,
             segments: vec![segment],
             workers: [worker.clone(), worker],
             power_failed: false,
@@ -181,6 +189,9 @@ impl Model for Publishing {
                     Phase::Written => steps.push(Step::Show),
                     Phase::Visible => steps.push(Step::Sync),
                     Phase::Durable => steps.push(Step::Acknowledge),
+                }
+                if compiler.phase == Phase::Idle && state.renewals < RENEWALS && state.starts == 1 {
+                    steps.push(Step::Renew);
                 }
                 if !compiler.retired.is_empty() {
                     steps.push(Step::Reclaim);
@@ -205,10 +216,11 @@ impl Model for Publishing {
             if let Some(compiler) = &state.compiler
                 && worker.segment != compiler.segment
             {
-                steps.push(if worker.known == state.starts {
+                let says = worker.held == compiler.segment || !self.keeps(Rule::SayFirst);
+                steps.push(if says {
                     Step::Map(index)
                 } else {
-                    Step::Resume(index)
+                    Step::Say(index)
                 });
             }
         }
@@ -269,7 +281,7 @@ impl Model for Publishing {
                 let known = state
                     .workers
                     .iter()
-                    .filter(|worker| worker.known == state.starts);
+                    .filter(|worker| worker.held == compiler.segment);
                 let pins = known.map(|worker| worker.inside).filter(|pin| *pin != 0);
                 let oldest = pins
                     .min()
@@ -298,7 +310,7 @@ impl Model for Publishing {
                     *worker = Worker {
                         segment: usize::MAX,
                         inside: 0,
-                        known: 0,
+                        held: usize::MAX,
                     };
                 }
             }
@@ -329,15 +341,33 @@ impl Model for Publishing {
                 worker.inside = state.segments.get(worker.segment)?.head;
             }
             Step::Leave(index) => state.workers[index].inside = 0,
-            Step::Resume(index) => state.workers[index].known = state.starts,
+            Step::Renew => {
+                let compiler = compiler.as_mut()?;
+                let place = place(&state.log, compiler.published)?;
+                let mut text = [0; PLACES];
+                text[place] = compiler.published;
+                state.segments.push(Segment {
+                    head: compiler.published,
+                    floor: compiler.published,
+                    text,
+                });
+                state.renewals += 1;
+                compiler.segment = state.segments.len() - 1;
+                compiler.retired.clear();
+                compiler.free = (0..PLACES).filter(|other| *other != place).collect();
+            }
+            Step::Say(index) => state.workers[index].held = compiler.as_ref()?.segment,
             Step::Map(index) => {
                 let compiler = compiler.as_ref()?;
                 let worker = &mut state.workers[index];
                 let floor = state.segments[compiler.segment].floor;
                 if worker.inside != 0 && worker.inside < floor && self.keeps(Rule::Floor) {
-                    return None;
+                    // It holds what it has, and tries again.
+                    worker.held = worker.segment;
+                } else {
+                    worker.segment = compiler.segment;
+                    worker.held = compiler.segment;
                 }
-                worker.segment = compiler.segment;
             }
         }
         state.compiler = compiler;
@@ -379,6 +409,15 @@ impl Model for Publishing {
                             .workers
                             .iter()
                             .all(|worker| worker.segment == newest && worker.inside == LAST)
+                },
+            ),
+            Property::sometimes(
+                "one stays with what was before a renewal while all is published",
+                |_, state: &State| {
+                    let [first, second] = &state.workers;
+                    state.starts == 1
+                        && (first.inside, first.segment) == (1, 0)
+                        && (second.inside, second.segment) == (LAST, 1)
                 },
             ),
             Property::sometimes(
@@ -443,6 +482,10 @@ fn each_rule_that_is_left_out_is_noticed() {
         ),
         (
             Rule::Floor,
+            "a thread that is inside runs its generation's code",
+        ),
+        (
+            Rule::SayFirst,
             "a thread that is inside runs its generation's code",
         ),
     ];

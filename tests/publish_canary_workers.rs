@@ -18,7 +18,7 @@ use common::remote::{self, Remote};
 use common::role;
 use common::scratch::{Scratch, adds};
 use common::serve::Serve;
-use jitcast::compiler::CompilerOptions;
+use jitcast::compiler::{Changeset, CompilerOptions, JournalOptions, PublishOptions};
 use jitcast::worker::Worker;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use units::{adders, attach, call, calls, handle, publish};
@@ -27,6 +27,8 @@ use units::{adders, attach, call, calls, handle, publish};
 const CALLS: &str = "calls all the time";
 /// The role of one that forks.
 const FORKS: &str = "forks";
+/// The role of one that is not in the audience, and whose child is.
+const FORKS_INTO: &str = "forks into the audience";
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
@@ -34,6 +36,7 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (remote::ROLE, remote::play),
         (CALLS, call_all_the_time),
         (FORKS, fork_children),
+        (FORKS_INTO, fork_into_the_audience),
     ]);
 }
 
@@ -355,6 +358,83 @@ fn a_child_asks_for_itself_whether_it_runs_a_canary() {
     parent.finish().succeeded();
 }
 
+/// The role: outside itself, forks a child once told, which gets the seat that has become free.
+fn fork_into_the_audience(socket: &str) {
+    let worker = remote::attach(socket);
+    assert_eq!(call(&worker, "f", 1), 1);
+    let f = handle(&worker, "f");
+    role::report("outside");
+    role::next_line();
+    succeeded(fork(|| {
+        call_until(&worker, 1000);
+        let guard = worker.enter().unwrap();
+        assert_eq!(f.call(&guard, 5), 1005, "its own data, constructed here");
+        drop(guard);
+        role::report("inside");
+        role::next_line();
+        assert_eq!(call(&worker, "f", 1), 2, "its copy of its parent's");
+    }));
+    assert_eq!(call(&worker, "f", 1), 2);
+    role::report("parent");
+}
+
+#[test]
+fn a_child_gets_the_seat_that_is_free_and_binds_the_canary() {
+    if !common::require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let version = |start: i64| {
+        units::c(
+            "f",
+            &format!(
+                "static long n; __attribute__((constructor)) static void begin(void) {{ n = {start}; }}
+                long f(long x) {{ return n += x; }}"
+            ),
+        )
+    };
+    publish(&host, &[version(0)]);
+    let mut first = Remote::start(&host.socket);
+    first.ask("generation");
+    let mut parent = role::start(FORKS_INTO, &host.socket);
+    assert_eq!(role::next_report(&mut parent), "outside");
+    begin(&host, &[version(1000)], &workers(1));
+    drop(first);
+    await_some("the end of the first worker", || {
+        (host.compiler.worker_count() == 1).then_some(())
+    });
+    parent.send("fork");
+    assert_eq!(role::next_report(&mut parent), "inside");
+    abort(&host, "f");
+    parent.send("go on");
+    assert_eq!(role::next_report(&mut parent), "parent");
+    parent.finish().succeeded();
+}
+
+/// Going on in another object changes nothing of it.
+#[test]
+fn canaries_go_on_in_another_object() {
+    let host = Host::sealed();
+    host.publish_adds("f", 1);
+    let (first, second) = (attach(&host), attach(&host));
+    let see = || [call(&first, "f", 0), call(&second, "f", 0)];
+    begin(&host, &[clif_unit("f", &adds("f", 2))], &workers(1));
+    assert_eq!(see(), [2, 1]);
+    for _ in 0..3 {
+        host.compiler.renew().unwrap();
+        assert_eq!(see(), [2, 1]);
+        let late = attach(&host);
+        assert_eq!(call(&late, "f", 0), 1);
+    }
+    let id = host.compiler.status().canaries[0].id;
+    promote(&host, &id.to_string());
+    assert_eq!(see(), [2, 2]);
+    begin(&host, &[clif_unit("f", &adds("f", 3))], &workers(1));
+    host.compiler.renew().unwrap();
+    abort(&host, "f");
+    assert_eq!(see(), [2, 2]);
+}
+
 /// A `serve` with a journal, in a scratch folder.
 fn serve(scratch: Scratch) -> Serve {
     let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
@@ -437,4 +517,102 @@ fn canaries_outlive_a_kill_and_workers_stay_in_them() {
     assert_eq!((see("f"), see("g")), ([2, 2], [1, 1]));
     serve.command("rollback", &[]).succeeded();
     assert_eq!((see("f"), see("g")), ([1, 1], [1, 1]));
+}
+
+/// All that a canary has, data and names that go among it, is as it was after a restart, and ends as it would have.
+#[test]
+fn what_a_canary_has_is_read_back() {
+    if !common::require::cc() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let folder = scratch.path("journal");
+    let start = || {
+        Host::with(CompilerOptions {
+            journal: Some(JournalOptions::new(&folder)),
+            ..CompilerOptions::default()
+        })
+    };
+    let lib = |text: &str| units::c("lib", text);
+    let users = [
+        units::c(
+            "kept",
+            "long kept = 1; long more(long x) { return kept += x; }",
+        ),
+        units::c(
+            "reads",
+            "extern long kept; long reads(long x) { return kept + x; }",
+        ),
+    ];
+    let first = start();
+    publish(
+        &first,
+        &[lib(
+            "long datum = 1; long f(long x) { return datum += x; } long gone(long x) { return x; }",
+        )],
+    );
+    publish(&first, &users);
+    let new = lib(
+        "long datum = 10; long own = 5; static long (*at)(long); long g(long); \
+                   long f(long x) { at = g; return datum += at(x) - own; } long g(long x) { return x + own; }",
+    );
+    let audience = workers(1);
+    first
+        .compiler
+        .change(&canaries::canary(&[new], &audience))
+        .unwrap();
+    let kept = [units::c(
+        "kept",
+        "long kept = 1; long more(long x) { return kept += 2 * x; }",
+    )];
+    let keep_data = PublishOptions {
+        keep_data: true,
+        ..PublishOptions::default()
+    };
+    let changes = Changeset {
+        options: keep_data,
+        ..canaries::canary(&kept, &audience)
+    };
+    first.compiler.change(&changes).unwrap();
+    // Base units that take addresses while there are two versions.
+    publish(
+        &first,
+        &[units::c(
+            "takes",
+            "extern long f(long); long (*taken)(long) = f; long takes(long x) { return taken(x); }",
+        )],
+    );
+    let see = |host: &Host| {
+        let (inside, outside) = (attach(host), attach(host));
+        let names = ["f", "takes", "more", "reads"];
+        [&inside, &outside].map(|worker| names.map(|name| call(worker, name, 1)))
+    };
+    let expected = [[11, 12, 3, 4], [2, 3, 2, 3]];
+    assert_eq!(see(&first), expected);
+    let state = |host: &Host| {
+        let status = units::published(host);
+        let held_bytes = units::held_bytes(&status);
+        (
+            status.canaries,
+            status.units,
+            status.symbols,
+            status.kept,
+            held_bytes,
+        )
+    };
+    let before = state(&first);
+    drop(first);
+    let second = start();
+    // Nobody is attached, so the audience's workers are not the same.
+    assert_eq!(state(&second), before);
+    assert_eq!(see(&second), expected);
+    promote(&second, "lib");
+    abort(&second, "kept");
+    let ended = [[11, 12, 2, 3]; 2];
+    assert_eq!(see(&second), ended);
+    let before = state(&second);
+    drop(second);
+    let third = start();
+    assert_eq!(state(&third), before);
+    assert_eq!(see(&third), ended);
 }

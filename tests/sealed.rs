@@ -160,7 +160,7 @@ impl Offer {
     fn good() -> Self {
         let geometry = Geometry::new(8 << 20).unwrap();
         Self {
-            header: Header::new(&geometry, CpuFeatures::host(), [7; 16], 1, [0; 108]),
+            header: Header::new(&geometry, CpuFeatures::host(), ([7; 16], 1), 1, [0; 108]),
             len_bytes: geometry.shared().len_bytes.into(),
             seals: SEALS,
             writable: false,
@@ -189,7 +189,7 @@ impl Offer {
 
     /// How a worker's attach to it fails.
     fn refusal(&self) -> AttachError {
-        let (_, mailbox) = create_mailbox().unwrap();
+        let (_, mailbox) = create_mailbox(1).unwrap();
         let reply = AttachReply {
             worker: 1,
             sealed: self.sealed,

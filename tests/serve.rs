@@ -139,6 +139,44 @@ fn status_tells_what_is_published_and_who_runs_it() {
 }
 
 #[test]
+fn renew_gives_memory_back_under_a_running_worker() {
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    let mut worker = Remote::start(&serve.socket);
+    assert_eq!(worker.call("f", 1), "2");
+    let big = "char big[3000000] = {1}; const char table[3000000] = {1};\n";
+    let big = serve.scratch.write("big.c", big);
+    serve.publish(&[&big, "--reclaim"]).succeeded();
+    serve.command("remove", &["big"]).succeeded();
+    let done = serve.command("renew", &[]).succeeded();
+    let words: Vec<_> = done.stdout.split_whitespace().collect();
+    let [
+        "generation",
+        _,
+        after,
+        "KiB",
+        "of",
+        "shared",
+        "memory",
+        "instead",
+        "of",
+        before,
+        "KiB",
+        ..,
+    ] = words[..]
+    else {
+        panic!("{}", done.stdout)
+    };
+    let [after, before] = [after, before].map(|kib| kib.parse::<u64>().unwrap());
+    assert!(after + 2900 < before, "{}", done.stdout);
+    assert_eq!(worker.call("f", 1), "2");
+    serve.publish_adds("f", 2);
+    assert_eq!(worker.call("f", 1), "3");
+    let shown = serve.command("status", &[]).succeeded().stdout;
+    assert!(shown.contains("shared memory "), "{shown}");
+}
+
+#[test]
 fn a_socket_in_use_is_refused_and_its_owner_goes_on() {
     let serve = Serve::start(&[]);
     serve.publish_adds("f", 1);

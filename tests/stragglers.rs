@@ -141,7 +141,10 @@ fn publishing_goes_on_until_more_is_held_back_than_is_allowed() {
 
 #[test]
 fn what_fills_the_segment_is_named() {
-    let host = Host::sealed();
+    let host = Host::with(CompilerOptions {
+        max_held_bytes: Some(2_400_000),
+        ..CompilerOptions::with_window(WINDOW_BYTES).unwrap()
+    });
     publish_generation(&host);
     let mut process = role::start(STAYS, &host.socket);
     role::next_report(&mut process);

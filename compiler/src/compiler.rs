@@ -1,7 +1,7 @@
 //! The compiler: a segment, what is published in it, and the workers that map it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jitcast_linker::Prepared;
@@ -9,10 +9,10 @@ use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
-use jitcast_runtime::heap::Txn;
+use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::Root;
 use jitcast_runtime::segment::{self, Segment, SegmentOptions};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
 use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
@@ -22,6 +22,7 @@ use crate::history::RetainedUnit;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::options::CompilerOptions;
 use crate::publish::{self, Batch, Changes, Ending, Publication, Site, UnitSource};
+use crate::renewal::Offering;
 use crate::state::{Commit, State, commit};
 use crate::status::{AreaStatus, CanaryStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
 use crate::stragglers::{Inside, Straggler};
@@ -30,13 +31,16 @@ use crate::workers::{Admission, Workers};
 /// The compiler process's side of a segment. Shared between threads.
 #[derive(Debug)]
 pub struct Compiler {
-    pub(crate) segment: Segment,
+    /// Replaced when the segment is renewed, under the state's lock.
+    segment: RwLock<Arc<Segment>>,
     pub(crate) state: Mutex<State>,
     /// Locked while the state is.
     pub(crate) journal: Mutex<Option<Journal>>,
-    workers: Mutex<Workers>,
+    pub(crate) workers: Mutex<Workers>,
+    /// Who is told of renewals.
+    pub(crate) servers: Mutex<Vec<Arc<Offering>>>,
     reclaim_above_bytes: u64,
-    max_held_bytes: Option<u64>,
+    pub(crate) max_held_bytes: Option<u64>,
 }
 
 impl Compiler {
@@ -96,10 +100,11 @@ impl Compiler {
         journal: Option<Journal>,
     ) -> Self {
         Self {
-            segment,
+            segment: RwLock::new(Arc::new(segment)),
             state: Mutex::new(state),
             journal: Mutex::new(journal),
             workers: Mutex::new(Workers::default()),
+            servers: Mutex::default(),
             reclaim_above_bytes: options.reclaim_above_bytes,
             max_held_bytes: options.max_held_bytes,
         }
@@ -315,7 +320,14 @@ impl Compiler {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
                 self.reclaim(state);
-                link(state).map_err(|error| self.name_stragglers(state, error))
+                match link(state) {
+                    Err(PublishError::Full(full)) => match self.renew_for(state, &full) {
+                        Ok(true) => link(state),
+                        Ok(false) => Err(self.name_stragglers(state, full)),
+                        Err(error) => Err(error),
+                    },
+                    other => other,
+                }
             }
             other => other,
         };
@@ -365,19 +377,19 @@ impl Compiler {
         write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
     ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
-        let geometry = self.segment.geometry();
+        let segment = self.segment();
+        let geometry = segment.geometry();
         let generation = match &mut *journal {
             None => state.generation() + 1,
             Some(journal) => journal.next_generation(state.generation())?,
         };
         let site = Site {
             geometry,
-            hash_seed: self.segment.header().hash_seed,
+            hash_seed: segment.header().hash_seed,
             catalog: &state.catalog,
         };
         let latest = state.latest;
-        let memory = self.segment.memory();
-        let mut txn = state.heap.begin(memory, &self.segment, generation);
+        let mut txn = state.heap.begin(segment.memory(), &*segment, generation);
         let mut edit = Edit::new(latest.root, latest.root_at);
         let mut changes = write(site, &mut txn, &mut edit)?;
         if let Some(canary) = &mut changes.canary {
@@ -390,7 +402,7 @@ impl Compiler {
                 Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
             }
         };
-        state.latest = commit(&self.segment, txn, edit, &latest.extents, write_ahead)?;
+        state.latest = commit(&segment, txn, edit, &latest.extents, write_ahead)?;
         let forgotten = state.take_over(changes, units);
         if journal.is_none() {
             state.hold(units, sources, &forgotten);
@@ -404,7 +416,7 @@ impl Compiler {
     }
 
     /// Makes a publication that is visible durable.
-    fn settle(&self, generation: u64) -> Result<(), JournalError> {
+    pub(crate) fn settle(&self, generation: u64) -> Result<(), JournalError> {
         match &mut *self.journal.lock() {
             None => Ok(()),
             Some(journal) => journal.settle(generation),
@@ -416,7 +428,7 @@ impl Compiler {
     fn compact(&self, state: &State) {
         if let Some(journal) = &mut *self.journal.lock()
             && journal.is_compaction_due()
-            && let Err(error) = journal.compact(&self.segment, state)
+            && let Err(error) = journal.compact(&self.segment(), state)
         {
             // What is published is in the old log, or the journal takes no more.
             tracing::warn!(%error, "the journal's log is not compacted");
@@ -431,10 +443,12 @@ impl Compiler {
             return;
         }
         let mut workers = self.workers.lock();
-        let control = Control::new(self.segment.memory()).expect("our own segment has a header");
-        let announced = workers.oldest_pin().min(state.generation());
+        let segment = self.segment();
+        let object = segment.header().object;
+        let control = Control::new(segment.memory()).expect("our own segment has a header");
+        let announced = workers.oldest_pin(object).min(state.generation());
         control.floor().store(announced, Ordering::Release);
-        let oldest = workers.oldest_pin().min(announced);
+        let oldest = workers.oldest_pin(object).min(announced);
         control.floor().store(oldest, Ordering::Release);
         state
             .retired_units
@@ -447,19 +461,19 @@ impl Compiler {
     }
 
     /// Refuses publications while more is held back than is allowed.
-    fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
+    pub(crate) fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
         let Some(limit) = self.max_held_bytes else {
             return Ok(());
         };
-        if state.heap.retired_bytes() <= limit {
+        if state.heap.retired_bytes() + self.older_bytes(state) <= limit {
             return Ok(());
         }
         self.reclaim(state);
-        let retired = state.heap.retired_bytes();
-        if retired <= limit {
+        let held = state.heap.retired_bytes() + self.older_bytes(state);
+        if held <= limit {
             return Ok(());
         }
-        let why = format!("{retired} bytes are retired and held back, {limit} may be (--max-held)");
+        let why = format!("{held} bytes are retired and held back, {limit} may be (--max-held)");
         Err(PublishError::HeldBack {
             why,
             stragglers: self.stragglers(state),
@@ -467,28 +481,41 @@ impl Compiler {
     }
 
     /// Says who holds back what is lacking, if somebody does.
-    fn name_stragglers(&self, state: &State, error: PublishError) -> PublishError {
+    fn name_stragglers(&self, state: &State, full: SegmentFull) -> PublishError {
         let stragglers = self.stragglers(state);
-        match error {
-            PublishError::Full(full) if !stragglers.is_empty() => PublishError::HeldBack {
-                why: full.to_string(),
-                stragglers,
-            },
-            other => other,
+        if stragglers.is_empty() {
+            return full.into();
+        }
+        PublishError::HeldBack {
+            why: full.to_string(),
+            stragglers,
         }
     }
 
     /// The threads that hold retired memory back, those that hold most first.
     fn stragglers(&self, state: &State) -> Vec<Straggler> {
-        let inside = self.workers.lock().stragglers(state.generation());
-        let straggler = |inside: Inside| Straggler {
-            worker: inside.worker,
-            pid: inside.pid,
-            thread: inside.thread,
-            generation: inside.pin,
-            since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
-            held_bytes: state.heap.held_bytes(inside.pin),
-            units: state.units_retired_after(inside.pin),
+        let older: Vec<u64> = state.older.iter().map(|older| older.object).collect();
+        let inside = self.workers.lock().stragglers(state.generation(), &older);
+        let straggler = |inside: Inside| {
+            let mut objects = state.older.iter();
+            let older = objects.find(|older| inside.older == Some(older.object));
+            let (held_bytes, units) = match older {
+                Some(older) => (older.bytes, Vec::new()),
+                None => {
+                    let held_bytes = state.heap.held_bytes(inside.pin);
+                    (held_bytes, state.units_retired_after(inside.pin))
+                }
+            };
+            Straggler {
+                worker: inside.worker,
+                pid: inside.pid,
+                thread: inside.thread,
+                generation: inside.pin,
+                since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
+                held_bytes,
+                units,
+                older: older.is_some(),
+            }
         };
         let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
         stragglers.retain(|straggler| straggler.held_bytes > 0);
@@ -499,20 +526,28 @@ impl Compiler {
 
     /// Wakes workers that wait for something new.
     fn wake(&self) {
-        let control = Control::new(self.segment.memory()).expect("our own segment has a header");
-        // SAFETY: the first four bytes of an aligned eight, little-endian; both are accessed atomically only.
-        let low = unsafe { AtomicU32::from_ptr(control.head_word().as_ptr().cast()) };
-        // Nobody to wake is no failure; nor is anything else that a waiter's timeout will not mend.
-        let _ = futex::wake(low, futex::Flags::empty(), i32::MAX as u32);
+        wake_all(&self.segment());
+    }
+
+    /// The segment, in the object that it is in now. An object is there as long as somebody holds it.
+    pub fn segment(&self) -> Arc<Segment> {
+        Arc::clone(&self.segment.read())
+    }
+
+    /// What is published lies in `segment` from now on.
+    pub(crate) fn go_on_in(&self, segment: Segment) {
+        *self.segment.write() = Arc::new(segment);
     }
 
     /// Lets a worker in: a mailbox for it, known here before the worker is.
     pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
-        let (mailbox, fd) = segment::create_mailbox()?;
+        let segment = self.segment();
+        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
         let number = self.workers.lock().add(pid, uid, label, mailbox);
         Ok(Admission {
             number,
             mailbox: fd,
+            segment,
         })
     }
 
@@ -529,16 +564,18 @@ impl Compiler {
 
     /// Which segment it is.
     pub(crate) fn instance(&self) -> [u8; 16] {
-        self.segment.header().instance
+        self.segment().header().instance
     }
 
     /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
     pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
-        let (mailbox, fd) = segment::create_mailbox()?;
+        let segment = self.segment();
+        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
         let number = self.workers.lock().add_spare(parent, mailbox);
         Ok(number.map(|number| Admission {
             number,
             mailbox: fd,
+            segment,
         }))
     }
 
@@ -562,14 +599,9 @@ impl Compiler {
         self.workers.lock().is_detached(number)
     }
 
-    /// The descriptor that workers map, open for reading only.
-    pub fn worker_fd(&self) -> BorrowedFd<'_> {
-        self.segment.worker_fd()
-    }
-
     /// Whether the segment is sealed against writing.
     pub fn is_sealed(&self) -> bool {
-        self.segment.name().is_none()
+        self.segment().name().is_none()
     }
 
     /// Whether workers must use fences, since this process cannot reach them by membarrier.
@@ -588,17 +620,19 @@ impl Compiler {
     }
 
     /// Keeps a named segment's name when this value is dropped, for workers that still use it.
-    pub fn keep_name(&mut self) {
-        self.segment.keep_name();
+    pub fn keep_name(&self) {
+        self.segment().keep_name();
     }
 
     /// What is published, by whom it is used, and how full the segment is.
     pub fn status(&self) -> Status {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        let older_bytes = self.older_bytes(&mut state);
+        let segment = self.segment();
         let areas = Area::ALL.map(|area| AreaStatus {
             name: area.name().to_owned(),
             used_bytes: state.heap.used_bytes(area),
-            area_bytes: self.segment.geometry().allocated(area).len_bytes.into(),
+            area_bytes: segment.geometry().allocated(area).len_bytes.into(),
         });
         let catalog = &state.catalog;
         let mut units: Vec<_> = catalog
@@ -619,8 +653,10 @@ impl Compiler {
         let workers = self.workers.lock().status(&catalog.canaries);
         let status = Status {
             generation: state.generation(),
-            segment: self.segment.name().map(str::to_owned),
-            window_bytes: self.segment.geometry().window().len_bytes.into(),
+            segment: segment.name().map(str::to_owned),
+            backed_bytes: state.heap.backed_bytes(),
+            older_bytes,
+            window_bytes: segment.geometry().window().len_bytes.into(),
             retired_bytes: state.heap.retired_bytes(),
             areas: areas.to_vec(),
             units,
@@ -646,4 +682,13 @@ fn find_canary(state: &State, name: &str) -> Result<u64, PublishError> {
         canary: name.to_owned(),
     })?;
     Ok(canary.id)
+}
+
+/// Wakes workers that wait for something new in `segment`.
+pub(crate) fn wake_all(segment: &Segment) {
+    let control = Control::new(segment.memory()).expect("our own segment has a header");
+    // SAFETY: the first four bytes of an aligned eight, little-endian; both are accessed atomically only.
+    let low = unsafe { AtomicU32::from_ptr(control.head_word().as_ptr().cast()) };
+    // Nobody to wake is no failure; nor is anything else that a waiter's timeout will not mend.
+    let _ = futex::wake(low, futex::Flags::empty(), i32::MAX as u32);
 }

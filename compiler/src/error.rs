@@ -32,6 +32,9 @@ pub enum PublishError {
         /// Who holds it back, those who hold most first.
         stragglers: Vec<Straggler>,
     },
+    /// The segment cannot go on in another object.
+    #[error("the segment is not renewed: {0}")]
+    Renewal(#[from] SegmentError),
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,

@@ -26,6 +26,13 @@ pub(crate) enum CrashPoint {
     CompactionRenamed,
     CompactionDurable,
     CompactionSwept,
+    RenewalCreated,
+    RenewalCopied,
+    RenewalNamed,
+    RenewalCommitted,
+    RenewalShown,
+    RenewalOffered,
+    RenewalAnnounced,
 }
 
 #[cfg(feature = "seeded-faults")]
@@ -47,7 +54,7 @@ mod seeding {
         ("journal-after-ack", Fault::JournalAfterAck),
     ];
 
-    const POINTS: [(&str, CrashPoint); 12] = [
+    const POINTS: [(&str, CrashPoint); 19] = [
         ("before-log", CrashPoint::BeforeLog),
         ("after-objects", CrashPoint::AfterObjects),
         ("after-log", CrashPoint::AfterLog),
@@ -60,6 +67,13 @@ mod seeding {
         ("compaction-renamed", CrashPoint::CompactionRenamed),
         ("compaction-durable", CrashPoint::CompactionDurable),
         ("compaction-swept", CrashPoint::CompactionSwept),
+        ("renewal-created", CrashPoint::RenewalCreated),
+        ("renewal-copied", CrashPoint::RenewalCopied),
+        ("renewal-named", CrashPoint::RenewalNamed),
+        ("renewal-committed", CrashPoint::RenewalCommitted),
+        ("renewal-shown", CrashPoint::RenewalShown),
+        ("renewal-offered", CrashPoint::RenewalOffered),
+        ("renewal-announced", CrashPoint::RenewalAnnounced),
     ];
 
     /// The names of all points, for tests that go through them.

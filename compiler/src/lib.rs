@@ -12,6 +12,7 @@ mod journal;
 mod options;
 mod preview;
 mod publish;
+mod renewal;
 pub mod request;
 mod server;
 mod state;

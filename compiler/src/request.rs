@@ -184,6 +184,11 @@ pub(crate) fn end_canary(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec
     reply(done)
 }
 
+/// Goes on in another object.
+pub(crate) fn renew_segment(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
+    reply(compiler.renew().map_err(|error| error.to_string()))
+}
+
 fn publish_request(
     compiler: &Compiler,
     request: PublishRequest,
@@ -254,6 +259,16 @@ pub fn rollback(socket: impl AsFd, request: &RollbackRequest) -> Result<Publicat
 pub fn decide(socket: impl AsFd, request: &DecideRequest) -> Result<Publication, RequestError> {
     let payload = postcard::to_stdvec(request)?;
     wire::send(&socket, FrameKind::Decide, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process to go on in another object, which gives memory back to the system.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn renew(socket: impl AsFd) -> Result<Publication, RequestError> {
+    wire::send(&socket, FrameKind::Renew, &[], &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

@@ -33,6 +33,17 @@ pub(crate) struct State {
     pub(crate) latest: Commit,
     /// Units that were replaced or removed by a generation whose memory may be held back, in order.
     pub(crate) retired_units: Vec<(u64, String)>,
+    /// Objects that the segment was in before, which some worker may map still.
+    pub(crate) older: Vec<Older>,
+}
+
+/// An object that the segment was renewed from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Older {
+    /// Its number.
+    pub(crate) object: u64,
+    /// What it takes of the system's memory until nobody maps it, bytes.
+    pub(crate) bytes: u64,
 }
 
 /// What a commit made visible.
@@ -67,6 +78,7 @@ impl State {
             contents: Contents::default(),
             latest,
             retired_units: Vec::new(),
+            older: Vec::new(),
         })
     }
 

@@ -17,6 +17,10 @@ pub struct Status {
     pub segment: Option<String>,
     /// Length of the window, bytes.
     pub window_bytes: u64,
+    /// What the shared areas take of the system's memory, bytes.
+    pub backed_bytes: u64,
+    /// What objects take besides that the segment was renewed from, as long as a worker maps them, bytes.
+    pub older_bytes: u64,
     /// What is retired and not reused yet, bytes.
     pub retired_bytes: u64,
     /// The areas and how full they are.

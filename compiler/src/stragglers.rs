@@ -27,6 +27,9 @@ pub struct Straggler {
     pub held_bytes: u64,
     /// The units that this memory was, some of which it may be inside of.
     pub units: Vec<String>,
+    /// Whether what it holds is a whole object that the segment was renewed from. With `thread` 0 nobody is inside: the
+    /// worker has not looked yet.
+    pub older: bool,
 }
 
 impl fmt::Display for Straggler {
@@ -40,7 +43,21 @@ impl fmt::Display for Straggler {
             since_ms,
             held_bytes,
             units,
+            older,
         } = self;
+        if *older {
+            write!(f, "worker {worker} (pid {pid})")?;
+            if *thread != 0 {
+                write!(
+                    f,
+                    ", thread {thread}: inside at generation {generation} for {since_ms} ms, and so"
+                )?;
+            }
+            return write!(
+                f,
+                " still at what was before the segment was renewed, {held_bytes} bytes"
+            );
+        }
         write!(
             f,
             "worker {worker} (pid {pid}), thread {thread}: inside at generation {generation} for {since_ms} ms, holds {held_bytes} bytes"
@@ -67,16 +84,36 @@ pub(crate) struct Inside {
     pub(crate) thread: u64,
     pub(crate) pin: u64,
     pub(crate) since: Duration,
+    /// The object that it is at, if that is one from before the segment was renewed.
+    pub(crate) older: Option<u64>,
 }
 
 impl Seen {
-    /// Looks at all threads: those that are inside at generations before `newest`.
-    pub(crate) fn look(&mut self, workers: &[WorkerEntry], newest: u64) -> Vec<Inside> {
+    /// Looks at all threads: those that are inside at generations before `newest`, or at one of the objects `older`; and
+    /// workers that are at one of those for no reason.
+    pub(crate) fn look(
+        &mut self,
+        workers: &[WorkerEntry],
+        newest: u64,
+        older: &[u64],
+    ) -> Vec<Inside> {
         let now = Instant::now();
         let (mut inside, mut seen) = (Vec::new(), HashMap::new());
         for worker in workers {
+            let object = worker.object();
+            let older = older.contains(&object).then_some(object);
+            if let (Some(_), None, false) = (older, worker.mailbox.oldest_pin(), worker.spare) {
+                inside.push(Inside {
+                    worker: worker.number,
+                    pid: worker.pid,
+                    thread: 0,
+                    pin: 0,
+                    since: Duration::ZERO,
+                    older,
+                });
+            }
             for (index, pin, thread) in worker.mailbox.inside() {
-                if pin >= newest {
+                if pin >= newest && older.is_none() {
                     continue;
                 }
                 let key = (worker.number, index);
@@ -90,6 +127,7 @@ impl Seen {
                     thread,
                     pin,
                     since,
+                    older,
                 });
             }
         }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::segment::Segment;
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
@@ -27,6 +29,13 @@ pub(crate) struct WorkerEntry {
     pub(crate) seat: Option<u32>,
 }
 
+impl WorkerEntry {
+    /// The object that its pins hold.
+    pub(crate) fn object(&self) -> u64 {
+        self.mailbox.word(Word::Object).load(Ordering::Acquire)
+    }
+}
+
 /// Every worker that may have a thread inside.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
@@ -36,9 +45,16 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// The threads that are inside at generations before `newest`. To be asked often, since it is seen here how long they stay.
-    pub(crate) fn stragglers(&mut self, newest: u64) -> Vec<Inside> {
-        self.seen.look(&self.entries, newest)
+    /// The threads that are inside at generations before `newest`, and those that keep their workers at one of the objects
+    /// `older`. To be asked often, since it is seen here how long they stay.
+    pub(crate) fn stragglers(&mut self, newest: u64, older: &[u64]) -> Vec<Inside> {
+        self.seen.look(&self.entries, newest, older)
+    }
+
+    /// Whether a worker maps `object`, as far as it says.
+    pub(crate) fn is_at(&self, object: u64) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| !entry.spare && entry.object() == object)
     }
 
     /// Adds a worker before it is told that it may attach, at the lowest seat that is free; returns its number.
@@ -162,9 +178,12 @@ impl Workers {
             .retain(|entry| !entry.gone || entry.mailbox.oldest_pin().is_some());
     }
 
-    /// The oldest pin of all threads, after a barrier on every processor that runs one; `u64::MAX` if nobody
-    /// is inside. 0, so that nothing is reused, if the barrier cannot be had and somebody relies on it.
-    pub(crate) fn oldest_pin(&mut self) -> u64 {
+    /// The oldest pin of all threads that hold memory of `object`, after a barrier on every processor that runs one;
+    /// `u64::MAX` if nobody is inside. 0, so that nothing is reused, if the barrier cannot be had and somebody relies on it.
+    ///
+    /// A worker that goes on to an object says so, executes a full barrier, and only then looks at that one's floor. So
+    /// either it is seen here, or it sees what was announced before.
+    pub(crate) fn oldest_pin(&mut self, object: u64) -> u64 {
         let relies =
             |entry: &WorkerEntry| entry.mailbox.word(Word::Fenced).load(Ordering::Acquire) != 1;
         let reached = membarrier(MembarrierCommand::GlobalExpedited).is_ok();
@@ -183,6 +202,7 @@ impl Workers {
             let pins = self
                 .entries
                 .iter()
+                .filter(|entry| entry.object() == object)
                 .filter_map(|entry| entry.mailbox.oldest_pin());
             let oldest = pins.min();
             if self.handed_over() == before {
@@ -206,4 +226,6 @@ impl Workers {
 pub(crate) struct Admission {
     pub(crate) number: u64,
     pub(crate) mailbox: OwnedFd,
+    /// Which it maps, in the object that its mailbox says.
+    pub(crate) segment: Arc<Segment>,
 }

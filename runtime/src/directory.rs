@@ -31,6 +31,8 @@ pub mod record_flags {
     pub const EXTENTS: u64 = 1 << 10;
     /// Names were added or removed: handles that found nothing look again.
     pub const NAMES: u64 = 1 << 11;
+    /// The last record of this object: what follows is in another one, which workers are offered.
+    pub const RENEWED: u64 = 1 << 12;
 }
 
 /// The root that a record's publication committed.

@@ -69,6 +69,8 @@ pub struct Header {
     pub instance: [u8; 16],
     /// The seed of the symbols' hashes.
     pub hash_seed: u64,
+    /// A random number that names the object: a segment that was renewed has another one. Not 0.
+    pub object: u64,
     /// Lengths of the areas, bytes, in the order of [`Area::ALL`].
     pub areas: [u32; Area::COUNT],
     /// [`RING_PLACES`].
@@ -133,7 +135,7 @@ impl Header {
     pub fn new(
         geometry: &Geometry,
         cpu: CpuFeatures,
-        instance: [u8; 16],
+        (instance, object): ([u8; 16], u64),
         hash_seed: u64,
         socket: [u8; 108],
     ) -> Self {
@@ -145,6 +147,7 @@ impl Header {
             cpu_features: cpu.bits(),
             instance,
             hash_seed,
+            object,
             areas: geometry.lens(),
             ring_places: RING_PLACES as u32,
             socket,

@@ -5,8 +5,9 @@
 //! the retired list.
 
 mod redo;
+mod renew;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
 use crate::memory::Memory;
@@ -68,6 +69,8 @@ pub struct Heap {
     spaces: [Space; Area::COUNT],
     /// First offset of each area that is not backed yet, a multiple of the granule.
     backed: [u32; Area::COUNT],
+    /// The granules before that which are not backed all the same: nothing lay there when the segment was renewed.
+    holes: BTreeSet<(Area, u32)>,
     /// First text offset that has never been executed: anything below is reused memory.
     fresh_text: u32,
     retired: VecDeque<Retired>,
@@ -82,6 +85,7 @@ impl Heap {
             geometry: *geometry,
             spaces,
             backed: Area::ALL.map(|area| geometry.allocated(area).start / GRANULE_BYTES * GRANULE_BYTES),
+            holes: BTreeSet::new(),
             fresh_text: geometry.allocated(Area::Text).start,
             retired: VecDeque::new(),
             retired_bytes: 0,
@@ -165,8 +169,21 @@ impl Heap {
         }
     }
 
+    /// The stubs of a range of call cells.
+    fn stubs_of(&self, cells: Region) -> Region {
+        let first = self.geometry.stub_of(cells.offset()).expect("a call cell has a stub");
+        let len_bytes = cells.len_bytes / crate::geometry::SLOT_BYTES * crate::geometry::STUB_BYTES;
+        Region { start: first.get(), len_bytes }
+    }
+
+    /// Backs `region` of `area`, and all before it.
+    fn back(&mut self, area: Area, region: Region, backing: &dyn Backing) -> Result<(), SegmentFull> {
+        self.fill_holes(area, region, backing)?;
+        self.extend(area, region.end(), backing)
+    }
+
     /// Backs `area` up to `end`, in steps of a granule or more.
-    fn back(&mut self, area: Area, end: u32, backing: &dyn Backing) -> Result<(), SegmentFull> {
+    fn extend(&mut self, area: Area, end: u32, backing: &dyn Backing) -> Result<(), SegmentFull> {
         let start = self.backed[area.index()];
         if end <= start {
             return Ok(());
@@ -242,11 +259,10 @@ impl Txn<'_> {
         if region.len_bytes > 0 {
             self.taken.insert((area, region.start), region.len_bytes);
         }
-        self.heap.back(area, region.end(), self.backing)?;
+        self.heap.back(area, region, self.backing)?;
         if area == Area::CallCells && region.len_bytes > 0 {
-            let last = crate::SegmentOffset::new(region.end() - crate::geometry::SLOT_BYTES);
-            let stub = self.heap.geometry.stub_of(last).expect("a call cell has a stub");
-            self.heap.back(Area::Stubs, stub.get() + crate::geometry::STUB_BYTES, self.backing)?;
+            let stubs = self.heap.stubs_of(region);
+            self.heap.back(Area::Stubs, stubs, self.backing)?;
         }
         if area == Area::Text {
             self.reused_text |= region.len_bytes > 0 && region.start < self.heap.fresh_text;

@@ -60,9 +60,11 @@ pub enum Word {
     HandedOver = 9,
     /// Units that failed in it.
     Failed = 10,
+    /// The object that its pins hold ([`Header::object`](crate::header::Header)).
+    Object = 11,
     /// Its seat among the workers, and 1; 0: it has none yet. The compiler process gives each the lowest that is free, before
     /// it lets the worker in: audiences of canaries that are a number of workers are made of the lowest seats.
-    Seat = 11,
+    Seat = 12,
 }
 
 /// A word of a thread's record, by its position.

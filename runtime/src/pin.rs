@@ -49,6 +49,15 @@ pub fn hand_over(pin: &AtomicU64, generation: u64, handed: &AtomicU64) {
     handed.fetch_add(1, Ordering::Release);
 }
 
+/// Says in `held` that a worker's pins hold memory of `object` from now on, and then looks at that object's floor, which may
+/// have been raised as long as it was not seen to say so. If it is too high, `held` is to be put back.
+pub fn hold<T>(held: &AtomicU64, object: u64, look: impl FnOnce() -> T) -> T {
+    held.store(object, Ordering::SeqCst);
+    // Pairs with the barrier that the compiler process executes between raising the floor and looking at `held` again.
+    crate::atomic::fence(Ordering::SeqCst);
+    look()
+}
+
 /// What `look` says of all pins, looked at while none was handed over: whoever sees that the giver has left would
 /// otherwise have looked at the taker too early. `None`: there was one each of `tries` times.
 pub fn settled<T>(handed: &AtomicU64, tries: u32, mut look: impl FnMut() -> T) -> Option<T> {

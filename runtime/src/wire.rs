@@ -48,20 +48,27 @@ pub enum FrameKind {
     /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
     Rollback = 11,
     /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
-    /// Answered by `Attached`, with that of the segment alone.
+    /// Answered by `Attached`, with that of the segment alone. So is nothing: a worker is offered whatever object the segment
+    /// goes on in.
     Resume = 12,
+    /// Publisher to compiler: go on in another object. Answered by `Published`.
+    Renew = 13,
     /// Publisher to compiler: promote or abort a canary. Answered by `Published`.
-    Decide = 13,
+    Decide = 14,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Attach, Attached, Decide, Publish, Published, Refused, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Attach, Attached, Decide, Publish, Published, Refused, Renew, Resume, Rollback, Spare, SpareReply, Status,
+            StatusReply,
         };
-        [Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback, Resume, Decide]
-            .into_iter()
+        let all = [
+            Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
+            Resume, Renew, Decide,
+        ];
+        all.into_iter()
             .find(|kind| *kind as u32 == number)
     }
 }

@@ -41,6 +41,7 @@ fn every_structure_is_drawn_as_it_is() {
             cpu_features,
             instance,
             hash_seed,
+            object,
             areas,
             ring_places,
             socket,

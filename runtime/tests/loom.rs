@@ -238,6 +238,65 @@ fn a_look_that_is_not_repeated_is_caught() {
     assert!(fails(|| hand_over_against_reuse(false)));
 }
 
+/// A worker with a thread inside at generation 1 goes on to another object, in which generation 2 has retired what that
+/// thread runs. `says_first`: that its pins hold the object, before it looks at the floor; `looks_again`: the compiler process,
+/// at who does, after it has raised the floor.
+fn going_on_against_reuse(says_first: bool, looks_again: bool) {
+    struct Shared {
+        held: AtomicU64,
+        pin: AtomicU64,
+        floor: AtomicU64,
+        text: AtomicU64,
+    }
+    let shared = Arc::new(Shared {
+        held: AtomicU64::new(0),
+        pin: AtomicU64::new(1),
+        floor: AtomicU64::new(1),
+        text: AtomicU64::new(1),
+    });
+    let worker = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let look = || shared.floor.load(Ordering::Acquire);
+            let floor = if says_first {
+                pin::hold(&shared.held, 1, look)
+            } else {
+                let floor = look();
+                pin::hold(&shared.held, 1, || floor)
+            };
+            // Else it stays where it is.
+            if floor <= 1 {
+                let text = shared.text.load(Ordering::Relaxed);
+                assert_eq!(text, 1, "reused under a worker that has gone on");
+            }
+            pin::leave(&shared.pin, 0);
+        })
+    };
+    let oldest = || {
+        let holds = shared.held.load(Ordering::Acquire) == 1;
+        let pins = [&shared.pin].into_iter().filter(|_| holds);
+        pin::oldest(pins).unwrap_or(2)
+    };
+    let announced = oldest();
+    shared.floor.store(announced, Ordering::Release);
+    fence(Ordering::SeqCst);
+    if announced >= 2 && (!looks_again || oldest() >= 2) {
+        shared.text.store(3, Ordering::Relaxed);
+    }
+    worker.join().unwrap();
+}
+
+#[test]
+fn a_worker_that_goes_on_holds_what_it_finds() {
+    explore("going on", || going_on_against_reuse(true, true));
+}
+
+#[test]
+fn leaving_out_either_half_of_going_on_is_caught() {
+    assert!(fails(|| going_on_against_reuse(false, true)));
+    assert!(fails(|| going_on_against_reuse(true, false)));
+}
+
 /// What a worker's threads share: the gate, the head, a pin, and two cells of functions that a publication replaces together.
 /// A cell holds a version, or 16 times the version before it plus the new one: a selector.
 struct Cells {

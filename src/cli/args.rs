@@ -64,6 +64,9 @@ pub(super) enum Command {
     /// Publish again what an earlier generation had, for the units that have changed since.
     #[command(after_help = "Example:\n  jitcast rollback --socket /run/jitcast.sock")]
     Rollback(RollbackArgs),
+    /// Go on in another shared object, with memory only for what is published: gives memory back to the system.
+    #[command(after_help = "Example:\n  jitcast renew --socket /run/jitcast.sock")]
+    Renew(RenewArgs),
     /// Show what can be rolled back to.
     #[command(after_help = "Example:\n  jitcast history --socket /run/jitcast.sock")]
     History(StatusArgs),
@@ -414,6 +417,13 @@ pub(super) struct QuarantineArgs {
     /// Also functions that other units use, whose calls then end the calling process.
     #[arg(long)]
     pub(super) leave_traps: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct RenewArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
 }
 
 #[derive(Debug, ClapArgs)]

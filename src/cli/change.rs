@@ -1,4 +1,4 @@
-//! Publications without files: `jitcast remove`, `quarantine`, `restore`, `rollback`, `promote` and `abort`.
+//! Publications without files: `jitcast remove`, `quarantine`, `restore`, `rollback`, `promote`, `abort` and `renew`.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,9 @@ use jitcast::compiler::request::{self, DecideRequest, Decision, PublishRequest, 
 use jitcast::compiler::{PublishOptions, SymbolUpdate};
 
 use super::Failure;
-use super::args::{DecideArgs, QuarantineArgs, RemoveArgs, RestoreArgs, RollbackArgs};
+use super::args::{DecideArgs, QuarantineArgs, RemoveArgs, RenewArgs, RestoreArgs, RollbackArgs};
 use super::publish::{connect, tell};
+use super::report::kib;
 
 pub(super) fn remove(args: &RemoveArgs) -> Result<ExitCode, Failure> {
     let request = PublishRequest {
@@ -80,5 +81,24 @@ pub(super) fn rollback(args: &RollbackArgs) -> Result<ExitCode, Failure> {
     };
     let done = request::rollback(connect(&args.socket)?, &request)?;
     tell(&done, true);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn renew(args: &RenewArgs) -> Result<ExitCode, Failure> {
+    let before = request::status(connect(&args.socket)?)?;
+    let done = request::renew(connect(&args.socket)?)?;
+    let after = request::status(connect(&args.socket)?)?;
+    println!(
+        "generation {}: {} of shared memory instead of {}",
+        done.generation,
+        kib(after.backed_bytes),
+        kib(before.backed_bytes)
+    );
+    if after.older_bytes > 0 {
+        println!(
+            "{} more until every worker has gone on",
+            kib(after.older_bytes)
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

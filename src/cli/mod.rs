@@ -51,6 +51,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Quarantine(args) => change::quarantine(&args),
         Command::Restore(args) => change::restore(&args),
         Command::Rollback(args) => change::rollback(&args),
+        Command::Renew(args) => change::renew(&args),
         Command::History(args) => status::history(&args),
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),

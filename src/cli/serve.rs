@@ -63,7 +63,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         .join()
         .map_err(|_| "the server's thread has panicked")??;
     let workers = compiler.worker_count();
-    if let Ok(mut compiler) = Arc::try_unwrap(compiler).map_err(drop)
+    if let Ok(compiler) = Arc::try_unwrap(compiler).map_err(drop)
         && let Some(name) = args
             .segment
             .name

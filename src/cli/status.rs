@@ -154,8 +154,12 @@ fn show(status: &Status) {
         println!("{kept}");
     }
     let kept: u64 = status.kept.iter().map(|kept| kept.len_bytes).sum();
+    print!("shared memory {}", kib(status.backed_bytes));
+    if status.older_bytes > 0 {
+        print!(" and {} from before renewals", kib(status.older_bytes));
+    }
     println!(
-        "retired {}, kept {} of {} replaced or removed units",
+        ": retired {}, kept {} of {} replaced or removed units",
         kib(status.retired_bytes),
         kib(kept),
         status.kept.len()

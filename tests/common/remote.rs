@@ -57,6 +57,10 @@ pub(crate) fn play(target: &str) {
             }
             ["place", name] => role::report(places(&worker, name)),
             ["generation"] => role::report(worker.poll().unwrap()),
+            ["tend"] => {
+                worker.tend();
+                role::report(worker.is_connected());
+            }
             ["mappings"] => role::report(smaps::of_window(&worker).len()),
             ["smaps"] => role::report(smaps::faults(&worker).join("; ")),
             _ => panic!("unknown command `{line}`"),

@@ -21,6 +21,7 @@ use crate::canary::Canaries;
 use crate::error::UpdateError;
 use crate::life::{ALIVE, MOVING};
 use crate::pin_slot::PinSlot;
+use crate::renew::Stage;
 use crate::startup::Fresh;
 use crate::transition::Step;
 use crate::unwind::register::Registered;
@@ -114,9 +115,21 @@ impl Inner {
             // Another thread has applied it.
             return Ok(());
         }
-        let mut others = self.close(state, thread);
-        let result = self.apply(state, &mut others);
-        self.finish(state, &others, &result);
+        let result = loop {
+            let before = state.applied;
+            let mut others = self.close(state, thread);
+            let result = self.apply(state, &mut others);
+            self.finish(state, &others, &result);
+            let goes_on = match state.renewal {
+                // What follows is in the object that is mapped then.
+                Some(renewal) => renewal.stage == Stage::Announced && self.move_on(state, thread),
+                // Only a renewal ends what is applied at once before the head.
+                None => state.applied > before && self.is_behind(state),
+            };
+            if result.is_err() || !goes_on {
+                break result;
+            }
+        };
         match result {
             Ok(generation) => {
                 word.store(generation, Ordering::Release);
@@ -209,8 +222,16 @@ impl Inner {
 
     /// Tells threads that leave whether somebody waits for that.
     pub(crate) fn show_moving(&self, state: &State) {
-        let settled = state.transitions.is_empty() && !state.ending;
-        let newest = state.transitions.newest().max(state.applied);
+        let settled = state.transitions.is_empty()
+            && !state.ending
+            && state
+                .renewal
+                .is_none_or(|renewal| renewal.stage == Stage::Abandoned);
+        let newest = match &state.renewal {
+            // The offer comes at any moment: everybody who leaves looks for it.
+            Some(renewal) if renewal.stage == Stage::Announced => u64::MAX,
+            _ => state.transitions.newest().max(state.applied),
+        };
         self.life().moving().store(newest, Ordering::Relaxed);
         let alive = if settled { ALIVE } else { MOVING };
         self.life().alive().store(alive, Ordering::Relaxed);
@@ -223,6 +244,12 @@ impl Inner {
         let Ok(mut state) = self.state().try_lock() else {
             return;
         };
+        if state
+            .renewal
+            .is_some_and(|renewal| renewal.stage != Stage::Abandoned)
+        {
+            self.move_on(&mut state, thread);
+        }
         let oldest = || self.mailbox().others(thread).first().copied();
         let newest = self.life().moving().load(Ordering::Relaxed);
         let stay = |oldest: Option<u64>| oldest.is_some_and(|oldest| oldest < newest);
@@ -252,7 +279,22 @@ impl Inner {
             return Ok(state.applied);
         }
         // The root is committed before the head moves, so what was read from the root may be ahead of it.
-        let head = self.head().load(Ordering::Acquire).max(state.applied);
+        let mut head = self.head().load(Ordering::Acquire).max(state.applied);
+        if let Some((renewal, before)) = self.announced(head) {
+            if before <= state.applied && head > state.applied {
+                // It changes nothing; and nothing follows here.
+                state.renewal = Some(renewal);
+                if others.pins.is_empty() {
+                    self.settle_all(state)?;
+                }
+                return Ok(head);
+            }
+            head = before.max(state.applied);
+            if state.renewal.is_some() && head == state.applied {
+                // Whatever else is to change, does so in the object that follows.
+                return Ok(head);
+            }
+        }
         let behind = head - state.applied;
         let lacks_something = state
             .imports

@@ -241,7 +241,13 @@ pub(crate) fn answer<const FDS: usize>(
     socket: &OwnedFd,
 ) -> Result<(AttachReply, [OwnedFd; FDS]), AttachError> {
     let broken = |cause| AttachError::Protocol { cause };
-    let frame = wire::receive(socket, wire::MAX_WORKER_PAYLOAD).map_err(broken)?;
+    read_answer(wire::receive(socket, wire::MAX_WORKER_PAYLOAD).map_err(broken)?)
+}
+
+/// The same, received.
+pub(crate) fn read_answer<const FDS: usize>(
+    frame: wire::Frame,
+) -> Result<(AttachReply, [OwnedFd; FDS]), AttachError> {
     match frame.kind {
         FrameKind::Attached => {}
         FrameKind::Refused => {

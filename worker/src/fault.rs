@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     PinCounted,
     /// Every worker runs every canary.
     AudienceIgnored,
+    /// Another object is mapped whoever is inside.
+    RenewUnderPins,
 }
 
 /// Whether `fault` was asked for.
@@ -22,6 +24,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("slot-by-slot") => Some(Fault::SlotBySlot),
         Ok("pin-counted") => Some(Fault::PinCounted),
         Ok("audience-ignored") => Some(Fault::AudienceIgnored),
+        Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
         _ => None,
     });
     *chosen == Some(fault)

@@ -125,6 +125,7 @@ fn copy(worker: &Inner, to: &Mailbox, thread: u32, generation: u64) {
         Word::Base,
         Word::Missing,
         Word::Failed,
+        Word::Object,
     ] {
         let value = worker.mailbox().word(word).load(Ordering::Relaxed);
         to.word(word).store(value, Ordering::Relaxed);

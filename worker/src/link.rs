@@ -101,11 +101,14 @@ pub(crate) struct Spare {
     socket: Watched,
 }
 
-/// What another compiler process offers to go on with.
+/// What a compiler process offers to go on with.
 #[derive(Debug)]
 pub(crate) struct Offer {
-    socket: Watched,
+    /// The connection to another compiler process; `None`: it is still the same.
+    socket: Option<Watched>,
     pub(crate) segment: OwnedFd,
+    /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
+    pub(crate) object: u64,
     pub(crate) number: u64,
 }
 
@@ -124,8 +127,8 @@ enum State {
         until: Instant,
         backoff: Duration,
     },
-    /// It has answered.
-    Offered(Box<Offer>),
+    /// It has answered; the offer has not been taken yet.
+    Answered,
 }
 
 /// What has been said over the connection. Held by who forks, so that a child finds it as it was.
@@ -135,6 +138,8 @@ pub(crate) struct Talk {
     /// For a spare, which has not come.
     asked: bool,
     state: State,
+    /// The latest that has not been taken.
+    offer: Option<Offer>,
 }
 
 /// The connection.
@@ -173,6 +178,7 @@ impl Link {
                 spare: None,
                 asked: false,
                 state: State::Attached,
+                offer: None,
             }),
         })
     }
@@ -213,16 +219,38 @@ impl Link {
 
     /// What the next child takes over; waits a little for it, if it has been asked for.
     pub(crate) fn take_ahead(&self, talk: &mut Talk) -> Option<Spare> {
-        if let Some(spare) = talk.spare.take() {
-            return Some(spare);
-        }
         self.ask_ahead(talk);
         let socket = self.socket.get()?;
-        if !(talk.asked && readable_within(socket, PATIENCE)) {
-            return None;
+        let deadline = Instant::now() + PATIENCE;
+        while talk.spare.is_none() && talk.asked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !readable_within(socket, left) || self.hear(talk, socket).is_err() {
+                break;
+            }
         }
-        talk.asked = false;
-        receive(socket).ok()
+        talk.spare.take()
+    }
+
+    /// Reads a frame that has come.
+    fn hear(&self, talk: &mut Talk, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let frame = wire::receive(socket, wire::MAX_WORKER_PAYLOAD)?;
+        match frame.kind {
+            FrameKind::SpareReply => {
+                talk.asked = false;
+                talk.spare = Some(spare(frame)?);
+            }
+            FrameKind::Attached => {
+                let (reply, [segment]) = attach::read_answer(frame).map_err(io::Error::other)?;
+                // One that is none leaves the worker where it is.
+                talk.offer = self
+                    .offer((segment, reply.worker), None)
+                    .ok()
+                    .or(talk.offer.take());
+            }
+            // There is no room for a child.
+            _ => talk.asked = false,
+        }
+        Ok(())
     }
 
     /// In a child: the connection is the spare's from now on, under the same number, and the compiler process is told so.
@@ -242,26 +270,30 @@ impl Link {
     /// later look.
     pub(crate) fn look<'a>(&self, talk: &'a mut Talk) -> Option<&'a Offer> {
         let now = Instant::now();
-        talk.state = match core::mem::replace(&mut talk.state, State::Attached) {
-            State::Attached if self.socket.get().is_some_and(has_hung_up) => {
+        if let (State::Attached, Some(socket)) = (&talk.state, self.socket.get()) {
+            // What was sent before the end is there.
+            let mut has_ended = false;
+            while !has_ended && readable_within(socket, Duration::ZERO) {
+                has_ended = self.hear(talk, socket).is_err();
+            }
+            if has_ended || has_hung_up(socket) {
                 (talk.spare, talk.asked) = (None, false);
-                State::Lost {
+                talk.state = State::Lost {
                     next: now,
                     backoff: FIRST_BACKOFF,
-                }
+                };
             }
+        }
+        talk.state = match core::mem::replace(&mut talk.state, State::Attached) {
             State::Lost { next, backoff } if next <= now => self.ask(now, backoff),
             State::Asked {
                 socket,
                 until,
                 backoff,
-            } => self.answer(socket, (now, until, backoff)),
+            } => self.answer(&mut talk.offer, socket, (now, until, backoff)),
             other => other,
         };
-        match &talk.state {
-            State::Offered(offer) => Some(offer),
-            _ => None,
-        }
+        talk.offer.as_ref()
     }
 
     fn ask(&self, now: Instant, backoff: Duration) -> State {
@@ -291,6 +323,7 @@ impl Link {
 
     fn answer(
         &self,
+        offered: &mut Option<Offer>,
         socket: OwnedFd,
         (now, until, backoff): (Instant, Instant, Duration),
     ) -> State {
@@ -306,39 +339,58 @@ impl Link {
                 later(now, backoff)
             };
         }
-        match self.offer(socket) {
-            Ok(offer) => State::Offered(Box::new(offer)),
+        let answer = attach::answer(&socket);
+        let offer =
+            answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), Some(socket)));
+        match offer {
+            Ok(offer) => {
+                *offered = Some(offer);
+                State::Answered
+            }
             Err(_) => later(now, backoff),
         }
     }
 
-    /// What has been answered, checked as when it attached.
-    fn offer(&self, socket: OwnedFd) -> Result<Offer, AttachError> {
+    /// What is offered to worker `number`, checked as when it attached.
+    fn offer(
+        &self,
+        (segment, number): (OwnedFd, u64),
+        socket: Option<OwnedFd>,
+    ) -> Result<Offer, AttachError> {
         let broken = |cause| AttachError::Protocol { cause };
-        let (reply, [segment]) = attach::answer(&socket)?;
         let (header, _) = attach::check_segment(&segment, self.sealed)?;
         if header.instance != self.identity.instance {
             return Err(broken(io::ErrorKind::InvalidData.into()));
         }
-        let socket = Watched::new(socket).map_err(broken)?;
+        let socket = socket.map(Watched::new).transpose().map_err(broken)?;
         Ok(Offer {
             socket,
             segment,
-            number: reply.worker,
+            object: header.object,
+            number,
         })
+    }
+
+    /// Whether there is no connection, over which an offer could come.
+    pub(crate) fn is_lost(&self, talk: &Talk) -> bool {
+        !matches!(talk.state, State::Attached) || self.socket.get().is_none()
     }
 
     /// The offer was taken: its connection is this one from now on.
     pub(crate) fn accept(&self, talk: &mut Talk) {
-        if let State::Offered(offer) = core::mem::replace(&mut talk.state, State::Attached) {
+        if let Some(Some(socket)) = talk.offer.take().map(|offer| offer.socket) {
+            talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
-            let _ = self.socket.replace(&offer.socket);
+            let _ = self.socket.replace(&socket);
             self.ask_ahead(talk);
         }
     }
 
     /// The offer is none: it does not hold what it should.
     pub(crate) fn decline(&self, talk: &mut Talk) {
+        if talk.offer.take().is_none_or(|offer| offer.socket.is_none()) {
+            return;
+        }
         talk.state = State::Lost {
             next: Instant::now() + LAST_BACKOFF,
             backoff: LAST_BACKOFF,
@@ -351,6 +403,7 @@ impl Link {
             spare: None,
             asked: false,
             state: State::Attached,
+            offer: None,
         };
     }
 }
@@ -420,12 +473,8 @@ fn readable_within(socket: BorrowedFd<'_>, patience: Duration) -> bool {
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Spare> {
+fn spare(frame: wire::Frame) -> io::Result<Spare> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let frame = wire::receive(socket, wire::MAX_WORKER_PAYLOAD)?;
-    if frame.kind != FrameKind::SpareReply {
-        return Err(invalid());
-    }
     let reply = AttachReply::read_from_bytes(&frame.payload).map_err(|_| invalid())?;
     let [mailbox, socket] = <[OwnedFd; 2]>::try_from(frame.fds).map_err(|_| invalid())?;
     Ok(Spare {

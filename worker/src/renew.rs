@@ -1,27 +1,54 @@
-//! Renewal: going on with another compiler process, and its segment, when the one before has ended.
+//! Renewal: going on with another object, of the same compiler process, or of the next one when that has ended.
 //!
-//! The new segment is of the same history: what was published lies at the same offsets, and has the same bytes. It is mapped
+//! The new object is of the same history: what was published lies at the same offsets, and has the same bytes. It is mapped
 //! over the shared views; slots, private data, pointers and handles stay as they are. Invariant: whatever a thread that is inside
-//! may execute or read is the same in both. The compiler process knows this worker's pins before it answers, and its floor says
-//! what it may have reused until then: so threads may be inside at generations from the floor on, or none at all.
+//! may execute or read is the same in both. The worker says in its mailbox that its pins hold the new object, and then looks at
+//! its floor, which says what may have been reused until then: so threads may be inside at generations from the floor on, or
+//! none at all.
 
 use std::os::fd::AsFd;
 use std::sync::TryLockError;
+use std::sync::atomic::Ordering;
 
+use jitcast_runtime::SegmentOffset;
+use jitcast_runtime::directory::record_flags;
 use jitcast_runtime::geometry::{Area, Region};
 use jitcast_runtime::header::FLOOR;
 use jitcast_runtime::index;
-use jitcast_runtime::mailbox::ThreadWord;
+use jitcast_runtime::mailbox::{ThreadWord, Word};
 use jitcast_runtime::records::{Root, UnitRecord};
 use jitcast_runtime::{Corrupt, pin};
 
 use crate::error::UpdateError;
-use crate::link::Offer;
+use crate::fault::{Fault, seeded};
+use crate::link::{Offer, Talk};
 use crate::worker::{Inner, State, Worker};
+
+/// A renewal that has been announced in the object that is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Renewal {
+    /// Its generation, in which nothing has changed.
+    generation: u64,
+    /// The directory of that generation in the other object.
+    root_at: SegmentOffset,
+    pub(crate) stage: Stage,
+}
+
+/// How far a renewal has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The other object will be offered.
+    Announced,
+    /// It is there, but threads are inside that need this one.
+    Offered,
+    /// The compiler process is gone, or what it offered is of no use: this object is what there is.
+    Abandoned,
+}
 
 /// What became of an offer.
 enum Outcome {
-    Renewed,
+    /// The worker has gone on, under this number.
+    Renewed(u64),
     /// Threads are inside that need the old segment still.
     NotYet,
     /// It is not what it should be.
@@ -49,15 +76,18 @@ impl Worker {
         let Some(thread) = self.thread_outside() else {
             return;
         };
-        let number = offer.number;
-        match inner.renew(thread, offer) {
-            Ok(Outcome::Renewed) => {
-                inner.set_number(number);
-                inner.link().accept(&mut talk);
-            }
-            Ok(Outcome::Different) => inner.link().decline(&mut talk),
-            Ok(Outcome::NotYet) | Err(_) => {}
+        let mut state = match inner.state().try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // What has been published is applied first.
+        if inner.enter_held(&mut state, thread).is_err() {
+            return;
         }
+        let outcome = inner.renew(&mut state, thread, offer);
+        pin::leave(inner.mailbox().thread(thread, ThreadWord::Pin), 0);
+        inner.conclude(&mut talk, outcome);
     }
 
     /// Whether the compiler process was there when somebody last looked.
@@ -67,36 +97,113 @@ impl Worker {
 }
 
 impl Inner {
-    fn renew(&self, thread: u32, offer: &Offer) -> Result<Outcome, UpdateError> {
-        let mut state = match self.state().try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(Outcome::NotYet),
+    /// The renewal that is announced at `head`, and the generation before it.
+    pub(crate) fn announced(&self, head: u64) -> Option<(Renewal, u64)> {
+        let record = self.control().ring().read(head)?;
+        let renewal = Renewal {
+            generation: head,
+            root_at: SegmentOffset::new(record[2] as u32),
+            stage: Stage::Announced,
         };
-        // What the old one has published is applied first.
-        self.enter_held(&mut state, thread)?;
-        let word = self.mailbox().thread(thread, ThreadWord::Pin);
-        let others = self.close(&state, thread);
-        let floor = self.floor_of(offer)?;
+        (record[1] & record_flags::RENEWED != 0).then_some((renewal, record[3]))
+    }
+
+    /// Whether the next that there is to apply is a renewal.
+    pub(crate) fn is_behind(&self, state: &State) -> bool {
+        let head = self.head().load(Ordering::Acquire);
+        let announced = self.announced(head);
+        announced.is_some_and(|(_, before)| before <= state.applied && state.applied < head)
+    }
+
+    /// Goes on to the other object, if it is there and threads let it: whether it has. By a thread that runs nothing
+    /// published.
+    pub(crate) fn move_on(&self, state: &mut State, thread: u32) -> bool {
+        let Ok(mut talk) = self.link().try_talk() else {
+            return false;
+        };
+        let offer = self.link().look(&mut talk);
+        let outcome = offer.map(|offer| self.renew(state, thread, offer));
+        if let Some(renewal) = &mut state.renewal {
+            renewal.stage = match outcome {
+                Some(Ok(Outcome::Different)) => Stage::Abandoned,
+                Some(_) => Stage::Offered,
+                None if self.link().is_lost(&talk) => Stage::Abandoned,
+                None => renewal.stage,
+            };
+        }
+        let moved = matches!(outcome, Some(Ok(Outcome::Renewed(_))));
+        if let Some(outcome) = outcome {
+            self.conclude(&mut talk, outcome);
+        }
+        self.show_moving(state);
+        moved
+    }
+
+    fn conclude(&self, talk: &mut Talk, outcome: Result<Outcome, UpdateError>) {
+        match outcome {
+            Ok(Outcome::Renewed(number)) => {
+                self.set_number(number);
+                self.link().accept(talk);
+            }
+            Ok(Outcome::Different) => self.link().decline(talk),
+            Ok(Outcome::NotYet) | Err(_) => {}
+        }
+    }
+
+    /// Maps what is offered, if threads let it. By a thread that runs nothing published, with its pin for its own use.
+    fn renew(&self, state: &mut State, thread: u32, offer: &Offer) -> Result<Outcome, UpdateError> {
+        let before = self.object().load(Ordering::Relaxed);
+        if offer.object == before {
+            return Ok(Outcome::Renewed(offer.number));
+        }
+        let others = self.close(state, thread);
+        let held = self.mailbox().word(Word::Object);
         let oldest = others.pins().first().copied();
-        let outcome = match oldest {
-            Some(oldest) if oldest < floor => Outcome::NotYet,
-            Some(_) if !self.is_same(&state, offer)? => Outcome::Different,
+        // From here on the compiler process counts this worker's pins for the new object, this thread's among them.
+        let outcome = pin::hold(held, offer.object, || self.renew_held(state, oldest, offer));
+        if let Ok(Outcome::Renewed(_)) = &outcome {
+            self.object().store(offer.object, Ordering::Relaxed);
+            self.barriers().serialise_all();
+            self.find_root(state);
+        } else {
+            held.store(before, Ordering::SeqCst);
+        }
+        let applied = state.applied;
+        self.finish(state, &others, &Ok(applied));
+        outcome
+    }
+
+    fn renew_held(
+        &self,
+        state: &State,
+        oldest: Option<u64>,
+        offer: &Offer,
+    ) -> Result<Outcome, UpdateError> {
+        let floor = self.floor_of(offer)?;
+        Ok(match oldest {
+            Some(oldest) if oldest < floor && !seeded(Fault::RenewUnderPins) => Outcome::NotYet,
+            Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
                 // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
                 // reachable at their generations has not been reused, and was compared.
                 let renewed = unsafe { self.window().renew(&offer.segment) };
                 if renewed.is_ok() {
-                    Outcome::Renewed
+                    Outcome::Renewed(offer.number)
                 } else {
                     Outcome::NotYet
                 }
             }
-        };
-        let applied = state.applied;
-        self.finish(&mut state, &others, &Ok(applied));
-        pin::leave(word, 0);
-        Ok(outcome)
+        })
+    }
+
+    /// Finds the directory of what is applied in the object that is mapped now. If something newer is there, the next guard
+    /// applies that before anybody looks.
+    fn find_root(&self, state: &mut State) {
+        if let Some(renewal) = state.renewal.take()
+            && renewal.generation == state.applied
+        {
+            state.root_at = renewal.root_at;
+        }
     }
 
     /// The floor of the segment that is offered.

@@ -24,6 +24,7 @@ use crate::host::HostTable;
 use crate::life::LifePage;
 use crate::link::Link;
 use crate::pin_slot::PinSlot;
+use crate::renew::Renewal;
 use crate::startup::{FailedUnit, Starting, Units};
 use crate::transition::Transitions;
 use crate::trap;
@@ -50,6 +51,9 @@ pub struct WorkerOptions {
 
 /// How long a wait goes on before it looks whether the compiler process is there.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// The same, when it is about to offer something.
+const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub(crate) struct Inner {
     hash_seed: u64,
     label: String,
     number: AtomicU64,
+    /// The object that is mapped.
+    object: AtomicU64,
     host: HostTable,
     state: Mutex<State>,
     starting: Starting,
@@ -107,6 +113,8 @@ pub(crate) struct State {
     pub(crate) transitions: Transitions,
     /// Whether units may have been retired that have not ended.
     pub(crate) ending: bool,
+    /// The segment goes on in another object, which has been announced, but is not mapped yet.
+    pub(crate) renewal: Option<Renewal>,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
 }
@@ -151,7 +159,9 @@ impl Worker {
             step: "fstat of the connection",
             cause,
         })?;
-        let Header { hash_seed, .. } = attachment.header;
+        let Header {
+            hash_seed, object, ..
+        } = attachment.header;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let inner = Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -164,6 +174,7 @@ impl Worker {
             hash_seed,
             label: attach::stated(&options.label).to_owned(),
             number: AtomicU64::new(attachment.number),
+            object: AtomicU64::new(object),
             host: options.host,
             state: Mutex::new(State::default()),
             starting: Starting::default(),
@@ -204,7 +215,13 @@ impl Worker {
                 return false;
             }
             self.tend();
-            let timeout = Some(left.map_or(LOOK, |left| left.min(LOOK)));
+            // What is announced to be another object is about to come, and nothing wakes whoever waits here.
+            let look = if self.0.life.moving().load(Ordering::Relaxed) == u64::MAX {
+                LOOK_SOON
+            } else {
+                LOOK
+            };
+            let timeout = Some(left.map_or(look, |left| left.min(look)));
             let timeout = timeout.map(|left| futex::Timespec {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
@@ -341,6 +358,11 @@ impl Inner {
     /// In a child: the number by which the compiler process knows it.
     pub(crate) fn set_number(&self, number: u64) {
         self.number.store(number, Ordering::Relaxed);
+    }
+
+    /// The number of the object that is mapped. Changed under the state's lock.
+    pub(crate) fn object(&self) -> &AtomicU64 {
+        &self.object
     }
 
     pub(crate) fn starting(&self) -> &Starting {

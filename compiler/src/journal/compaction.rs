@@ -3,8 +3,11 @@
 //! The new log is complete and durable before it takes the old one's name, and nothing that the old one needs is
 //! removed before that is durable too: so at any instant one of them says everything.
 
+use std::collections::BTreeSet;
+
 use jitcast_runtime::Region;
 use jitcast_runtime::geometry::{Area, GRANULE_BYTES};
+use jitcast_runtime::heap::Heap;
 use jitcast_runtime::segment::Segment;
 use serde::Serialize;
 use zerocopy::IntoBytes;
@@ -29,7 +32,12 @@ impl Journal {
     /// goes wrong before the new log is complete, the old one is there.
     pub(crate) fn compact(&mut self, segment: &Segment, state: &State) -> Result<(), JournalError> {
         let base = base(state, self.reserved);
-        let log = match write_log(&*self.storage, segment, state.latest.extents, &base) {
+        let log = match write_log(
+            &*self.storage,
+            (segment, &state.heap),
+            state.latest.extents,
+            &base,
+        ) {
             Ok(log) => log,
             Err(cause) => {
                 // Another attempt is worth it once there is more to gain; what this one left takes up room.
@@ -76,7 +84,7 @@ pub(super) fn base(state: &State, reserved: u64) -> Base<&Catalog, &History> {
 /// Writes a new log beside the old one, durably, and puts it in its place; that becomes durable with the folder.
 pub(super) fn write_log(
     storage: &dyn Storage,
-    segment: &Segment,
+    (segment, heap): (&Segment, &Heap),
     extents: [u32; Area::COUNT],
     base: &impl Serialize,
 ) -> std::io::Result<Log> {
@@ -89,12 +97,20 @@ pub(super) fn write_log(
     for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
         let start = image_start(segment.geometry(), area);
         let end = extents[area.index()];
-        // Zeros need not be stored: a new segment's memory is.
-        for at in (start..end).step_by(GRANULE_BYTES as usize) {
+        let holes: BTreeSet<u32> = heap.holes(area).collect();
+        let mut next = start;
+        while next < end {
+            let at = next;
+            next = (at / GRANULE_BYTES * GRANULE_BYTES + GRANULE_BYTES).min(end);
+            // To read memory that is not there would make it be there.
+            if holes.contains(&(at / GRANULE_BYTES * GRANULE_BYTES)) {
+                continue;
+            }
             let region = Region {
                 start: at,
-                len_bytes: (end - at).min(GRANULE_BYTES),
+                len_bytes: next - at,
             };
+            // Zeros need not be stored: a new segment's memory is.
             let mut piece = piece(segment.memory(), region);
             let last = piece.bytes.iter().rposition(|byte| *byte != 0);
             if let Some(last) = last {

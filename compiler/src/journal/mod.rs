@@ -125,8 +125,13 @@ impl Journal {
         let objects = Objects::open(&*storage).map_err(options.system("read the objects of"))?;
         let first = state.generation() + 1;
         let base = base(state, first);
-        let log = write_log(&*storage, segment, state.latest.extents, &base)
-            .map_err(options.system("begin"))?;
+        let log = write_log(
+            &*storage,
+            (segment, &state.heap),
+            state.latest.extents,
+            &base,
+        )
+        .map_err(options.system("begin"))?;
         let installed = storage.sync_folder(TOP);
         installed.map_err(options.system("begin"))?;
         let mut journal = Self {

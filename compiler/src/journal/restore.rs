@@ -292,6 +292,7 @@ impl Reading {
                 contents: Contents::default(),
                 latest,
                 retired_units: Vec::new(),
+                older: Vec::new(),
             },
             reserved: base.reserved,
         })

@@ -56,6 +56,8 @@ pub(super) struct Connection {
     is_pair: bool,
     /// Who sent what came last, where that is asked for.
     sender: Option<i32>,
+    /// The object that the worker was offered last.
+    offered: u64,
 }
 
 impl Connection {
@@ -78,6 +80,7 @@ impl Connection {
             fds: Vec::new(),
             is_pair: false,
             sender: None,
+            offered: 0,
         })
     }
 
@@ -100,6 +103,7 @@ impl Connection {
             fds: Vec::new(),
             is_pair: true,
             sender: None,
+            offered: 0,
         })
     }
 
@@ -145,6 +149,15 @@ impl Connection {
     pub(super) fn set_worker(&mut self, number: u64) {
         self.worker = Some(number);
         self.deadline = None;
+    }
+
+    /// The object that the worker was offered last.
+    pub(super) fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    pub(super) fn set_offered(&mut self, object: u64) {
+        self.offered = object;
     }
 
     pub(super) fn keep_pidfd(&mut self, pidfd: OwnedFd) {
@@ -302,7 +315,10 @@ impl Connection {
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
             FrameKind::Decide if may_publish => Incoming::Work(Work::Decide(payload)),
-            FrameKind::Publish | FrameKind::Rollback | FrameKind::Decide => refused("publish"),
+            FrameKind::Renew if may_publish => Incoming::Work(Work::Renew),
+            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew | FrameKind::Decide => {
+                refused("publish")
+            }
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

@@ -26,6 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::compiler::Compiler;
 use crate::front;
+use crate::renewal::Offering;
 use crate::request;
 
 pub use access::{Access, Policy};
@@ -160,14 +161,16 @@ impl Server {
         let (jobs, queue) = bounded(MAX_QUEUE);
         let (replies, answered) = unbounded();
         let wake = self.stop.try_clone()?;
+        let offering = Arc::new(Offering::new(self.stop.try_clone()?));
+        compiler.tell_of_renewals(Arc::clone(&offering));
         let publisher = {
             let (compiler, options) = (Arc::clone(&compiler), self.options.clone());
             std::thread::Builder::new()
                 .name("publisher".into())
                 .spawn(move || publish_all(&compiler, &options, &queue, &replies, &wake))?
         };
-        let result =
-            Loop::new(&self, compiler, jobs, answered).and_then(|mut serving| serving.run());
+        let result = Loop::new(&self, compiler, offering, (jobs, answered))
+            .and_then(|mut serving| serving.run());
         // The loop has dropped its end of the queue, so the publisher ends after what it is at.
         let _ = publisher.join();
         result
@@ -227,6 +230,7 @@ enum Work {
     Rollback(Vec<u8>),
     /// Promotes or aborts a canary.
     Decide(Vec<u8>),
+    Renew,
     /// Waits for a publication that is under way, which the serving thread must not.
     Status,
 }
@@ -248,6 +252,7 @@ fn publish_all(
             Work::Publish(payload) => request::carry_out(compiler, &payload, options),
             Work::Rollback(payload) => request::roll_back(compiler, &payload),
             Work::Decide(payload) => request::end_canary(compiler, &payload),
+            Work::Renew => request::renew_segment(compiler),
             Work::Status => request::tell(compiler),
         }));
         let (kind, reply) = done.unwrap_or_else(|_| {
@@ -273,14 +278,18 @@ struct Loop<'a> {
     answered: Receiver<Answer>,
     /// Whether the listener is waited for.
     accepting: bool,
+    /// The object that every worker has been offered.
+    offered: u64,
+    /// Who waits for that.
+    offering: Arc<Offering>,
 }
 
 impl<'a> Loop<'a> {
     fn new(
         server: &'a Server,
         compiler: Arc<Compiler>,
-        jobs: Sender<Job>,
-        answered: Receiver<Answer>,
+        offering: Arc<Offering>,
+        (jobs, answered): (Sender<Job>, Receiver<Answer>),
     ) -> io::Result<Self> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
@@ -306,6 +315,8 @@ impl<'a> Loop<'a> {
             jobs,
             answered,
             accepting: true,
+            offered: 0,
+            offering,
         })
     }
 
@@ -335,6 +346,7 @@ impl<'a> Loop<'a> {
                 }
             }
             self.drop_late();
+            self.offer();
             if !was_accepting {
                 self.accept_again();
             }
@@ -351,7 +363,8 @@ impl<'a> Loop<'a> {
     fn next_deadline(&self) -> Option<rustix::event::Timespec> {
         let deadlines = self.connections.values().filter_map(Connection::deadline);
         let now = Instant::now();
-        let retry = (!self.accepting).then(|| now + RETRY);
+        let waits = !self.accepting || self.offered != self.compiler.segment().header().object;
+        let retry = waits.then(|| now + RETRY);
         let deadline = deadlines.chain(retry).min()?;
         let left = deadline.saturating_duration_since(now) + Duration::from_millis(1);
         Some(rustix::event::Timespec {
@@ -465,6 +478,8 @@ impl<'a> Loop<'a> {
             Incoming::Adopt(pid) => {
                 if let Some(number) = connection.worker() {
                     connection.arrive(pid);
+                    // It may have been forked from one that has gone on, or from one that has not.
+                    self.offered = 0;
                     self.compiler.child_arrived(number, pid);
                     self.watch(token);
                 }
@@ -507,7 +522,7 @@ impl<'a> Loop<'a> {
             sealed: self.compiler.is_sealed().into(),
             fenced: self.compiler.needs_fences().into(),
         };
-        let fds = [self.compiler.worker_fd(), admission.mailbox.as_fd()];
+        let fds = [admission.segment.worker_fd(), admission.mailbox.as_fd()];
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
         let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
@@ -516,6 +531,7 @@ impl<'a> Loop<'a> {
             return Err(format!("the reply cannot be sent: {error}"));
         }
         connection.set_worker(admission.number);
+        connection.set_offered(admission.segment.header().object);
         self.watch(token);
         Ok(())
     }
@@ -544,14 +560,52 @@ impl<'a> Loop<'a> {
             fenced: self.compiler.needs_fences().into(),
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
-        let fds = [self.compiler.worker_fd()];
+        let segment = self.compiler.segment();
+        let fds = [segment.worker_fd()];
         if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
             self.compiler.worker_died(number);
             return Err(format!("the reply cannot be sent: {error}"));
         }
         connection.set_worker(number);
+        connection.set_offered(segment.header().object);
         self.watch(token);
         Ok(())
+    }
+
+    /// Offers the object that the segment is in now to every worker that has not been offered it. One that has left something
+    /// unread is offered it later.
+    fn offer(&mut self) {
+        let segment = self.compiler.segment();
+        let object = segment.header().object;
+        if self.offered == object {
+            return;
+        }
+        let mut all = true;
+        for connection in self.connections.values_mut() {
+            let (Some(worker), Some(socket)) = (connection.worker(), connection.socket()) else {
+                continue;
+            };
+            if connection.child_of().is_some() || connection.offered() == object {
+                continue;
+            }
+            let reply = AttachReply {
+                worker,
+                sealed: self.compiler.is_sealed().into(),
+                fenced: self.compiler.needs_fences().into(),
+            };
+            let fds = [segment.worker_fd()];
+            // As for attaching: it goes out at once or not at all.
+            let sent = !connection.has_unsent()
+                && wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).is_ok();
+            if sent {
+                connection.set_offered(object);
+            }
+            all &= sent;
+        }
+        if all {
+            self.offered = object;
+        }
+        self.offering.done(object);
     }
 
     /// Waits for the end of the process behind a worker's connection, if that can be had.

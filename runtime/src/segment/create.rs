@@ -84,13 +84,8 @@ impl Segment {
     /// # Errors
     /// [`SegmentError`].
     pub fn create(options: &SegmentOptions) -> Result<Self, SegmentError> {
-        let random = |cause| SegmentError::System {
-            step: "getrandom",
-            help: "the kernel has no random numbers yet; try again",
-            cause,
-        };
-        let instance = sys::random().map_err(random)?;
-        let hash_seed = u64::from_le_bytes(sys::random().map_err(random)?);
+        let instance = sys::random().map_err(no_random)?;
+        let hash_seed = u64::from_le_bytes(sys::random().map_err(no_random)?);
         Self::restore(options, instance, hash_seed)
     }
 
@@ -111,12 +106,42 @@ impl Segment {
             .get_mut(..path.len())
             .ok_or(SegmentError::Socket { len_bytes: path.len() })?
             .copy_from_slice(path);
-        let header = Header::new(&geometry, options.cpu, instance, hash_seed, socket);
+        let header = Header::new(&geometry, options.cpu, (instance, object_number()?), hash_seed, socket);
         let len_bytes = geometry.shared().len_bytes;
         let object = match &options.back_end {
             BackEnd::Sealed => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
             BackEnd::Named(name) => Object::Named(named::NamedObject::create(name, len_bytes)?),
         };
+        Self::format(geometry, header, object)
+    }
+
+    /// Creates another object for the same segment, with the same header but for its own number; nothing else is in it
+    /// yet. A named one gets its name with [`Segment::install`].
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn renewed(&self) -> Result<Self, SegmentError> {
+        let header = Header { object: object_number()?, ..self.header };
+        let len_bytes = self.geometry.shared().len_bytes;
+        let object = match &self.object {
+            Object::Sealed(_) => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
+            Object::Named(object) => Object::Named(named::NamedObject::create_beside(object.name(), len_bytes)?),
+        };
+        Self::format(self.geometry, header, object)
+    }
+
+    /// Gives a renewed object the name of the one before, or, the second time, gives it back.
+    ///
+    /// # Errors
+    /// [`SegmentError::Name`].
+    pub fn install(&self) -> Result<(), SegmentError> {
+        match &self.object {
+            Object::Sealed(_) => Ok(()),
+            Object::Named(object) => Ok(object.install()?),
+        }
+    }
+
+    fn format(geometry: Geometry, header: Header, object: Object) -> Result<Self, SegmentError> {
         let base = match &object {
             Object::Sealed(object) => object.base(),
             Object::Named(object) => object.base(),
@@ -170,8 +195,8 @@ impl Segment {
     }
 
     /// Keeps the name in the file system when this value is dropped, for workers that still need it.
-    pub fn keep_name(&mut self) {
-        if let Object::Named(object) = &mut self.object {
+    pub fn keep_name(&self) {
+        if let Object::Named(object) = &self.object {
             object.keep();
         }
     }
@@ -182,6 +207,16 @@ impl Segment {
             Object::Named(object) => object.writable(),
         }
     }
+}
+
+/// A number for an object.
+fn object_number() -> Result<u64, SegmentError> {
+    Ok(u64::from_le_bytes(sys::random().map_err(no_random)?) | 1)
+}
+
+fn no_random(cause: io::Error) -> SegmentError {
+    let help = "the kernel has no random numbers yet; try again";
+    SegmentError::System { step: "getrandom", help, cause }
 }
 
 impl Backing for Segment {
@@ -224,11 +259,12 @@ pub fn adopt_mailbox(fd: &OwnedFd) -> io::Result<crate::mailbox::Mailbox> {
     Ok(mailbox)
 }
 
-/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker.
+/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker, which will map the
+/// segment's `object`.
 ///
 /// # Errors
 /// What the system said.
-pub fn create_mailbox() -> io::Result<(crate::mailbox::Mailbox, OwnedFd)> {
+pub fn create_mailbox(object: u64) -> io::Result<(crate::mailbox::Mailbox, OwnedFd)> {
     use rustix::fs::SealFlags;
     let len_bytes = crate::mailbox::MAILBOX_BYTES;
     let fd = sys::memfd("jitcast-mailbox", len_bytes.into())?;
@@ -236,9 +272,8 @@ pub fn create_mailbox() -> io::Result<(crate::mailbox::Mailbox, OwnedFd)> {
     mapping.advise(sys::MappingAdvice::LinuxDontFork)?;
     sys::seal(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     let mailbox = crate::mailbox::Mailbox::new(mapping).map_err(io::Error::other)?;
-    mailbox.word(crate::mailbox::Word::Magic).store(
-        crate::mailbox::MAILBOX_MAGIC,
-        crate::atomic::Ordering::Relaxed,
-    );
+    let store = |word, value| mailbox.word(word).store(value, crate::atomic::Ordering::Relaxed);
+    store(crate::mailbox::Word::Magic, crate::mailbox::MAILBOX_MAGIC);
+    store(crate::mailbox::Word::Object, object);
     Ok((mailbox, fd))
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
@@ -100,6 +101,8 @@ fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
 pub(super) struct NamedObject {
     shmem: Shmem,
     name: String,
+    /// Whether the name outlives this value.
+    kept: AtomicBool,
     /// Holds the lock.
     writable: OwnedFd,
     read_only: OwnedFd,
@@ -120,6 +123,28 @@ impl std::fmt::Debug for NamedObject {
 impl NamedObject {
     pub(super) fn create(name: &str, len_bytes: u32) -> Result<Self, SegmentError> {
         let path = object_path(name)?;
+        // What a compiler process left that died while it renewed the segment.
+        let _ = rustix::fs::unlink(staged(&path));
+        Self::create_at(name, path, len_bytes)
+    }
+
+    /// One that gets the name later, from another object of this process.
+    pub(super) fn create_beside(name: &str, len_bytes: u32) -> Result<Self, SegmentError> {
+        let path = staged(&object_path(name)?);
+        let _ = rustix::fs::unlink(&path);
+        Self::create_at(name, path, len_bytes)
+    }
+
+    /// Exchanges places with the object that has the name; once more, and it has it again.
+    pub(super) fn install(&self) -> Result<(), NameError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let path = object_path(&self.name)?;
+        renameat_with(CWD, staged(&path), CWD, &path, RenameFlags::EXCHANGE).map_err(|cause| {
+            NameError::System { step: "give the name to the object that renews", path, cause: cause.into() }
+        })
+    }
+
+    fn create_at(name: &str, path: String, len_bytes: u32) -> Result<Self, SegmentError> {
         let system = |step| {
             let path = path.clone();
             move |cause: io::Error| NameError::System { step, path, cause }
@@ -128,7 +153,7 @@ impl NamedObject {
         if mount.f_flag.contains(StatVfsMountFlags::NOEXEC) {
             return Err(NameError::NoExec.into());
         }
-        let id = format!("/jitcast-{name}");
+        let id = path.replacen(DEV_SHM, "", 1);
         let mut shmem = ShmemConf::new().size(len_bytes as usize).os_id(&id).create().map_err(|error| match error {
             ShmemError::MappingIdExists => NameError::InUse { name: name.to_owned() },
             ShmemError::MapCreateFailed(code) | ShmemError::UnknownOsError(code) => {
@@ -146,11 +171,13 @@ impl NamedObject {
         // Before we had the lock, another compiler process may have taken the object for a dead one's.
         let ours = try_lock(&writable).map_err(system("lock"))?
             && is_at(&writable, &path).map_err(io::Error::from).map_err(system("stat"))?;
+        // Whether the name is this object's is looked at when it is removed.
+        shmem.set_owner(false);
         if !ours {
-            shmem.set_owner(false);
             return Err(NameError::InUse { name: name.to_owned() }.into());
         }
-        Ok(Self { shmem, name: name.to_owned(), writable, read_only })
+        let kept = AtomicBool::new(false);
+        Ok(Self { shmem, name: name.to_owned(), kept, writable, read_only })
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {
@@ -161,8 +188,8 @@ impl NamedObject {
         &self.name
     }
 
-    pub(super) fn keep(&mut self) {
-        self.shmem.set_owner(false);
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn writable(&self) -> BorrowedFd<'_> {
@@ -172,4 +199,25 @@ impl NamedObject {
     pub(super) fn read_only(&self) -> BorrowedFd<'_> {
         self.read_only.as_fd()
     }
+}
+
+impl Drop for NamedObject {
+    /// Removes the name, if it is this object's: a renewed one may have it by now.
+    fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
+        let path = object_path(&self.name).unwrap_or_default();
+        for path in [staged(&path), path] {
+            if is_at(&self.writable, &path).unwrap_or(false) {
+                // Whoever removed it before has done what is to be done.
+                let _ = rustix::fs::unlink(&path);
+            }
+        }
+    }
+}
+
+/// Where an object lies that has not got its name yet: no segment's own name has this character.
+fn staged(path: &str) -> String {
+    format!("{path}~")
 }

@@ -97,7 +97,8 @@ struct Image {
 
 /// What `compiler` holds.
 fn image(compiler: &Compiler) -> Image {
-    let (memory, geometry) = (compiler.segment.memory(), compiler.segment.geometry());
+    let segment = compiler.segment();
+    let (memory, geometry) = (segment.memory(), segment.geometry());
     let state = compiler.state.lock();
     let heap = state.heap.image();
     let ranges = heap.live.iter();
@@ -145,7 +146,10 @@ fn publish(compiler: &Compiler, index: usize, version: usize) -> u64 {
 fn compact(compiler: &Compiler) -> Result<(), super::JournalError> {
     let state = compiler.state.lock();
     let mut journal = compiler.journal.lock();
-    journal.as_mut().unwrap().compact(&compiler.segment, &state)
+    journal
+        .as_mut()
+        .unwrap()
+        .compact(&compiler.segment(), &state)
 }
 
 /// Whether what is published and what can be had again can be read from the journal.
