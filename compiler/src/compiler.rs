@@ -677,6 +677,7 @@ impl Compiler {
 
 /// The number of the canary that is called `name`.
 fn find_canary(state: &State, name: &str) -> Result<u64, PublishError> {
+    publish::check_name(name)?;
     let canary = state.catalog.find_canary(name);
     let canary = canary.ok_or_else(|| PublishError::NoSuchCanary {
         canary: name.to_owned(),

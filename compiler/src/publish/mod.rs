@@ -383,7 +383,7 @@ impl<'a, 'p> Batch<'a, 'p> {
     }
 }
 
-fn check_name(name: &str) -> Result<(), PublishError> {
+pub(crate) fn check_name(name: &str) -> Result<(), PublishError> {
     if name.len() <= MAX_NAME_BYTES / 2 {
         return Ok(());
     }

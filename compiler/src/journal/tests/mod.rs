@@ -18,8 +18,8 @@ use crate::catalog::Catalog;
 use crate::front::{Options, compile_bytes};
 use crate::history::{History, RetainedUnit};
 use crate::{
-    Changeset, Compiler, CompilerOptions, PublishError, PublishOptions, StartError, Status,
-    UnitSource,
+    Audience, Changeset, Compiler, CompilerOptions, PublishError, PublishOptions, StartError,
+    Status, UnitSource,
 };
 use disk::Disk;
 
@@ -171,6 +171,19 @@ fn has_all_contents(compiler: &Compiler) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Begins a canary of a version of a unit, for one worker.
+fn begin(
+    compiler: &Compiler,
+    index: usize,
+    version: usize,
+) -> Result<crate::Publication, PublishError> {
+    compiler.change(&Changeset {
+        units: &[unit(index, version).clone()],
+        canary: Some(&Audience::Workers(1)),
+        ..Changeset::default()
+    })
 }
 
 /// Removes a unit, whoever uses it.
