@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use canaries::{Schedule, abort, begin, promote, workers};
+use canaries::{Schedule, Template, abort, begin, promote, workers};
 use common::host::{Host, clif_unit};
 use common::process::{PATIENCE, await_some};
 use common::remote::{self, Remote};
@@ -19,7 +19,7 @@ use common::role;
 use common::scratch::{Scratch, adds};
 use common::serve::Serve;
 use jitcast::compiler::{Changeset, CompilerOptions, JournalOptions, PublishOptions};
-use jitcast::worker::Worker;
+use jitcast::worker::{Function, LookupError, Worker};
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use units::{adders, attach, call, calls, handle, publish};
 
@@ -55,16 +55,13 @@ block0(v0: i64):
 /// what is new while this thread is inside.
 fn call_by_schedule(
     worker: &Worker,
+    handles: &[Function<units::Code>; 3],
     schedule: &Schedule,
     inside: bool,
     end: &AtomicBool,
     lasting: bool,
 ) -> u64 {
-    let (f, g, both) = (
-        handle(worker, "f"),
-        handle(worker, "g"),
-        handle(worker, "both"),
-    );
+    let [f, g, both] = handles;
     let (mut guards, mut newest) = (0, 0);
     while !end.load(Ordering::Relaxed) {
         let guard = worker.enter().unwrap();
@@ -92,19 +89,24 @@ fn call_all_the_time(target: &str) {
     };
     let schedule = Schedule {
         start: start.parse().unwrap(),
+        template: None,
     };
     let inside = inside == "inside";
     let worker = remote::attach(socket);
+    let handles = ["f", "g", "both"].map(|name| handle(&worker, name));
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let call = |lasting| call_by_schedule(&worker, &schedule, inside, &end, lasting);
+        let call = |lasting| call_by_schedule(&worker, &handles, &schedule, inside, &end, lasting);
         let threads = [false, false, true].map(|lasting| scope.spawn(move || call(lasting)));
         let names = scope.spawn(|| {
             while !end.load(Ordering::Relaxed) {
                 let guard = worker.enter().unwrap();
                 let expected = schedule.expected(guard.generation(), inside);
-                let f = units::function(&worker, &guard, "f").unwrap();
-                assert_eq!(f.call(&guard, 0), expected);
+                match units::function(&worker, &guard, "f") {
+                    Ok(f) => assert_eq!(f.call(&guard, 0), expected),
+                    // Another thread runs constructors.
+                    Err(error) => assert!(matches!(error, LookupError::WhileStarting), "{error}"),
+                }
             }
         });
         role::report("calls");
@@ -125,7 +127,8 @@ fn host_for_load() -> (Host, Schedule) {
     publish(&host, &units);
     publish(&host, &[clif_unit("both", BOTH)]);
     let start = host.compiler.status().generation + 1;
-    let schedule = Schedule { start };
+    let template = common::require::cc().then(Template::new);
+    let schedule = Schedule { start, template };
     assert_eq!(schedule.step(&host.compiler, start - 1, &workers(1)), start);
     (host, schedule)
 }
@@ -366,7 +369,30 @@ fn fork_into_the_audience(socket: &str) {
     role::report("outside");
     role::next_line();
     succeeded(fork(|| {
-        call_until(&worker, 1000);
+        // It moves without a new generation, while its constructor takes long: nobody is inside before and after.
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let others = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        let guard = worker.enter().unwrap();
+                        let is_canary = f.call(&guard, 0) >= 1000;
+                        for _ in 0..10 {
+                            std::thread::sleep(Duration::from_millis(1));
+                            assert_eq!(f.call(&guard, 0) >= 1000, is_canary);
+                        }
+                        drop(guard);
+                        std::thread::sleep(Duration::from_millis(3));
+                    }
+                })
+            });
+            call_until(&worker, 1000);
+            std::thread::sleep(Duration::from_millis(50));
+            end.store(true, Ordering::Relaxed);
+            let [first, second] = others;
+            first.join().unwrap();
+            second.join().unwrap();
+        });
         let guard = worker.enter().unwrap();
         assert_eq!(f.call(&guard, 5), 1005, "its own data, constructed here");
         drop(guard);
@@ -388,7 +414,8 @@ fn a_child_gets_the_seat_that_is_free_and_binds_the_canary() {
         units::c(
             "f",
             &format!(
-                "static long n; __attribute__((constructor)) static void begin(void) {{ n = {start}; }}
+                "#include <unistd.h>\nstatic long n;
+                __attribute__((constructor)) static void begin(void) {{ usleep({start} * 40); n = {start}; }}
                 long f(long x) {{ return n += x; }}"
             ),
         )

@@ -440,7 +440,8 @@ impl Inner {
         }
         // Others may enter while constructors run, at what is applied.
         let starts = fresh.iter().any(Fresh::starts);
-        let lets_stay = nobody && starts && extends && others.may_stay && self.pin_slot().is_some();
+        let may_stay = nobody && extends && !moves && others.may_stay;
+        let lets_stay = starts && may_stay && self.pin_slot().is_some();
         self.register(state, nobody && !lets_stay, &root)?;
         for unit in fresh.iter().filter(|unit| unit.ends()) {
             if let Some((_, text)) = text_at(view, root_at, unit.text())? {

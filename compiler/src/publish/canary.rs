@@ -106,7 +106,9 @@ impl Batch<'_, '_> {
                 help,
             );
         }
-        for name in self.defined.keys() {
+        let mut defined: Vec<_> = self.defined.keys().collect();
+        defined.sort_unstable();
+        for name in defined {
             if self.site.catalog.orphans.contains_key(*name) {
                 let why =
                     format!("`{name}` was removed under its users, and is a trap for them all");
