@@ -345,7 +345,9 @@ fn what_a_liar_pins_is_left_to_it() {
         units::publish(&host, &[unit]);
         assert_eq!(call(&worker, "big", 0), i64::from(number));
     }
-    let stragglers = host.compiler.status().stragglers;
+    let mut stragglers = host.compiler.status().stragglers;
+    // Children of this test were its workers before they became other programs.
+    stragglers.retain(|straggler| straggler.thread != 0);
     assert!(!stragglers.is_empty());
     assert!(
         stragglers

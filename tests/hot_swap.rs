@@ -250,13 +250,13 @@ fn swaps_run_in_bounded_memory(template: &Template, swaps: u32) {
 }
 
 #[test]
-fn a_hundred_thousand_swaps_of_clif_run_in_bounded_memory() {
-    swaps_run_in_bounded_memory(&Template::clif(), 100_000);
+fn ten_thousand_swaps_of_clif_run_in_bounded_memory() {
+    swaps_run_in_bounded_memory(&Template::clif(), 10_000);
 }
 
 #[test]
-fn a_hundred_thousand_swaps_of_reclaimed_c_run_in_bounded_memory() {
+fn ten_thousand_swaps_of_reclaimed_c_run_in_bounded_memory() {
     if common::require::cc() {
-        swaps_run_in_bounded_memory(&Template::c(), 100_000);
+        swaps_run_in_bounded_memory(&Template::c(), 10_000);
     }
 }

@@ -1,6 +1,7 @@
-//! Workers are killed and stopped at random moments while everything is published and called all the time.
+//! A compiler process and its workers are killed and stopped at random moments while everything is published, renewed and
+//! called all the time.
 //!
-//! Functions of one batch return its number. A guard that calls them all must see one number: that of its generation. The
+//! Functions of one batch return its number. A guard that calls them all must see one number, which never goes back. The
 //! environment variable JITCAST_KILL_SECONDS says for how long; what was done is printed.
 
 mod common;
@@ -8,32 +9,41 @@ mod common;
 mod units;
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::host::{Host, WINDOW_BYTES, clif_unit};
-use common::process::{PATIENCE, Process, await_some};
+use common::host::{WINDOW_BYTES, clif_unit};
+use common::process::{PATIENCE, Process, Watched, await_some};
+use common::scratch::Scratch;
 use common::{remote, role};
-use jitcast::compiler::{CompilerOptions, PublishError, UnitSource};
-use jitcast::worker::{Function, Worker};
+use jitcast::compiler::{
+    Compiler, CompilerOptions, JournalOptions, Policy, PublishError, Server, Status, UnitSource,
+    front, request,
+};
+use jitcast::worker::{Endpoint, EnterError, Function, Worker, WorkerOptions};
 use rustix::process::Signal;
-use units::{Code, adders, handle, held_bytes, publish};
+use units::{Code, adders, handle, held_bytes};
 
 const CALLER: &str = "calls batches";
+const COMPILER: &str = "publishes batches";
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(CALLER, call_batches)]);
+    role::play(&[(CALLER, call_batches), (COMPILER, publish_batches)]);
 }
-
 /// Workers at a time.
 const WORKERS: usize = 8;
 
 /// Functions of a batch.
 const FUNCTIONS: usize = 8;
 
-/// How many generations each worker has to have seen.
-const GENERATIONS: u64 = 100;
+/// How many batches each worker has to have seen.
+const BATCHES: u64 = 100;
 
 fn name(function: usize) -> String {
     format!("b{function}")
@@ -92,10 +102,10 @@ impl Handles {
         }
     }
 
-    /// Calls everything under one guard; returns its generation.
-    fn call_all(&self, worker: &Worker, stay: Duration) -> u64 {
+    /// Calls everything under one guard; returns its generation and the number that all say.
+    fn call_all(&self, worker: &Worker, stay: Duration) -> (u64, u64) {
         let guard = worker.enter().unwrap();
-        let number = guard.generation().cast_signed();
+        let number = self.functions[0].call(&guard, 0);
         for round in 0..3 {
             for function in &self.functions {
                 assert_eq!(function.call(&guard, 0), number, "{}", function.name());
@@ -106,14 +116,28 @@ impl Handles {
                 std::thread::sleep(stay);
             }
         }
-        guard.generation()
+        (guard.generation(), number.cast_unsigned())
     }
 }
 
-/// The role: some threads call until the test names the last generation, and that was seen; now and then one forks.
+/// Attaches, as soon as a compiler process is there.
+fn attach(socket: &str) -> Worker {
+    await_some("a compiler process", || {
+        let endpoint = Endpoint::Path(Path::new(socket));
+        Worker::attach(endpoint, WorkerOptions::default()).ok()
+    })
+}
+
+/// The role: some threads call until the test names the last batch, and that was seen; now and then one forks.
 fn call_batches(target: &str) {
     let (socket, threads) = target.rsplit_once(' ').unwrap();
-    let worker = remote::attach(socket);
+    // A thread that has seen something wrong ends all, so that the driver sees that.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::exit(101);
+    }));
+    let worker = attach(socket);
     let handles = Handles::new(&worker);
     let last = AtomicU64::new(u64::MAX);
     role::report("calls");
@@ -123,14 +147,24 @@ fn call_batches(target: &str) {
                 let (worker, handles, last) = (&worker, &handles, &last);
                 scope.spawn(move || {
                     let mut random = Random(u64::from(std::process::id()) << 8 | (thread + 1));
-                    let mut seen = BTreeSet::new();
-                    while seen
-                        .last()
-                        .is_none_or(|newest| *newest < last.load(Ordering::Relaxed))
-                    {
+                    let (mut seen, mut latest) = (BTreeSet::new(), (0, 0));
+                    while latest.1 < last.load(Ordering::Relaxed) {
                         let stays = random.below(50) == 0;
                         let stay = if stays { random.below(3000) } else { 0 };
-                        seen.insert(handles.call_all(worker, Duration::from_micros(stay)));
+                        let now = handles.call_all(worker, Duration::from_micros(stay));
+                        assert!(
+                            now.0 >= latest.0 && now.1 >= latest.1,
+                            "{now:?} after {latest:?}"
+                        );
+                        assert!(
+                            now.0 > latest.0 || now == latest,
+                            "{now:?} after {latest:?}"
+                        );
+                        latest = now;
+                        seen.insert(now.1);
+                        if stays {
+                            worker.tend();
+                        }
                         if random.below(2000) == 0 {
                             fork_a_caller(worker, handles);
                         }
@@ -154,6 +188,11 @@ fn fork_a_caller(worker: &Worker, handles: &Handles) {
     // SAFETY: what the child does needs no lock that another thread could hold.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        if matches!(worker.enter(), Err(EnterError::Forked)) {
+            // The compiler process was dead, so nothing was ready for a child.
+            // SAFETY: as below.
+            unsafe { libc::_exit(0) };
+        }
         let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..20 {
                 handles.call_all(worker, Duration::ZERO);
@@ -169,65 +208,152 @@ fn fork_a_caller(worker: &Worker, handles: &Handles) {
     assert_eq!(status.exit_status(), Some(0));
 }
 
+/// The role: publishes one batch after another, and writes the number of each that is acknowledged to a file; renews the
+/// segment now and then. Ends when the test says so.
+fn publish_batches(target: &str) {
+    let (folder, socket) = target.split_once(' ').unwrap();
+    let compiler = Compiler::create(&CompilerOptions {
+        reclaim_above_bytes: 64 << 10,
+        socket: socket.to_owned(),
+        journal: Some(JournalOptions {
+            compact_above_bytes: 256 << 10,
+            ..JournalOptions::new(format!("{folder}/journal"))
+        }),
+        ..CompilerOptions::with_window(WINDOW_BYTES * 4).unwrap()
+    });
+    let compiler = Arc::new(compiler.unwrap_or_else(|error| panic!("{error}")));
+    let is_new = compiler.status().units.is_empty();
+    if is_new {
+        let mut units = batch(1);
+        units.push(sum());
+        compiler.publish(&units).unwrap();
+    }
+    let server = Server::bind(socket, Policy::default(), front::Options::default()).unwrap();
+    let shared = Arc::clone(&compiler);
+    std::thread::spawn(move || server.run(shared));
+    let mut number = {
+        let worker = remote::attach(socket);
+        Handles::new(&worker).call_all(&worker, Duration::ZERO).1
+    };
+    role::report(number);
+    let stop = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        role::next_line();
+        told.store(1, Ordering::Relaxed);
+    });
+    let acknowledged = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(format!("{folder}/acknowledged"))
+        .unwrap();
+    let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+    while stop.load(Ordering::Relaxed) == 0 {
+        match compiler.publish(&batch(number + 1)) {
+            Ok(_) => {
+                number += 1;
+                acknowledged.write_all_at(&number.to_le_bytes(), 0).unwrap();
+            }
+            Err(PublishError::Full(_) | PublishError::HeldBack { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        if random.below(40) == 0 {
+            // Whoever was stopped in the middle may hold too much.
+            let renewed = compiler.renew();
+            assert!(
+                matches!(renewed, Ok(_) | Err(PublishError::HeldBack { .. })),
+                "{renewed:?}"
+            );
+        }
+        std::thread::sleep(Duration::from_micros(random.below(3000)));
+    }
+    role::report(number);
+    role::next_line();
+    std::thread::sleep(PATIENCE);
+}
+
 /// The environment variable that gives workers, and only them, a seeded fault.
 const FAULT: &str = "JITCAST_KILL_FAULT";
-
-fn start(host: &Host, random: &mut Random) -> Process {
-    let threads = 1 + random.below(3);
-    let mut command = role::command(CALLER, &format!("{} {threads}", host.socket));
-    if let Ok(fault) = std::env::var(FAULT) {
-        command.env("JITCAST_FAULT", fault);
-    }
-    Process::start_listening(&mut command)
-}
 
 /// What was done.
 #[derive(Debug, Default)]
 struct Counts {
-    publications: u64,
-    refused: u64,
-    kills: u64,
-    stops: u64,
+    compilers_killed: u64,
+    compilers_stopped: u64,
+    compilers_crashed: u64,
+    workers_killed: u64,
+    workers_stopped: u64,
 }
 
 struct Driver {
-    host: Host,
+    scratch: Scratch,
+    socket: String,
     random: Random,
+    compiler: Process,
     workers: Vec<Process>,
     stopped: Vec<bool>,
     counts: Counts,
 }
 
 impl Driver {
-    /// Publishes the next batch, unless those who were stopped hold too much.
-    fn publish(&mut self) {
-        let next = self.host.compiler.status().generation + 1;
-        match self.host.compiler.publish(&batch(next)) {
-            Ok(published) => {
-                assert_eq!(published.generation, next);
-                self.counts.publications += 1;
-            }
-            Err(PublishError::Full(_) | PublishError::HeldBack { .. }) => self.counts.refused += 1,
-            Err(error) => panic!("{error}"),
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let socket = scratch.path("socket");
+        let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+        let compiler = start_compiler(&scratch, &socket, None);
+        let workers = (0..WORKERS).map(|_| start_worker(&socket, &mut random));
+        Self {
+            workers: workers.collect(),
+            scratch,
+            socket,
+            random,
+            compiler,
+            stopped: vec![false; WORKERS],
+            counts: Counts::default(),
         }
     }
 
-    /// Does something to a worker.
+    /// The last batch that was acknowledged.
+    fn acknowledged(&self) -> u64 {
+        let mut number = [0; 8];
+        let read = File::open(self.scratch.path("acknowledged"));
+        // None was, if there is no such file.
+        let _ = read.and_then(|file| file.read_exact_at(&mut number, 0));
+        u64::from_le_bytes(number)
+    }
+
+    /// Does something to somebody.
     fn harm(&mut self) {
         let index = self.random.below(WORKERS as u64) as usize;
-        match self.random.below(3) {
+        match self.random.below(16) {
             0 => {
+                self.compiler.signal(Signal::KILL);
+                self.counts.compilers_killed += 1;
+                self.start_again();
+            }
+            1 => {
+                self.compiler.signal(Signal::STOP);
+                std::thread::sleep(Duration::from_millis(self.random.below(100)));
+                self.compiler.signal(Signal::CONT);
+                self.counts.compilers_stopped += 1;
+            }
+            2..=4 => {
                 self.workers[index].signal(Signal::KILL);
-                self.counts.kills += 1;
-                self.workers[index] = start(&self.host, &mut self.random);
+                self.counts.workers_killed += 1;
+                self.workers[index] = start_worker(&self.socket, &mut self.random);
                 self.stopped[index] = false;
             }
-            1 if !self.stopped[index] => {
+            5..=6 if !self.stopped[index] => {
                 self.workers[index].signal(Signal::STOP);
-                self.counts.stops += 1;
+                self.counts.workers_stopped += 1;
                 self.stopped[index] = true;
             }
             _ => self.go_on(index),
+        }
+        if self.compiler.has_ended() {
+            self.counts.compilers_crashed += 1;
+            self.start_again();
         }
     }
 
@@ -237,99 +363,143 @@ impl Driver {
         }
     }
 
+    /// Starts a compiler process in the place of one that is dead; now and then one that will kill itself at a named point.
+    fn start_again(&mut self) {
+        let crash_at = crash_point(&mut self.random);
+        self.start_compiler(crash_at.as_deref());
+    }
+
+    fn start_compiler(&mut self, crash_at: Option<&str>) {
+        await_some("its end", || self.compiler.has_ended().then_some(()));
+        // It may kill itself while it starts.
+        let compiler = start_compiler(&self.scratch, &self.socket, crash_at);
+        let ended = std::mem::replace(&mut self.compiler, compiler).finish();
+        assert_eq!(ended.signal, Some(libc::SIGKILL), "{ended:#?}");
+    }
+
+    fn status(&mut self) -> Status {
+        let compiler = &mut self.compiler;
+        await_some("an answer", || {
+            assert!(!compiler.has_ended(), "{compiler:#?}");
+            request::status(UnixStream::connect(&self.socket).ok()?).ok()
+        })
+    }
+
     /// Whether every worker that was started has applied enough.
-    fn all_have_seen_enough(&self) -> bool {
-        let applied = self.host.compiler.status().workers;
-        let of = |process: &Process| applied.iter().find(|worker| worker.pid == process.pid());
-        self.workers
-            .iter()
-            .all(|process| of(process).is_some_and(|worker| worker.updates > GENERATIONS * 2))
+    fn all_have_seen_enough(&mut self) -> bool {
+        let known = self.status().workers;
+        let has = |process: &Process| {
+            let mut own = known.iter().filter(|worker| worker.pid == process.pid());
+            own.any(|worker| worker.updates > BATCHES * 2)
+        };
+        self.workers.iter().all(has)
     }
 }
 
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+fn start_worker(socket: &str, random: &mut Random) -> Process {
+    let threads = 1 + random.below(3);
+    let mut command = role::command(CALLER, &format!("{socket} {threads}"));
+    if let Ok(fault) = std::env::var(FAULT) {
+        command.env("JITCAST_FAULT", fault);
+    }
+    Process::start_listening(&mut command)
+}
+
+fn start_compiler(scratch: &Scratch, socket: &str, crash_at: Option<&str>) -> Process {
+    let mut command = role::command(COMPILER, &format!("{} {socket}", scratch.path("")));
+    command.envs(crash_at.map(|point| ("JITCAST_CRASH_AT", point)));
+    Process::start_listening(&mut command)
+}
+
+/// A named point, and how often it is passed before.
+#[cfg(feature = "seeded-faults")]
+fn crash_point(random: &mut Random) -> Option<String> {
+    let points = jitcast::compiler::CRASH_POINTS;
+    let point = points[random.below(points.len() as u64) as usize];
+    (random.below(2) == 0).then(|| format!("{point}:{}", 1 + random.below(20)))
+}
+
+/// There are none in this build.
+#[cfg(not(feature = "seeded-faults"))]
+fn crash_point(_random: &mut Random) -> Option<String> {
+    None
 }
 
 #[test]
 fn whoever_is_killed_or_stopped_the_others_see_whole_generations() {
     let seconds = std::env::var("JITCAST_KILL_SECONDS").map_or(5, |text| text.parse().unwrap());
-    let seed = u64::from(std::process::id()) << 20 | 1;
-    let host = Host::with(CompilerOptions {
-        reclaim_above_bytes: 64 << 10,
-        ..CompilerOptions::with_window(WINDOW_BYTES * 4).unwrap()
-    });
-    publish(&host, &batch(host.compiler.status().generation + 1));
-    let mut units = batch(host.compiler.status().generation + 1);
-    units.push(sum());
-    publish(&host, &units);
-    let before = (held_bytes(&host.compiler.status()), descriptors());
-    let mut random = Random(seed);
-    let workers = (0..WORKERS).map(|_| start(&host, &mut random)).collect();
-    let mut driver = Driver {
-        host,
-        random,
-        workers,
-        stopped: vec![false; WORKERS],
-        counts: Counts::default(),
-    };
+    let mut driver = Driver::new();
+    // Each has begun.
+    role::next_report(&mut driver.compiler);
+    let (mut acknowledged, begin) = (1, driver.status());
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
-        for _ in 0..10 {
-            driver.publish();
-            std::thread::sleep(Duration::from_micros(driver.random.below(3000)));
-        }
+        std::thread::sleep(Duration::from_millis(driver.random.below(60)));
         driver.harm();
+        let now = driver.acknowledged();
+        assert!(
+            now == 0 || now >= acknowledged,
+            "{now} after {acknowledged}"
+        );
+        acknowledged = acknowledged.max(now);
     }
     (0..WORKERS).for_each(|index| driver.go_on(index));
-    let deadline = Instant::now() + PATIENCE * 2;
+    // The last one does not kill itself.
+    driver.compiler.signal(Signal::KILL);
+    driver.start_compiler(None);
+    let acknowledged = driver.acknowledged();
+    let found: u64 = role::next_report(&mut driver.compiler).parse().unwrap();
+    assert!(
+        found == acknowledged || found == acknowledged + 1,
+        "{found}, but {acknowledged} was acknowledged"
+    );
+    let deadline = Instant::now() + PATIENCE;
     while !driver.all_have_seen_enough() {
-        assert!(
-            Instant::now() < deadline,
-            "{:#?}",
-            driver.host.compiler.status().workers
-        );
-        driver.publish();
-        std::thread::sleep(Duration::from_millis(1));
+        for worker in &mut driver.workers {
+            assert!(!worker.has_ended(), "{worker:#?}");
+        }
+        assert!(Instant::now() < deadline, "{:#?}", driver.status());
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let Driver {
-        host,
-        workers,
-        counts,
-        ..
-    } = driver;
-    let newest = host.compiler.status().generation;
-    for mut worker in workers {
-        worker.send(&newest.to_string());
+    driver.compiler.send("stop");
+    let newest = role::next_report(&mut driver.compiler);
+    for mut worker in driver.workers.drain(..) {
+        worker.send(&newest);
         // Its first report said that it calls.
         role::next_report(&mut worker);
         let seen = role::next_report(&mut worker);
         let (distinct, last) = seen.split_once(' ').unwrap();
-        assert!(distinct.parse::<u64>().unwrap() >= GENERATIONS, "{seen}");
-        assert_eq!(last, newest.to_string());
+        assert!(distinct.parse::<u64>().unwrap() >= BATCHES, "{seen}");
+        assert_eq!(last, newest);
         worker.finish().succeeded();
     }
-    println!("{seconds} s, seed {seed}: {counts:?}, generation {newest}");
-    assert!(counts.kills > 0 && counts.publications > GENERATIONS);
-    await_some("the end of all workers", || {
-        host.compiler.status().workers.is_empty().then_some(())
-    });
-    // Once it is wanted, all that was retired is there again.
-    for _ in 0..400 {
-        publish(&host, &batch(host.compiler.status().generation + 1));
-    }
-    let after = host.compiler.status();
-    // The directory's shape depends on the numbers of units.
-    let held = held_bytes(&after);
-    assert!(
-        held < before.0 + 4096,
-        "{held} bytes are held instead of {}",
-        before.0
+    let generation = driver.status().generation;
+    let counts = &driver.counts;
+    println!(
+        "{seconds} s: {counts:?}, batch {newest}, generation {}",
+        generation
     );
-    assert!(after.retired_bytes < 128 << 10, "{}", after.retired_bytes);
-    await_some("as few descriptors as before", || {
-        (descriptors() <= before.1).then_some(())
+    assert!(counts.workers_killed > 0);
+    // Nobody holds anything any more, in memory or in descriptors.
+    await_some("the end of all workers", || {
+        let status = driver.status();
+        (status.workers.is_empty() && status.older_bytes == 0).then_some(())
     });
+    let after = driver.status();
+    // The directory's shape depends on the numbers of units.
+    let (held, before) = (held_bytes(&after), held_bytes(&begin));
+    assert!(
+        held < before + 8192,
+        "{held} bytes are held instead of {before}"
+    );
+    let pid = driver.compiler.pid();
+    await_some("few descriptors", || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count();
+        (open < 40).then_some(())
+    });
+    assert!(Watched::new(pid).lives());
 }
 
 /// A build with a seeded fault must fail the test above.

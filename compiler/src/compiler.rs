@@ -542,8 +542,9 @@ impl Compiler {
     /// Lets a worker in: a mailbox for it, known here before the worker is.
     pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
         let segment = self.segment();
-        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
-        let number = self.workers.lock().add(pid, uid, label, mailbox);
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let mailbox = (mailbox, presence);
+        let number = self.workers.lock().add((pid, uid), label, mailbox);
         Ok(Admission {
             number,
             mailbox: fd,
@@ -554,12 +555,12 @@ impl Compiler {
     /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
     pub(crate) fn admit_again(
         &self,
-        (pid, uid): (i32, u32),
+        process: (i32, u32),
         label: String,
         mailbox: &std::os::fd::OwnedFd,
     ) -> io::Result<u64> {
         let mailbox = segment::adopt_mailbox(mailbox)?;
-        Ok(self.workers.lock().add_again(pid, uid, label, mailbox))
+        Ok(self.workers.lock().add_again(process, label, mailbox))
     }
 
     /// Which segment it is.
@@ -570,8 +571,8 @@ impl Compiler {
     /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
     pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
         let segment = self.segment();
-        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
-        let number = self.workers.lock().add_spare(parent, mailbox);
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let number = self.workers.lock().add_spare(parent, (mailbox, presence));
         Ok(number.map(|number| Admission {
             number,
             mailbox: fd,
@@ -589,9 +590,9 @@ impl Compiler {
         self.workers.lock().remove(number);
     }
 
-    /// A worker's connection has ended, and nobody will tell when its process does.
-    pub(crate) fn worker_hung_up(&self, number: u64) {
-        self.workers.lock().hang_up(number);
+    /// Whether somebody has a worker's mailbox still.
+    pub(crate) fn worker_is_there(&self, number: u64) -> bool {
+        self.workers.lock().is_there(number)
     }
 
     /// Whether a worker has said that it is done.
@@ -615,7 +616,7 @@ impl Compiler {
             .lock()
             .entries
             .iter()
-            .filter(|entry| !entry.gone && !entry.spare)
+            .filter(|entry| !entry.spare)
             .count()
     }
 

@@ -174,15 +174,15 @@ impl State {
         })
     }
 
-    /// Shows all of it in a segment that nobody maps yet. What was retired before is free, so the floor says that
-    /// it may be reused.
+    /// Shows all of it in a segment that nobody maps yet. The floor says what has been reused in its history: workers whose
+    /// threads are inside at generations after that can go on.
     pub(crate) fn show(&self, segment: &Segment) {
         let control = Control::new(segment.memory()).expect("our own segment has a header");
         for area in Area::ALL {
             control.set_extent(area, self.latest.extents[area.index()]);
         }
         let floor = control.floor();
-        floor.store(self.generation(), std::sync::atomic::Ordering::Release);
+        floor.store(self.heap.floor(), std::sync::atomic::Ordering::Release);
         control.commit(self.latest.root_at);
         control.ring().publish(&self.latest.ring);
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::segment::Segment;
+use jitcast_runtime::segment::{Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
@@ -21,8 +21,7 @@ pub(crate) struct WorkerEntry {
     pub(crate) uid: u32,
     pub(crate) label: String,
     pub(crate) mailbox: Mailbox,
-    /// The connection has ended, but a thread may still be inside.
-    pub(crate) gone: bool,
+    presence: Presence,
     /// It is there for a child that has not been forked yet, as far as is known.
     pub(crate) spare: bool,
     /// Its place in the order of the workers, which it goes by when it is asked whether it runs a canary. A spare has none.
@@ -58,25 +57,35 @@ impl Workers {
     }
 
     /// Adds a worker before it is told that it may attach, at the lowest seat that is free; returns its number.
-    pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
+    pub(crate) fn add(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
         let seat = self.free_seat();
-        mailbox.set_seat(seat);
-        self.insert((pid, uid), label, mailbox, Some(seat))
+        mailbox.0.set_seat(seat);
+        self.insert(process, label, mailbox, Some(seat))
     }
 
     /// Adds one that another compiler process let in. It stays at the seat that its mailbox says: that is where it has been.
     /// Somebody may be there by now, who attached first, or who lies: then they share it.
-    pub(crate) fn add_again(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
-        match mailbox.seat() {
-            Some(seat) => self.insert((pid, uid), label, mailbox, Some(seat)),
-            None => self.add(pid, uid, label, mailbox),
+    pub(crate) fn add_again(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
+        match mailbox.0.seat() {
+            Some(seat) => self.insert(process, label, mailbox, Some(seat)),
+            None => self.add(process, label, mailbox),
         }
     }
 
     /// The lowest seat at which nobody is, as far as this process knows.
     fn free_seat(&self) -> u32 {
-        let there = self.entries.iter().filter(|entry| !entry.gone);
-        let taken: BTreeSet<_> = there.filter_map(|entry| entry.seat).collect();
+        let taken = self.entries.iter().filter_map(|entry| entry.seat);
+        let taken: BTreeSet<_> = taken.collect();
         let free = (0..).zip(&taken).find(|(seat, taken)| seat != *taken);
         free.map_or(taken.len() as u32, |(seat, _)| seat)
     }
@@ -85,7 +94,7 @@ impl Workers {
         &mut self,
         (pid, uid): (i32, u32),
         label: String,
-        mailbox: Mailbox,
+        (mailbox, presence): (Mailbox, Presence),
         seat: Option<u32>,
     ) -> u64 {
         self.next_number += 1;
@@ -96,7 +105,7 @@ impl Workers {
             uid,
             label,
             mailbox,
-            gone: false,
+            presence,
             spare: false,
             seat,
         });
@@ -104,7 +113,7 @@ impl Workers {
     }
 
     /// Adds what a child of worker `parent` takes over when it is forked.
-    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: Mailbox) -> Option<u64> {
+    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: (Mailbox, Presence)) -> Option<u64> {
         let parent = self.entries.iter().find(|entry| entry.number == parent)?;
         let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
         let number = self.insert((pid, uid), label, mailbox, None);
@@ -153,10 +162,8 @@ impl Workers {
                 canaries: running.map(|canary| canary.id).collect(),
             }
         };
-        let there = |entry: &&WorkerEntry| {
-            !entry.spare && (!entry.gone || entry.mailbox.oldest_pin().is_some())
-        };
-        self.entries.iter().filter(there).map(status).collect()
+        let entries = self.entries.iter().filter(|entry| !entry.spare);
+        entries.map(status).collect()
     }
 
     /// Whether a worker has said that it is done: no thread of it will enter again.
@@ -166,16 +173,11 @@ impl Workers {
         entry.is_none_or(|entry| entry.mailbox.word(Word::Detached).load(Ordering::Acquire) != 0)
     }
 
-    /// A worker's connection has ended, and nobody can tell whether its process has.
-    pub(crate) fn hang_up(&mut self, number: u64) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            entry.gone = true;
-        }
-    }
-
-    fn drop_gone(&mut self) {
-        self.entries
-            .retain(|entry| !entry.gone || entry.mailbox.oldest_pin().is_some());
+    /// Whether somebody has a worker's mailbox: its process, or, until it is another program, a child of that.
+    pub(crate) fn is_there(&self, number: u64) -> bool {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.number == number);
+        entry.is_some_and(|entry| entry.presence.is_there())
     }
 
     /// The oldest pin of all threads that hold memory of `object`, after a barrier on every processor that runs one;
@@ -194,7 +196,6 @@ impl Workers {
                 return 0;
             }
         }
-        self.drop_gone();
         // A fork hands a pin over from one mailbox to another, like the start of a thread inside one.
         const TRIES: u32 = 8;
         for _ in 0..TRIES {

@@ -75,6 +75,10 @@ pub struct Heap {
     fresh_text: u32,
     retired: VecDeque<Retired>,
     retired_bytes: u64,
+    /// The newest generation of which something retired was freed: what later ones retired is there.
+    floor: u64,
+    /// While it is made again: what is in use and not retired.
+    live: Option<Box<[Space; Area::COUNT]>>,
 }
 
 impl Heap {
@@ -89,6 +93,8 @@ impl Heap {
             fresh_text: geometry.allocated(Area::Text).start,
             retired: VecDeque::new(),
             retired_bytes: 0,
+            floor: 0,
+            live: None,
         }
     }
 
@@ -132,6 +138,16 @@ impl Heap {
         held.map(|retired| u64::from(retired.region.len_bytes)).sum()
     }
 
+    /// The newest generation of which something retired was freed.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// What is retired and not freed.
+    pub fn retired(&self) -> impl Iterator<Item = (Area, Region)> {
+        self.retired.iter().map(|retired| (retired.area, retired.region))
+    }
+
     /// The oldest generation that retired something which has not been freed.
     pub fn oldest_retired(&self) -> Option<u64> {
         self.retired.front().map(|retired| retired.generation)
@@ -145,6 +161,7 @@ impl Heap {
                 break;
             }
             self.retired.pop_front();
+            self.floor = self.floor.max(generation);
             self.retired_bytes -= u64::from(region.len_bytes);
             self.spaces[area.index()].free(region);
         }

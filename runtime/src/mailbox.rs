@@ -120,6 +120,18 @@ impl Mailbox {
         unsafe { self.mapping.replace(fd) }
     }
 
+    /// Lets go of it: from now on these words are this process's own.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// No other thread of this process uses it.
+    pub unsafe fn forget(&self) -> std::io::Result<()> {
+        // SAFETY: words that are accessed atomically; whoever calls knows that they change.
+        unsafe { self.mapping.forget() }
+    }
+
     /// A word of the header.
     pub fn word(&self, word: Word) -> &core::sync::atomic::AtomicU64 {
         &self.words()[word as usize]

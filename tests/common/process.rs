@@ -209,6 +209,11 @@ impl Process {
         }
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end, and for that of everybody who has inherited its outputs.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Finished {

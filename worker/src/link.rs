@@ -5,7 +5,7 @@
 //! (closefrom(3)), and its number may be another file's.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -395,6 +395,14 @@ impl Link {
             next: Instant::now() + LAST_BACKOFF,
             backoff: LAST_BACKOFF,
         };
+    }
+
+    /// In a child that is no worker: closes its copy of the descriptor of the parent's mailbox.
+    pub(crate) fn let_go(&self) {
+        if let Some(mailbox) = self.mailbox.get() {
+            // SAFETY: it is this library's (just compared), and whoever looks at it from now on compares again.
+            unsafe { rustix::io::close(mailbox.as_raw_fd()) };
+        }
     }
 
     /// In a child, which has a connection of its own: what its parent was at is the parent's.

@@ -169,7 +169,11 @@ impl Past {
                 .apply(segment, kind, &payload)
                 .map_err(|wrong| self.damaged(at, generation, wrong))?;
         }
-        let Reading { state, reserved } = reading;
+        let Reading {
+            mut state,
+            reserved,
+        } = reading;
+        state.heap.end_redo();
         let agree = state.check(segment);
         agree.map_err(|wrong| self.damaged(self.at, state.generation(), wrong))?;
         // What a process that was killed had written, or moved to its place, need not be durable.
@@ -333,7 +337,7 @@ impl State {
             ..
         } = &publication;
         self.heap.back_up_to(extents, segment)?;
-        self.heap.redo(effects)?;
+        self.heap.redo(ring[0], effects)?;
         for piece in &publication.pieces {
             store(segment, &self.heap, piece)?;
         }

@@ -6,6 +6,7 @@
 
 use crate::geometry::{Area, GRANULE_BYTES, Region};
 use crate::heap::{Backing, Heap, SegmentFull, Txn};
+use crate::space::Space;
 
 /// What a transaction took and retired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,12 +18,16 @@ pub struct Effects {
     pub retired: Vec<(Area, Region)>,
 }
 
-/// A heap without its history: what is retired counts as free.
+/// A heap, as it can be made again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "create", derive(serde::Serialize, serde::Deserialize))]
 pub struct HeapImage {
     /// What is in use and not retired.
     pub live: Vec<(Area, Region)>,
+    /// What is retired, and by which generation, in order.
+    pub retired: Vec<(u64, Area, Region)>,
+    /// The newest generation of which something retired was freed.
+    pub floor: u64,
     /// First text offset that has never been executed.
     pub fresh_text: u32,
 }
@@ -63,15 +68,18 @@ impl Txn<'_> {
 }
 
 impl Heap {
-    /// The heap as it would be if nobody were inside anything that is retired.
+    /// The heap, to be made again.
     pub fn image(&self) -> HeapImage {
         let mut spaces = self.spaces.clone();
         for retired in &self.retired {
             spaces[retired.area.index()].free(retired.region);
         }
         let used = |area: Area| spaces[area.index()].used().into_iter().map(move |region| (area, region));
+        let retired = self.retired.iter();
         HeapImage {
             live: Area::ALL.into_iter().flat_map(used).collect(),
+            retired: retired.map(|retired| (retired.generation, retired.area, retired.region)).collect(),
+            floor: self.floor,
             fresh_text: self.fresh_text,
         }
     }
@@ -81,21 +89,28 @@ impl Heap {
     /// # Errors
     /// [`Inconsistent`].
     pub fn restore(&mut self, image: &HeapImage) -> Result<(), Inconsistent> {
-        self.redo(&Effects { taken: image.live.clone(), retired: Vec::new() })?;
+        let live = image.live.iter().copied();
+        let retired = image.retired.iter().map(|&(_, area, region)| (area, region));
+        self.redo(0, &Effects { taken: live.chain(retired).collect(), retired: Vec::new() })?;
+        for &(generation, area, region) in &image.retired {
+            self.retire_again(generation, area, region)?;
+        }
+        self.floor = self.floor.max(image.floor);
         self.fresh_text = self.fresh_text.max(image.fresh_text);
         Ok(())
     }
 
-    /// Does again what a transaction did, once the areas are backed as far as it had them. What it retired is free
-    /// at once.
+    /// Does again what the transaction of `generation` did, once the areas are backed as far as it had them. What was
+    /// retired before is freed as far as it has to have been: the rest may still be in use by somebody.
     ///
     /// # Errors
     /// [`Inconsistent`].
-    pub fn redo(&mut self, effects: &Effects) -> Result<(), Inconsistent> {
+    pub fn redo(&mut self, generation: u64, effects: &Effects) -> Result<(), Inconsistent> {
         for &(area, range) in &effects.taken {
-            let space = &mut self.spaces[area.index()];
             let fits = Region::new(range.start, range.len_bytes).is_some();
-            if !fits || range.end() > self.backed[area.index()] || !space.take(range) {
+            let is_backed = fits && range.end() <= self.backed[area.index()];
+            let is_free = is_backed && self.live()[area.index()].take(range);
+            if !is_free || !self.take_again(area, range) {
                 return Err(Inconsistent { area: area.name(), range, what: "is taken, but is not free" });
             }
             if area == Area::Text {
@@ -103,11 +118,47 @@ impl Heap {
             }
         }
         for &(area, range) in &effects.retired {
-            if !self.is_used(area, range) || range.len_bytes == 0 {
-                return Err(Inconsistent { area: area.name(), range, what: "is retired, but is not in use" });
-            }
-            self.spaces[area.index()].free(range);
+            self.retire_again(generation, area, range)?;
         }
+        Ok(())
+    }
+
+    /// Everything has been done again.
+    pub fn end_redo(&mut self) {
+        self.live = None;
+    }
+
+    fn live(&mut self) -> &mut [Space; Area::COUNT] {
+        self.live.get_or_insert_with(|| Box::new(self.spaces.clone()))
+    }
+
+    fn take_again(&mut self, area: Area, range: Region) -> bool {
+        if self.spaces[area.index()].take(range) {
+            return true;
+        }
+        let overlaps = |retired: &&super::Retired| {
+            let region = retired.region;
+            retired.area == area && region.start < range.end() && range.start < region.end()
+        };
+        let Some(last) = self.retired.iter().rev().find(overlaps) else {
+            return false;
+        };
+        self.reclaim(last.generation);
+        self.spaces[area.index()].take(range)
+    }
+
+    fn retire_again(&mut self, generation: u64, area: Area, region: Region) -> Result<(), Inconsistent> {
+        let wrong = |what| Inconsistent { area: area.name(), range: region, what };
+        let fits = Region::new(region.start, region.len_bytes).is_some();
+        if !fits || region.len_bytes == 0 || !self.live()[area.index()].is_used(region) {
+            return Err(wrong("is retired, but is not in use"));
+        }
+        self.live()[area.index()].free(region);
+        if self.retired.back().is_some_and(|retired| retired.generation > generation) {
+            return Err(wrong("is retired out of order"));
+        }
+        self.retired_bytes += u64::from(region.len_bytes);
+        self.retired.push_back(super::Retired { generation, area, region });
         Ok(())
     }
 

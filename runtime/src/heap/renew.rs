@@ -21,6 +21,7 @@ impl Heap {
             heap.spaces[retired.area.index()].free(retired.region);
         }
         (heap.backed, heap.fresh_text) = (self.backed, self.fresh_text);
+        heap.floor = self.retired.back().map_or(self.floor, |retired| retired.generation);
         for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
             let start = self.geometry.allocated(area).start / GRANULE_BYTES * GRANULE_BYTES;
             heap.holes.extend(granules(Region { start, len_bytes: self.extent(area) - start }).map(|at| (area, at)));

@@ -28,7 +28,8 @@ impl<'a> Image<'a> {
         Self {
             memory,
             heap,
-            owned: Vec::new(),
+            // What is retired belongs to nobody else either.
+            owned: heap.retired().collect(),
             cells: HashMap::new(),
         }
     }

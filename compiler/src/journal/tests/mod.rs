@@ -100,7 +100,12 @@ fn image(compiler: &Compiler) -> Image {
     let segment = compiler.segment();
     let (memory, geometry) = (segment.memory(), segment.geometry());
     let state = compiler.state.lock();
-    let heap = state.heap.image();
+    // What nobody is inside any more may be retired in the one, and free in the other.
+    let heap = HeapImage {
+        retired: Vec::new(),
+        floor: 0,
+        ..state.heap.image()
+    };
     let ranges = heap.live.iter();
     let ranges = ranges.filter_map(|(area, range)| match area {
         // Of private cells, the stubs of all but the first, which is the traps'.
@@ -124,6 +129,7 @@ fn image(compiler: &Compiler) -> Image {
         status: Status {
             retired_bytes: 0,
             areas: Vec::new(),
+            backed_bytes: 0,
             ..compiler.status()
         },
         catalog,
