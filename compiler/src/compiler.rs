@@ -606,7 +606,7 @@ impl Compiler {
     }
 
     /// Whether workers must use fences, since this process cannot reach them by membarrier.
-    pub(crate) fn needs_fences(&self) -> bool {
+    pub fn needs_fences(&self) -> bool {
         membarrier(MembarrierCommand::GlobalExpedited).is_err()
     }
 

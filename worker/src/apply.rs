@@ -580,7 +580,8 @@ impl Inner {
     pub(crate) fn open_extents(&self) -> Result<(), UpdateError> {
         let control = self.control();
         for area in Area::ALL {
-            self.window().open(area, control.extent(area))?;
+            let object = self.link().segment();
+            self.window().open(area, control.extent(area), object)?;
         }
         Ok(())
     }

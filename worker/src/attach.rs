@@ -59,7 +59,6 @@ impl Home {
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) link: LinkParts,
-    pub(crate) segment: OwnedFd,
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
     pub(crate) mailbox: Mailbox,
@@ -87,6 +86,7 @@ pub(crate) fn attach(
     let link = LinkParts {
         socket,
         mailbox: mailbox_fd,
+        segment,
         home,
         identity: ResumeRequest {
             attach: request,
@@ -97,7 +97,6 @@ pub(crate) fn attach(
     };
     Ok(Attachment {
         link,
-        segment,
         geometry,
         header,
         mailbox,

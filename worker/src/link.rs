@@ -106,10 +106,17 @@ pub(crate) struct Spare {
 pub(crate) struct Offer {
     /// The connection to another compiler process; `None`: it is still the same.
     socket: Option<Watched>,
-    pub(crate) segment: OwnedFd,
+    segment: Watched,
     /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
     pub(crate) object: u64,
     pub(crate) number: u64,
+}
+
+impl Offer {
+    /// The object that is offered.
+    pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
+        self.segment.get()
+    }
 }
 
 /// How the connection is.
@@ -147,6 +154,8 @@ pub(crate) struct Talk {
 pub(crate) struct Link {
     socket: Watched,
     mailbox: Watched,
+    /// What is mapped, for areas that grow.
+    segment: Watched,
     /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
     home: Option<Home>,
     /// What a new one is told, and who it may be.
@@ -162,6 +171,7 @@ impl Link {
         let LinkParts {
             socket,
             mailbox,
+            segment,
             home,
             identity,
             trusted_uids,
@@ -170,6 +180,7 @@ impl Link {
         Ok(Self {
             socket: Watched::new(socket)?,
             mailbox: Watched::new(mailbox)?,
+            segment: Watched::new(segment)?,
             home,
             identity,
             trusted_uids,
@@ -181,6 +192,11 @@ impl Link {
                 offer: None,
             }),
         })
+    }
+
+    /// What is mapped; `None`: the host has closed it.
+    pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
+        self.segment.get()
     }
 
     /// The connection's descriptor, whatever it leads to by now.
@@ -365,7 +381,7 @@ impl Link {
         let socket = socket.map(Watched::new).transpose().map_err(broken)?;
         Ok(Offer {
             socket,
-            segment,
+            segment: Watched::new(segment).map_err(broken)?,
             object: header.object,
             number,
         })
@@ -378,7 +394,12 @@ impl Link {
 
     /// The offer was taken: its connection is this one from now on.
     pub(crate) fn accept(&self, talk: &mut Talk) {
-        if let Some(Some(socket)) = talk.offer.take().map(|offer| offer.socket) {
+        let Some(offer) = talk.offer.take() else {
+            return;
+        };
+        // As below.
+        let _ = self.segment.replace(&offer.segment);
+        if let Some(socket) = offer.socket {
             talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
             let _ = self.socket.replace(&socket);
@@ -421,6 +442,7 @@ impl Link {
 pub(crate) struct LinkParts {
     pub(crate) socket: OwnedFd,
     pub(crate) mailbox: OwnedFd,
+    pub(crate) segment: OwnedFd,
     pub(crate) home: Option<Home>,
     pub(crate) identity: ResumeRequest,
     pub(crate) trusted_uids: Vec<u32>,

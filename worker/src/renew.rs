@@ -6,7 +6,6 @@
 //! its floor, which says what may have been reused until then: so threads may be inside at generations from the floor on, or
 //! none at all.
 
-use std::os::fd::AsFd;
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
@@ -180,14 +179,15 @@ impl Inner {
         offer: &Offer,
     ) -> Result<Outcome, UpdateError> {
         let floor = self.floor_of(offer)?;
+        let segment = offer.segment();
         Ok(match oldest {
             Some(oldest) if oldest < floor && !seeded(Fault::RenewUnderPins) => Outcome::NotYet,
             Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
                 // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
                 // reachable at their generations has not been reused, and was compared.
-                let renewed = unsafe { self.window().renew(&offer.segment) };
-                if renewed.is_ok() {
+                let renewed = segment.map(|object| unsafe { self.window().renew(object) });
+                if matches!(renewed, Some(Ok(()))) {
                     Outcome::Renewed(offer.number)
                 } else {
                     Outcome::NotYet
@@ -250,13 +250,11 @@ impl Inner {
 }
 
 fn read_exact(offer: &Offer, at: u64, bytes: &mut [u8]) -> Result<(), UpdateError> {
+    let closed = || UpdateError::Window("the host has closed the segment that was offered".into());
+    let segment = offer.segment().ok_or_else(closed)?;
     let mut filled = 0;
     while filled < bytes.len() {
-        match rustix::io::pread(
-            offer.segment.as_fd(),
-            &mut bytes[filled..],
-            at + filled as u64,
-        ) {
+        match rustix::io::pread(segment, &mut bytes[filled..], at + filled as u64) {
             Ok(count @ 1..) => filled += count,
             Ok(_) => {
                 return Err(UpdateError::Window(

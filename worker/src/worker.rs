@@ -150,7 +150,7 @@ impl Worker {
             barriers.incomplete(),
             &options.trusted_uids,
         )?;
-        let window = Arc::new(Window::map(&attachment.geometry, &attachment.segment)?);
+        let window = Arc::new(Window::map(&attachment.geometry, &attachment.link.segment)?);
         let life = LifePage::new().map_err(|cause| AttachError::System {
             step: "mmap of the life page",
             cause,
