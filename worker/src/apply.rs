@@ -292,6 +292,9 @@ impl Inner {
             head = before.max(state.applied);
             if state.renewal.is_some() && head == state.applied {
                 // Whatever else is to change, does so in the object that follows.
+                if others.pins.is_empty() {
+                    self.settle_all(state)?;
+                }
                 return Ok(head);
             }
         }
