@@ -10,6 +10,7 @@ use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::records::Root;
 use jitcast_runtime::segment::{self, Segment, SegmentOptions};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
@@ -20,10 +21,10 @@ use crate::fault::{self, Fault};
 use crate::history::RetainedUnit;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::options::CompilerOptions;
-use crate::publish::{self, Batch, Publication, Site, UnitSource};
+use crate::publish::{self, Batch, Changes, Ending, Publication, Site, UnitSource};
 use crate::renewal::Offering;
 use crate::state::{Commit, State, commit};
-use crate::status::{AreaStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
+use crate::status::{AreaStatus, CanaryStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
 use crate::stragglers::{Inside, Straggler};
 use crate::workers::{Admission, Workers};
 
@@ -236,6 +237,66 @@ impl Compiler {
         units.iter().map(source).collect()
     }
 
+    /// Lets the units of a canary replace what is published, for all workers. Those that run them already go on as they are;
+    /// the others bind them at their next guard. `canary` is its number, or the name of a unit of it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn promote(&self, canary: &str) -> Result<Publication, PublishError> {
+        self.decide(canary, |state| {
+            let id = find_canary(state, canary)?;
+            let retained = state.catalog.canaries[&id].retained.clone();
+            let names: Vec<_> = retained.iter().map(|unit| unit.name.clone()).collect();
+            let (generation, published_ns) =
+                self.commit(state, &retained, &[], |site, txn, edit| {
+                    let canary = &site.catalog.canaries[&id];
+                    Ok(Ending::new(site, canary).promote(txn, edit)?)
+                })?;
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            Ok(Publication {
+                generation,
+                published_ns,
+                ..state.catalog.describe(&names)
+            })
+        })
+    }
+
+    /// Lets nobody run the units of a canary any more: those that did go back to what is published, at their next guards.
+    /// `canary` is its number, or the name of a unit of it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn abort(&self, canary: &str) -> Result<Publication, PublishError> {
+        self.decide(canary, |state| {
+            let id = find_canary(state, canary)?;
+            let gone = state.catalog.canaries[&id].retained.clone();
+            let removed = state.catalog.canaries[&id].names();
+            let removed = removed.map(str::to_owned).collect();
+            let (generation, published_ns) = self.commit(state, &[], &[], |site, txn, edit| {
+                let canary = &site.catalog.canaries[&id];
+                Ok(Ending::new(site, canary).abort(txn, edit)?)
+            })?;
+            gone.iter().for_each(|unit| state.contents.release(unit));
+            Ok(Publication {
+                generation,
+                published_ns,
+                removed,
+                ..Publication::default()
+            })
+        })
+    }
+
+    /// Ends a canary. Also while threads hold back more than is allowed: it takes next to no memory.
+    fn decide(
+        &self,
+        canary: &str,
+        end: impl Fn(&mut State) -> Result<Publication, PublishError>,
+    ) -> Result<Publication, PublishError> {
+        let mut state = self.state.lock();
+        find_canary(&state, canary)?;
+        self.make_visible(&mut state, end)
+    }
+
     fn publish_locked(
         &self,
         state: &mut State,
@@ -244,7 +305,17 @@ impl Compiler {
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         self.check_held(state)?;
-        let link = |state: &mut State| self.link_and_commit(state, asked, retained, units);
+        self.make_visible(state, |state| {
+            self.link_and_commit(state, asked, retained, units)
+        })
+    }
+
+    /// Makes visible what `link` commits, once more if there was no room before memory was looked for; and durable.
+    fn make_visible(
+        &self,
+        state: &mut State,
+        link: impl Fn(&mut State) -> Result<Publication, PublishError>,
+    ) -> Result<Publication, PublishError> {
         let result = match link(state) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
@@ -279,43 +350,69 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        let (generation, published_ns) =
+            self.commit(state, retained, asked.units, |site, txn, edit| {
+                Batch::new(site, asked, units)?.write(txn, edit)
+            })?;
+        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
+        let published = match asked.canary {
+            Some(_) => state.catalog.describe_canary(generation),
+            None => state.catalog.describe(&names),
+        };
+        Ok(Publication {
+            generation,
+            published_ns,
+            removed: asked.removals.to_vec(),
+            ..published
+        })
+    }
+
+    /// Commits what `write` changes: `units`, with what they were made of where that is new. Says which generation it is, and
+    /// when it was published, `CLOCK_MONOTONIC`, ns.
+    fn commit(
+        &self,
+        state: &mut State,
+        units: &[RetainedUnit],
+        sources: &[UnitSource],
+        write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
+    ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
         let segment = self.segment();
         let geometry = segment.geometry();
+        let generation = match &mut *journal {
+            None => state.generation() + 1,
+            Some(journal) => journal.next_generation(state.generation())?,
+        };
         let site = Site {
             geometry,
             hash_seed: segment.header().hash_seed,
             catalog: &state.catalog,
         };
-        let batch = Batch::new(site, asked, units)?;
-        let generation = match &mut *journal {
-            None => state.generation() + 1,
-            Some(journal) => journal.next_generation(state.generation())?,
-        };
         let latest = state.latest;
         let mut txn = state.heap.begin(segment.memory(), &*segment, generation);
         let mut edit = Edit::new(latest.root, latest.root_at);
-        let changes = batch.write(&mut txn, &mut edit)?;
+        let mut changes = write(site, &mut txn, &mut edit)?;
+        if let Some(canary) = &mut changes.canary {
+            canary.retained = units.to_vec();
+        }
         let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
             None => Ok(()),
             Some(journal) => {
-                let units = (retained, asked.units);
+                let units = (units, sources);
                 Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
             }
         };
         state.latest = commit(&segment, txn, edit, &latest.extents, write_ahead)?;
-        let removed = changes.removed_units.clone();
-        let forgotten = state.take_over(changes, retained);
+        let forgotten = state.take_over(changes, units);
         if journal.is_none() {
-            state.hold(retained, asked.units, &forgotten);
+            state.hold(units, sources, &forgotten);
         }
-        let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
-        Ok(Publication {
-            generation: state.latest.root.generation,
-            published_ns: state.latest.root.published_ns,
-            removed,
-            ..state.catalog.describe(&names)
-        })
+        let Root {
+            generation,
+            published_ns,
+            ..
+        } = state.latest.root;
+        Ok((generation, published_ns))
     }
 
     /// Makes a publication that is visible durable.
@@ -463,7 +560,7 @@ impl Compiler {
         mailbox: &std::os::fd::OwnedFd,
     ) -> io::Result<u64> {
         let mailbox = segment::adopt_mailbox(mailbox)?;
-        Ok(self.workers.lock().add(process, label, mailbox))
+        Ok(self.workers.lock().add_again(process, label, mailbox))
     }
 
     /// Which segment it is.
@@ -554,6 +651,7 @@ impl Compiler {
             })
             .collect();
         symbols.sort_by(|a, b| a.name.cmp(&b.name));
+        let workers = self.workers.lock().status(&catalog.canaries);
         let status = Status {
             generation: state.generation(),
             segment: segment.name().map(str::to_owned),
@@ -569,15 +667,23 @@ impl Compiler {
             quarantined: catalog.quarantined.iter().cloned().collect(),
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),
-            workers: Vec::new(),
+            canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
+            workers,
             stragglers: self.stragglers(&state),
         };
         drop(state);
-        Status {
-            workers: self.workers.lock().status(),
-            ..status
-        }
+        status.with_audiences()
     }
+}
+
+/// The number of the canary that is called `name`.
+fn find_canary(state: &State, name: &str) -> Result<u64, PublishError> {
+    publish::check_name(name)?;
+    let canary = state.catalog.find_canary(name);
+    let canary = canary.ok_or_else(|| PublishError::NoSuchCanary {
+        canary: name.to_owned(),
+    })?;
+    Ok(canary.id)
 }
 
 /// Wakes workers that wait for something new in `segment`.

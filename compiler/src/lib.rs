@@ -21,7 +21,7 @@ mod stragglers;
 mod support;
 mod workers;
 
-pub use changeset::{Changeset, PublishOptions, SymbolUpdate};
+pub use changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
 pub use compiler::Compiler;
 pub use error::{PublishError, StartError};
 #[cfg(feature = "seeded-faults")]
@@ -32,7 +32,7 @@ pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use server::{Access, Policy, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus, UnitStatus,
-    WorkerStatus,
+    AreaStatus, CanaryStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus,
+    UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;

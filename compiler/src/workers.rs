@@ -1,5 +1,6 @@
 //! The workers that are attached, and the oldest generation that any of their threads is inside.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use jitcast_runtime::segment::{Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
+use crate::catalog::Canary;
 use crate::status::WorkerStatus;
 use crate::stragglers::{Inside, Seen};
 
@@ -22,6 +24,8 @@ pub(crate) struct WorkerEntry {
     presence: Presence,
     /// It is there for a child that has not been forked yet, as far as is known.
     pub(crate) spare: bool,
+    /// Its place in the order of the workers, which it goes by when it is asked whether it runs a canary. A spare has none.
+    pub(crate) seat: Option<u32>,
 }
 
 impl WorkerEntry {
@@ -52,12 +56,46 @@ impl Workers {
         entries.any(|entry| !entry.spare && entry.object() == object)
     }
 
-    /// Adds a worker before it is told that it may attach; returns its number.
+    /// Adds a worker before it is told that it may attach, at the lowest seat that is free; returns its number.
     pub(crate) fn add(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
+        let seat = self.free_seat();
+        mailbox.0.set_seat(seat);
+        self.insert(process, label, mailbox, Some(seat))
+    }
+
+    /// Adds one that another compiler process let in. It stays at the seat that its mailbox says: that is where it has been.
+    /// Somebody may be there by now, who attached first, or who lies: then they share it.
+    pub(crate) fn add_again(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
+        match mailbox.0.seat() {
+            Some(seat) => self.insert(process, label, mailbox, Some(seat)),
+            None => self.add(process, label, mailbox),
+        }
+    }
+
+    /// The lowest seat at which nobody is, as far as this process knows.
+    fn free_seat(&self) -> u32 {
+        let taken = self.entries.iter().filter_map(|entry| entry.seat);
+        let taken: BTreeSet<_> = taken.collect();
+        let free = (0..).zip(&taken).find(|(seat, taken)| seat != *taken);
+        free.map_or(taken.len() as u32, |(seat, _)| seat)
+    }
+
+    fn insert(
         &mut self,
         (pid, uid): (i32, u32),
         label: String,
         (mailbox, presence): (Mailbox, Presence),
+        seat: Option<u32>,
     ) -> u64 {
         self.next_number += 1;
         let number = self.next_number;
@@ -69,6 +107,7 @@ impl Workers {
             mailbox,
             presence,
             spare: false,
+            seat,
         });
         number
     }
@@ -77,7 +116,7 @@ impl Workers {
     pub(crate) fn add_spare(&mut self, parent: u64, mailbox: (Mailbox, Presence)) -> Option<u64> {
         let parent = self.entries.iter().find(|entry| entry.number == parent)?;
         let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
-        let number = self.add((pid, uid), label, mailbox);
+        let number = self.insert((pid, uid), label, mailbox, None);
         let entry = self
             .entries
             .iter_mut()
@@ -86,10 +125,12 @@ impl Workers {
         Some(number)
     }
 
-    /// Process `pid` has taken a spare over.
+    /// Process `pid` has taken a spare over. It gets a seat of its own: until it looks there, it goes by its parent's.
     pub(crate) fn adopt(&mut self, number: u64, pid: i32) {
+        let seat = self.free_seat();
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            (entry.spare, entry.pid) = (false, pid);
+            (entry.spare, entry.pid, entry.seat) = (false, pid, Some(seat));
+            entry.mailbox.set_seat(seat);
         }
     }
 
@@ -98,10 +139,14 @@ impl Workers {
         self.entries.retain(|entry| entry.number != number);
     }
 
-    /// What they say about themselves.
-    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+    /// What they say about themselves, and which of `canaries` they run.
+    pub(crate) fn status(&self, canaries: &BTreeMap<u64, Canary>) -> Vec<WorkerStatus> {
         let status = |entry: &WorkerEntry| {
             let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
+            let runs = |canary: &&Canary| {
+                word(Word::Applied) >= canary.id && canary.is_for(entry.seat, &entry.label)
+            };
+            let running = canaries.values().filter(runs);
             WorkerStatus {
                 number: entry.number,
                 pid: entry.pid,
@@ -113,6 +158,8 @@ impl Workers {
                 missing: word(Word::Missing),
                 failed: word(Word::Failed),
                 pinned: entry.mailbox.oldest_pin(),
+                seat: entry.seat,
+                canaries: running.map(|canary| canary.id).collect(),
             }
         };
         let entries = self.entries.iter().filter(|entry| !entry.spare);

@@ -53,18 +53,20 @@ pub enum FrameKind {
     Resume = 12,
     /// Publisher to compiler: go on in another object. Answered by `Published`.
     Renew = 13,
+    /// Publisher to compiler: promote or abort a canary. Answered by `Published`.
+    Decide = 14,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Attach, Attached, Publish, Published, Refused, Renew, Resume, Rollback, Spare, SpareReply, Status,
+            Adopt, Attach, Attached, Decide, Publish, Published, Refused, Renew, Resume, Rollback, Spare, SpareReply, Status,
             StatusReply,
         };
         let all = [
             Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
-            Resume, Renew,
+            Resume, Renew, Decide,
         ];
         all.into_iter()
             .find(|kind| *kind as u32 == number)

@@ -11,7 +11,7 @@ use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
 use jitcast_runtime::module;
 use jitcast_runtime::records::{
-    ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
+    CanaryRecord, ImportRecord, Root, StoredRegion, SymbolRecord, TextRecord, UnitRecord,
 };
 use jitcast_runtime::wire::{AttachReply, AttachRequest, FrameHeader, FrameKind, ResumeRequest};
 
@@ -59,6 +59,8 @@ fn every_structure_is_drawn_as_it_is() {
             symbol_count,
             import_count,
             texts,
+            overlay,
+            canaries,
         }),
         rows!(StoredRegion { start, len_bytes }),
         rows!(UnitRecord {
@@ -111,6 +113,14 @@ fn every_structure_is_drawn_as_it_is() {
             weak,
             name_len,
             fallback,
+        }),
+        rows!(CanaryRecord {
+            key,
+            generation,
+            first_unit,
+            unit_count,
+            seats,
+            label_len,
         }),
         rows!(FrameHeader {
             magic,
@@ -182,8 +192,10 @@ fn the_numbers_are_those_of_the_code() {
         format!("`EXTENTS` {:#x}", record_flags::EXTENTS),
         format!("`NAMES` {:#x}", record_flags::NAMES),
         format!("`Applied` {}", Word::Applied as usize),
+        format!("`Seat` {}", Word::Seat as usize),
         format!("`Pin` {}", ThreadWord::Pin as usize),
         format!("`Publish` {}", FrameKind::Publish as u32),
+        format!("`Decide` {}", FrameKind::Decide as u32),
     ];
     for fact in facts {
         assert!(FORMAT.contains(&fact), "FORMAT.md must say: {fact}");

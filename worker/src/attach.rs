@@ -30,6 +30,9 @@ pub enum Endpoint<'a> {
     Name(&'a str),
 }
 
+/// The longest label that can be stated, bytes: a 0 follows.
+const MAX_LABEL_BYTES: usize = 63;
+
 /// Where a compiler process is found again.
 #[derive(Debug)]
 pub(crate) enum Home {
@@ -108,9 +111,15 @@ fn request(label: &str, fenced: bool) -> AttachRequest {
         fenced: fenced.into(),
         label: [0; 64],
     };
-    let len = label.floor_char_boundary(request.label.len() - 1);
-    request.label[..len].copy_from_slice(&label.as_bytes()[..len]);
+    let label = stated(label);
+    request.label[..label.len()].copy_from_slice(label.as_bytes());
     request
+}
+
+/// As much of a label as can be stated.
+pub(crate) fn stated(label: &str) -> &str {
+    let label = label.split('\0').next().unwrap_or_default();
+    &label[..label.floor_char_boundary(MAX_LABEL_BYTES)]
 }
 
 /// Maps a mailbox, checked.

@@ -9,6 +9,8 @@ pub(crate) enum Fault {
     SlotBySlot,
     /// Guards are only counted: who jumps out of published code past them stays inside.
     PinCounted,
+    /// Every worker runs every canary.
+    AudienceIgnored,
     /// Another object is mapped whoever is inside.
     RenewUnderPins,
 }
@@ -21,6 +23,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
     let chosen = CHOSEN.get_or_init(|| match std::env::var("JITCAST_FAULT").as_deref() {
         Ok("slot-by-slot") => Some(Fault::SlotBySlot),
         Ok("pin-counted") => Some(Fault::PinCounted),
+        Ok("audience-ignored") => Some(Fault::AudienceIgnored),
         Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
         _ => None,
     });

@@ -190,7 +190,7 @@ extern "C" fn in_child() {
     for forking in workers {
         let Forking {
             mut talk,
-            state,
+            mut state,
             worker,
             life,
             thread,
@@ -204,6 +204,7 @@ extern "C" fn in_child() {
             worker.link().begin_anew(&mut talk);
             worker.set_number(spare.number);
             worker.life().restore(&life, state.applied);
+            worker.await_seat(&mut state);
             if known {
                 pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
             } else {

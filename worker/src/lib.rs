@@ -9,6 +9,7 @@ mod apply;
 mod attach;
 mod barrier;
 mod bind;
+mod canary;
 mod cells;
 mod error;
 mod fault;

@@ -57,12 +57,14 @@ enum Outcome {
 impl Worker {
     /// Looks whether the compiler process is still there; if not, for another one that goes on with its journal, and goes on
     /// with that one's segment. Never waits. To be called now and then, or when [`Worker::connection`] has hung up; guards do it
-    /// too, every 65,536th time, and so does [`Worker::wait`].
+    /// too, every 65,536th time, and so does [`Worker::wait`]. Also looks whether this worker, a forked child, has been given its
+    /// place among the workers that run canaries.
     pub fn tend(&self) {
         let inner = self.inner();
         if !inner.is_attached_here() {
             return;
         }
+        inner.look_at_seat();
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
         };

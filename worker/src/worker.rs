@@ -16,6 +16,7 @@ use rustix::thread::futex;
 
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
+use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
 use crate::fork;
 use crate::handle::Handles;
@@ -38,7 +39,7 @@ pub struct Worker(Arc<Inner>);
 /// How to attach.
 #[derive(Debug, Default)]
 pub struct WorkerOptions {
-    /// A label that `status` shows, at most 63 bytes.
+    /// A label that `status` shows, and that canaries may be for; at most 63 bytes.
     pub label: String,
     /// The host symbols that published code may import.
     pub host: HostTable,
@@ -82,6 +83,7 @@ pub(crate) struct Inner {
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
+    label: String,
     number: AtomicU64,
     /// The object that is mapped.
     object: AtomicU64,
@@ -99,6 +101,10 @@ pub(crate) struct State {
     pub(crate) applied: u64,
     /// The directory of that generation. Whoever is pinned at it can read all of it.
     pub(crate) root_at: SegmentOffset,
+    /// The canaries of that directory.
+    pub(crate) canaries: Canaries,
+    /// By what it is told which of them it runs.
+    pub(crate) seats: Seats,
     /// Host symbols looked up so far.
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
@@ -166,6 +172,7 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
+            label: attach::stated(&options.label).to_owned(),
             number: AtomicU64::new(attachment.number),
             object: AtomicU64::new(object),
             host: options.host,
@@ -364,6 +371,11 @@ impl Inner {
 
     pub(crate) fn barriers(&self) -> Barriers {
         self.barriers
+    }
+
+    /// The label that it gave.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     pub(crate) fn hash_seed(&self) -> u64 {

@@ -323,8 +323,11 @@ impl Connection {
             FrameKind::Attach | FrameKind::Resume => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
+            FrameKind::Decide if may_publish => Incoming::Work(Work::Decide(payload)),
             FrameKind::Renew if may_publish => Incoming::Work(Work::Renew),
-            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew => refused("publish"),
+            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew | FrameKind::Decide => {
+                refused("publish")
+            }
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

@@ -228,6 +228,8 @@ type Job = (u64, Work);
 enum Work {
     Publish(Vec<u8>),
     Rollback(Vec<u8>),
+    /// Promotes or aborts a canary.
+    Decide(Vec<u8>),
     Renew,
     /// Waits for a publication that is under way, which the serving thread must not.
     Status,
@@ -249,6 +251,7 @@ fn publish_all(
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
             Work::Publish(payload) => request::carry_out(compiler, &payload, options),
             Work::Rollback(payload) => request::roll_back(compiler, &payload),
+            Work::Decide(payload) => request::end_canary(compiler, &payload),
             Work::Renew => request::renew_segment(compiler),
             Work::Status => request::tell(compiler),
         }));
