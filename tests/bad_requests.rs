@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 
 use common::serve::Serve;
 use common::{remote, role};
-use jitcast::compiler::request::{self, PublishRequest, RequestError, RollbackRequest};
+use jitcast::compiler::request::{
+    self, DecideRequest, Decision, PublishRequest, RequestError, RollbackRequest,
+};
 use jitcast::compiler::{PublishOptions, SymbolUpdate};
 use jitcast::runtime::wire::{self, FrameKind};
 
@@ -46,7 +48,13 @@ fn what_is_no_request_is_refused() {
         &[0, 0, 0, 2],
     ];
     for payload in payloads {
-        for kind in [FrameKind::Publish, FrameKind::Rollback] {
+        // Which is one to promote a canary without a name.
+        let unread = payload != [0, 0, 0, 2];
+        let decides = unread.then_some(FrameKind::Decide);
+        for kind in [FrameKind::Publish, FrameKind::Rollback]
+            .into_iter()
+            .chain(decides)
+        {
             let text = raw(&serve, kind, payload);
             assert!(text.starts_with("the request cannot be read: "), "{text}");
         }
@@ -86,6 +94,15 @@ fn names_without_end_and_names_of_nothing_are_refused_in_few_words() {
         for request in asked {
             let socket = UnixStream::connect(&serve.socket).unwrap();
             let text = refusal(request::publish(&socket, &request));
+            assert!(text.len() < 400, "{} bytes: {}", text.len(), &text[..400]);
+        }
+        for decision in [Decision::Promote, Decision::Abort] {
+            let socket = UnixStream::connect(&serve.socket).unwrap();
+            let canary = name.clone();
+            let text = refusal(request::decide(
+                &socket,
+                &DecideRequest { canary, decision },
+            ));
             assert!(text.len() < 400, "{} bytes: {}", text.len(), &text[..400]);
         }
     }

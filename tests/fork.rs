@@ -23,6 +23,8 @@ const CLOSED: &str = "closes all descriptors";
 const DAEMON: &str = "becomes a daemon";
 const EXEC: &str = "becomes another program";
 const RAW: &str = "clones without handlers";
+const SUPERVISOR: &str = "hands its connection on and ends";
+const HANDED: &str = "attaches over a connection that it was handed";
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
@@ -34,6 +36,8 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (DAEMON, become_a_daemon),
         (EXEC, become_another_program),
         (RAW, clone_without_handlers),
+        (SUPERVISOR, hand_on),
+        (HANDED, attach_handed),
     ]);
 }
 
@@ -334,24 +338,26 @@ fn become_another_program(socket: &str) {
     use std::os::unix::process::CommandExt;
     let worker = remote::attach(socket);
     let _guard = worker.enter().unwrap();
+    role::next_line().unwrap();
     let error = std::process::Command::new("sleep").arg("1000").exec();
     panic!("{error}");
 }
 
 #[test]
-fn a_process_that_becomes_another_program_is_no_worker_once_it_ends() {
+fn a_process_that_becomes_another_program_is_no_worker_any_more() {
     let host = Host::sealed();
     let generation = publish_generation(&host);
-    let process = role::start(EXEC, &host.socket);
+    let mut process = role::start(EXEC, &host.socket);
     await_pins(&host, vec![(process.pid(), Some(generation))]);
+    process.send("exec");
     let deadline = Instant::now() + PATIENCE;
     let program = format!("/proc/{}/comm", process.pid());
     while std::fs::read_to_string(&program).unwrap().trim() != "sleep" {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(1));
     }
-    process.signal(rustix::process::Signal::KILL);
     await_pins(&host, Vec::new());
+    process.signal(rustix::process::Signal::KILL);
 }
 
 fn clone_without_handlers(socket: &str) {
@@ -381,4 +387,56 @@ fn a_raw_clone_is_told_that_it_is_not_attached() {
     await_pins(&host, vec![(process.pid(), Some(old))]);
     process.send("end");
     process.finish().succeeded();
+}
+
+#[expect(clippy::zombie_processes, reason = "this process ends before that one")]
+fn hand_on(socket: &str) {
+    use std::os::fd::AsRawFd;
+    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    // Without close-on-exec.
+    let handed = rustix::io::dup(&stream).unwrap();
+    let target = format!("{}", handed.as_raw_fd());
+    let spawned = role::command(HANDED, &target).spawn().unwrap();
+    role::report(spawned.id());
+}
+
+fn attach_handed(descriptor: &str) {
+    use jitcast::worker::{Endpoint, WorkerOptions};
+    use std::os::fd::{FromRawFd, OwnedFd};
+    // SAFETY: what this process was started with, for it alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor.parse().unwrap()) };
+    let worker = Worker::attach(Endpoint::Fd(socket), WorkerOptions::default()).unwrap();
+    let f = handle(&worker, "f");
+    let guard = worker.enter().unwrap();
+    role::report(guard.generation());
+    role::next_line().unwrap();
+    role::report(f.call(&guard, 0));
+    drop(guard);
+    role::report(f.call(&worker.enter().unwrap(), 0));
+    role::next_line();
+}
+
+/// Whoever connected is not who attached: its end says nothing of the worker's.
+#[test]
+fn a_worker_outlives_whoever_connected_for_it() {
+    let host = Host::sealed();
+    let old = publish_generation(&host);
+    let mut process = role::start(SUPERVISOR, &host.socket);
+    let mut reports = [next(&mut process), next(&mut process)];
+    // They come from two processes.
+    reports.sort_unstable_by_key(|report| report != &old.to_string());
+    assert_eq!(reports[0], old.to_string());
+    let supervisor = Pid::from_raw(process.pid()).unwrap();
+    let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+    rustix::process::waitid(rustix::process::WaitId::Pid(supervisor), options).unwrap();
+    let mut new = 0;
+    for _ in 0..300 {
+        new = publish_generation(&host);
+    }
+    await_pins(&host, vec![(process.pid(), Some(old))]);
+    process.send("call");
+    assert_eq!(next(&mut process), old.to_string());
+    assert_eq!(next(&mut process), new.to_string());
+    process.send("end");
+    await_pins(&host, Vec::new());
 }

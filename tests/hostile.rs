@@ -11,8 +11,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::host::{Host, WINDOW_BYTES, compiles};
-use common::process::await_some;
-use common::role;
+use common::process::{NOBODY, await_some};
+use common::remote::{self, Remote};
+use common::{require, role};
 use jitcast::compiler::{CompilerOptions, RequestLimits};
 use jitcast::runtime::mailbox::MAILBOX_BYTES;
 use jitcast::runtime::sys::{self, Mapping};
@@ -23,10 +24,15 @@ use units::{attach, call, handle, publish_generation};
 use zerocopy::IntoBytes;
 
 const LIAR: &str = "lies";
+const INTRUDER: &str = "reaches for other processes";
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(LIAR, lie)]);
+    role::play(&[
+        (LIAR, lie),
+        (INTRUDER, reach_for_others),
+        (remote::ROLE, remote::play),
+    ]);
 }
 
 /// Numbers that look random (splitmix64).
@@ -412,4 +418,101 @@ lies! {
     who_asks_for_more_than_it_reads_is_dropped: "spares";
     who_asks_for_units_at_full_speed_takes_nothing_from_others: "requests";
     who_sends_byte_by_byte_keeps_nobody: "slow";
+}
+
+/// The role: a worker of another user tries to get at the memory and the descriptors of processes; reports what it was let do.
+fn reach_for_others(target: &str) {
+    let words: Vec<_> = target.split(' ').collect();
+    let worker = remote::attach(words[0]);
+    assert!(remote::call(&worker, "f", 1).is_ok());
+    let mut tried = 0;
+    for pid in &words[1..] {
+        let raw: i32 = pid.parse().unwrap();
+        let process = rustix::process::Pid::from_raw(raw).unwrap();
+        let mut attempts: Vec<(&str, bool)> = Vec::new();
+        for file in ["mem", "maps", "fd", "environ", "map_files"] {
+            let path = format!("/proc/{pid}/{file}");
+            let opened = std::fs::File::options()
+                .read(true)
+                .write(file == "mem")
+                .open(&path);
+            let was_opened = file == "mem" && opened.is_ok();
+            // Whoever may not look gets an empty list, or nothing.
+            let read = opened.and_then(|mut file| std::io::Read::read(&mut file, &mut [0; 1]));
+            let listed = std::fs::read_dir(&path).map(|mut entries| entries.next().is_some());
+            let was_let = was_opened || matches!(read, Ok(1..)) || matches!(listed, Ok(true));
+            attempts.push((file, was_let));
+        }
+        let pidfd =
+            rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+        for descriptor in 0..64 {
+            let flags = rustix::process::PidfdGetfdFlags::empty();
+            let got = rustix::process::pidfd_getfd(&pidfd, descriptor, flags);
+            attempts.push(("pidfd_getfd", got.is_ok()));
+        }
+        // SAFETY: asks to trace another process; nothing of this one's memory is named.
+        let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, raw, 0, 0) };
+        attempts.push(("ptrace", traced == 0));
+        let part = libc::iovec {
+            iov_base: worker.window().base().get() as *mut libc::c_void,
+            iov_len: 8,
+        };
+        // SAFETY: the parts live across the call; what would be written are bytes of this process that can be read or not.
+        let written =
+            unsafe { libc::process_vm_writev(raw, &raw const part, 1, &raw const part, 1, 0) };
+        // Who may write is told that nothing is there.
+        let is_absent = std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT);
+        attempts.push(("process_vm_writev", written >= 0 || is_absent));
+        let killed = rustix::process::kill_process(process, Signal::KILL);
+        attempts.push(("kill", killed.is_ok()));
+        tried += attempts.len();
+        for (what, _) in attempts.into_iter().filter(|(_, was_let)| *was_let) {
+            role::report(format_args!("let: {what} of {pid}"));
+        }
+    }
+    role::report(format_args!("{tried} attempts"));
+}
+
+/// Neither the compiler process nor a worker is within reach of a worker of another user.
+#[test]
+fn a_worker_of_another_user_reaches_no_other_process() {
+    use common::serve::Serve;
+    if !require::root() {
+        return;
+    }
+    let serve = Serve::start(&["--allow-attach", &NOBODY.to_string()]);
+    serve.publish_adds("f", 1);
+    let mut bystander = Remote::start(&serve.socket);
+    assert_eq!(bystander.call("f", 1), "2");
+    let target = format!(
+        "{} {} {}",
+        serve.socket,
+        serve.process.pid(),
+        bystander.pid()
+    );
+    let mut intruder = role::command_as(NOBODY, INTRUDER, &target);
+    let done = common::process::finish(&mut intruder).succeeded();
+    let reports = done
+        .stdout
+        .lines()
+        .filter_map(|line| line.split_once("report: "));
+    let reports: Vec<_> = reports.map(|(_, report)| report).collect();
+    assert_eq!(reports, ["144 attempts"], "{reports:#?}");
+    // All of that is let to whoever may.
+    let victim = Remote::start(&serve.socket);
+    let target = format!("{} {}", serve.socket, victim.pid());
+    let done = role::start(INTRUDER, &target).finish().succeeded();
+    for what in [
+        "mem",
+        "fd",
+        "pidfd_getfd",
+        "ptrace",
+        "process_vm_writev",
+        "kill",
+    ] {
+        let report = format!("let: {what} of {}", victim.pid());
+        assert!(done.stdout.contains(&report), "{report}: {done:#?}");
+    }
+    serve.publish_adds("f", 2);
+    assert_eq!(bystander.call("f", 1), "3");
 }

@@ -1,5 +1,7 @@
 //! A compiler process with a journal that is killed: at any time, and at every point that the code names.
 
+#[path = "publish/canaries.rs"]
+mod canaries;
 mod common;
 #[path = "publish/units.rs"]
 mod units;
@@ -7,6 +9,7 @@ mod units;
 use std::path::Path;
 use std::sync::Arc;
 
+use canaries::{Schedule, workers};
 use common::host::Host;
 use common::process::{Finished, Process};
 use common::remote::{self, Remote};
@@ -15,17 +18,25 @@ use common::scratch::Scratch;
 use jitcast::compiler::{
     Compiler, CompilerOptions, JournalOptions, Policy, Server, UnitSource, front,
 };
+use jitcast::runtime::mailbox::FIRST_GENERATION;
 use jitcast::runtime::segment::BackEnd;
 use rustix::process::Signal;
 use units::{adders, publish};
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(remote::ROLE, remote::play), (COMPILER, compile)]);
+    role::play(&[
+        (remote::ROLE, remote::play),
+        (COMPILER, compile),
+        (CANARIES, cycle),
+    ]);
 }
 
 /// The role of a compiler process that publishes by itself.
 const COMPILER: &str = "publishes";
+
+/// The role of one that begins and ends canaries.
+const CANARIES: &str = "begins and ends canaries";
 
 /// How many versions that role publishes.
 const VERSIONS: i32 = 60;
@@ -33,6 +44,40 @@ const VERSIONS: i32 = 60;
 /// The role: keeps a journal that is compacted often, serves, and, once told, publishes versions of `f` that each
 /// add their number, reports each that is acknowledged, and renews the segment after some.
 fn compile(target: &str) {
+    let compiler = serve(target);
+    if role::next_line().is_none() {
+        return;
+    }
+    for version in 1..=VERSIONS {
+        compiler.publish(&[adder("f", version)]).unwrap();
+        role::report(version);
+        if version % 4 == 0 {
+            compiler.renew().unwrap();
+        }
+    }
+    role::next_line();
+}
+
+/// The role: the same with canaries, one generation after the other by a schedule; reports those that are acknowledged.
+fn cycle(target: &str) {
+    let compiler = serve(target);
+    if role::next_line().is_none() {
+        return;
+    }
+    let schedule = Schedule {
+        start: compiler.status().generation + 1,
+        template: None,
+    };
+    let mut generation = schedule.start - 1;
+    for _ in 0..VERSIONS {
+        generation = schedule.step(&compiler, generation, &workers(1));
+        role::report(generation);
+    }
+    role::next_line();
+}
+
+/// Keeps a journal that is compacted often, and serves.
+fn serve(target: &str) -> Arc<Compiler> {
     let words: Vec<_> = target.split(' ').collect();
     let [folder, socket, durable] = words[..] else {
         panic!("a folder, a socket, and how durable it is")
@@ -50,17 +95,7 @@ fn compile(target: &str) {
     let shared = Arc::clone(&compiler);
     std::thread::spawn(move || server.run(shared));
     role::report("serves");
-    if role::next_line().is_none() {
-        return;
-    }
-    for version in 1..=VERSIONS {
-        compiler.publish(&[adder("f", version)]).unwrap();
-        role::report(version);
-        if version % 4 == 0 {
-            compiler.renew().unwrap();
-        }
-    }
-    role::next_line();
+    compiler
 }
 
 /// A unit whose function of the same name adds `bonus`.
@@ -91,13 +126,17 @@ impl Place {
 
     /// Starts the role here, and waits until it serves.
     fn start(&self, environment: &[(&str, &str)]) -> Process {
+        self.start_as(COMPILER, environment)
+    }
+
+    fn start_as(&self, role: &str, environment: &[(&str, &str)]) -> Process {
         let durable = if self.durable {
             "durable"
         } else {
             "acknowledged"
         };
         let target = format!("{} {} {durable}", self.scratch.path("journal"), self.socket);
-        let mut command = role::command(COMPILER, &target);
+        let mut command = role::command(role, &target);
         let mut process = Process::start_listening(command.envs(environment.iter().copied()));
         assert_eq!(role::next_report(&mut process), "serves");
         process
@@ -181,6 +220,52 @@ fn a_kill_at_every_crash_point_loses_nothing() {
             !Path::new(&place.scratch.path("journal/log.new")).exists(),
             "{point}"
         );
+    }
+}
+
+/// The same with canaries: whichever of its publications is cut short, each worker runs what it is to run at the generation that
+/// is there after a restart, and that is the last one that was acknowledged, or the one that was under way.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_kill_at_every_crash_point_of_a_canary_leaves_one_of_two_generations() {
+    let points = jitcast::compiler::CRASH_POINTS.iter();
+    let points = points.filter(|point| !point.starts_with("renewal"));
+    let counts = |point: &str| match point.starts_with("compaction") {
+        // The log is written anew once in many publications.
+        true => &[2, 3][..],
+        // A canary, an abort and a promotion.
+        false => &[8, 9, 12],
+    };
+    let each = |point| counts(point).iter().map(move |count| (point, count));
+    for (point, count) in points.flat_map(|point| each(point)) {
+        let place = Place::new(false);
+        let crash_at = format!("{point}:{count}");
+        let mut process = place.start_as(CANARIES, &[("JITCAST_CRASH_AT", &crash_at)]);
+        process.send("go");
+        let finished = process.finish();
+        assert_eq!(finished.signal, Some(libc::SIGKILL), "{crash_at}");
+        let acknowledged = (last_acknowledged(&finished) as u64).max(FIRST_GENERATION);
+        let _restarted = place.start_as(CANARIES, &[]);
+        let workers = [true, false].map(|inside| (inside, Remote::start(&place.socket)));
+        for (inside, mut worker) in workers {
+            let generation: u64 = worker.ask("generation").parse().unwrap();
+            let maybe = acknowledged..=acknowledged + 1;
+            assert!(
+                maybe.contains(&generation),
+                "{crash_at}: {generation} of {maybe:?}"
+            );
+            let schedule = Schedule {
+                start: FIRST_GENERATION + 1,
+                template: None,
+            };
+            let expected = schedule.expected(generation, inside).to_string();
+            let found = ["f", "g"].map(|name| worker.call(name, 0));
+            assert_eq!(
+                found,
+                [expected.clone(), expected],
+                "{crash_at} at {generation}"
+            );
+        }
     }
 }
 

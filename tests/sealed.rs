@@ -189,7 +189,7 @@ impl Offer {
 
     /// How a worker's attach to it fails.
     fn refusal(&self) -> AttachError {
-        let (_, mailbox) = create_mailbox(1).unwrap();
+        let (_, mailbox, _) = create_mailbox(1).unwrap();
         let reply = AttachReply {
             worker: 1,
             sealed: self.sealed,

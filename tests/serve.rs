@@ -276,6 +276,8 @@ fn attaching_and_publishing_are_rights_of_their_own() {
         &["quarantine", "f"],
         &["restore", "f"],
         &["rollback"],
+        &["promote", "f"],
+        &["abort", "f"],
     ] {
         as_nobody(&attacher, other).refused(&["uid 65534 gid 65534 may not publish"]);
     }

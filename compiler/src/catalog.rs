@@ -4,6 +4,7 @@
 //! Invariant: it says what the latest committed root says. A publication works on a copy of what it
 //! changes ([`Changes`]) and merges it after the commit.
 
+mod canary;
 mod check;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::publish::{Changes, Publication, Reclaim};
 use crate::status::TrapStatus;
 
+pub(crate) use canary::Canary;
 pub(crate) use check::Disagreement;
 
 /// Everything published.
@@ -33,7 +35,9 @@ pub(crate) struct Catalog {
     pub(crate) imports: HashMap<ImportKey, Import>,
     /// What is unique in a process, by name: it outlives the unit that brought it.
     pub(crate) pool: HashMap<String, Pooled>,
-    /// Names by hash, to notice collisions.
+    /// The canaries that are running, by number.
+    pub(crate) canaries: BTreeMap<u64, Canary>,
+    /// Names by hash, those of canaries too, to notice collisions.
     pub(crate) hashes: HashMap<u64, String>,
     /// Units that workers asked for, by number.
     pub(crate) asked: BTreeMap<u32, Asked>,
@@ -223,14 +227,18 @@ pub(crate) fn users_of(users: &Users<'_>, symbol: &str) -> Vec<String> {
 }
 
 impl Catalog {
-    /// Who uses what, but for the units in `except`.
-    pub(crate) fn users(&self, except: &HashSet<&str>) -> Users<'_> {
+    /// Who uses what, units of canaries included, but for the published units in `except` and the canary `without`.
+    pub(crate) fn users(&self, except: &HashSet<&str>, without: Option<u64>) -> Users<'_> {
+        let published = self.units.iter();
+        let staying = published.filter(|(name, _)| !except.contains(name.as_str()));
+        let canaries = self.canaries.values();
+        let running = canaries.filter(|canary| Some(canary.id) != without);
+        let candidates = running.flat_map(|canary| &canary.units);
+        let all = staying.chain(candidates.map(|(name, unit)| (name, unit)));
         let mut users = Users::new();
-        for (name, unit) in &self.units {
-            if !except.contains(name.as_str()) {
-                for used in &unit.uses {
-                    users.entry(used).or_default().insert(name);
-                }
+        for (name, unit) in all {
+            for used in &unit.uses {
+                users.entry(used).or_default().insert(name);
             }
         }
         users
@@ -244,15 +252,19 @@ impl Catalog {
     /// What units have published.
     pub(crate) fn describe(&self, units: &[&str]) -> Publication {
         let units = units.iter().filter_map(|unit| self.units.get(*unit));
-        let defined = units.clone().flat_map(|unit| &unit.defines);
-        let functions = defined.filter(|name| self.function(name).is_some());
-        let mut functions: Vec<_> = functions.cloned().collect();
-        functions.sort();
-        Publication {
-            functions,
-            imports: units.flat_map(Unit::host_symbols).collect(),
-            ..Publication::default()
-        }
+        describe(units, |name| self.function(name).is_some())
+    }
+
+    /// What the canary `id` has published.
+    pub(crate) fn describe_canary(&self, id: u64) -> Publication {
+        let Some(canary) = self.canaries.get(&id) else {
+            return Publication::default();
+        };
+        let function = |name: &str| {
+            let symbol = canary.symbols.get(name);
+            symbol.is_some_and(|symbol| symbol.kind == Kind::Function)
+        };
+        describe(canary.units.iter().map(|(_, unit)| unit), function)
     }
 
     /// The function `name`, published or an orphan.
@@ -267,7 +279,7 @@ impl Catalog {
         if self.orphans.is_empty() {
             return Vec::new();
         }
-        let users = self.users(&HashSet::new());
+        let users = self.users(&HashSet::new(), None);
         let trap = |symbol: &String| TrapStatus {
             symbol: symbol.clone(),
             users: users_of(&users, symbol),
@@ -279,6 +291,16 @@ impl Catalog {
 
     /// Takes over what a committed publication changed.
     pub(crate) fn merge(&mut self, changes: Changes) {
+        if let Some(id) = changes.promoted {
+            // Its units are counted again below, as published ones.
+            self.end_canary(id);
+        }
+        if let Some(canary) = changes.aborted.and_then(|id| self.end_canary(id)) {
+            self.forget_canary(canary);
+        }
+        for (name, cell) in changes.overlay_cells {
+            self.set_overlay_cell(&name, cell);
+        }
         for (name, hash) in &changes.removed {
             self.symbols.remove(name);
             self.hashes.remove(hash);
@@ -316,6 +338,9 @@ impl Catalog {
         for number in &changes.dismissed {
             self.asked.remove(number);
         }
+        if let Some(canary) = changes.canary {
+            self.begin_canary(canary);
+        }
         for name in &changes.left {
             // Its cells are the kept units' for good; a new version has its own.
             self.kept_uses.remove(name);
@@ -345,34 +370,63 @@ impl Catalog {
 
     /// Puts `unit` in place of the one of the same name.
     fn replace_unit(&mut self, name: &str, unit: Unit, keep: bool) {
-        for import in &unit.imports {
-            if let Some(import) = self.imports.get_mut(import) {
-                import.users += 1;
-            }
-        }
+        self.count_imports(&unit);
         if let Some(old) = self.units.insert(name.to_owned(), unit) {
             self.retire_unit(name, old, keep);
         }
     }
 
-    /// Lets go of a unit that was replaced or removed.
-    fn retire_unit(&mut self, name: &str, old: Unit, keep: bool) {
-        for import in &old.imports {
+    fn count_imports(&mut self, unit: &Unit) {
+        for import in &unit.imports {
+            if let Some(import) = self.imports.get_mut(import) {
+                import.users += 1;
+            }
+        }
+    }
+
+    fn discount_imports(&mut self, unit: &Unit) {
+        for import in &unit.imports {
             if let Some(import) = self.imports.get_mut(import) {
                 // Never less than none, whatever a journal says.
                 import.users = import.users.saturating_sub(1);
             }
         }
+    }
+
+    /// Lets go of a unit that was replaced or removed.
+    fn retire_unit(&mut self, name: &str, mut old: Unit, keep: bool) {
+        self.discount_imports(&old);
         if old.keeps || keep {
-            let regions = [old.text, old.read_only, old.private].into_iter();
-            self.kept_uses.extend(old.defines);
-            self.kept_uses.extend(old.uses);
-            let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
-            self.kept.push(Kept {
-                unit: name.to_owned(),
-                generation: old.generation,
-                len_bytes,
-            });
+            let defines = std::mem::take(&mut old.defines);
+            self.keep(name, defines, old);
         }
+    }
+
+    /// Keeps the memory of a unit that was published, and the cells of what it knows, `defines` among these.
+    fn keep(&mut self, name: &str, defines: Vec<String>, old: Unit) {
+        let regions = [old.text, old.read_only, old.private].into_iter();
+        let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
+        self.kept_uses.extend(defines);
+        self.kept_uses.extend(old.uses);
+        self.kept.push(Kept {
+            unit: name.to_owned(),
+            generation: old.generation,
+            len_bytes,
+        });
+    }
+}
+
+fn describe<'a>(
+    units: impl Iterator<Item = &'a Unit> + Clone,
+    is_function: impl Fn(&str) -> bool,
+) -> Publication {
+    let defined = units.clone().flat_map(|unit| &unit.defines);
+    let functions = defined.filter(|name| is_function(name));
+    let mut functions: Vec<_> = functions.cloned().collect();
+    functions.sort();
+    Publication {
+        functions,
+        imports: units.flat_map(Unit::host_symbols).collect(),
+        ..Publication::default()
     }
 }

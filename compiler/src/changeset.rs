@@ -1,5 +1,7 @@
 //! What a publisher asks for: units, removals and symbol updates that become visible as one.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::publish::UnitSource;
@@ -20,6 +22,27 @@ pub struct Changeset<'a> {
     pub updates: &'a [SymbolUpdate],
     /// What it asks for besides.
     pub options: PublishOptions,
+    /// Who runs the units, until the canary is promoted or aborted; `None`: every worker.
+    pub canary: Option<&'a Audience>,
+}
+
+/// The workers that run a canary: also those that attach later, as long as it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Audience {
+    /// So many workers, at the least 1. When one of them ends, the next that attaches takes its place.
+    Workers(u32),
+    /// The workers that gave this label when they attached: 1 to 63 bytes.
+    Label(String),
+}
+
+impl fmt::Display for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workers(1) => f.write_str("1 worker"),
+            Self::Workers(count) => write!(f, "{count} workers"),
+            Self::Label(label) => write!(f, "workers labelled `{label}`"),
+        }
+    }
 }
 
 impl Changeset<'_> {

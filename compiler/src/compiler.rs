@@ -10,6 +10,7 @@ use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::records::Root;
 use jitcast_runtime::segment::{self, Segment, SegmentOptions};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
@@ -20,11 +21,13 @@ use crate::fault::{self, Fault};
 use crate::history::RetainedUnit;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::options::CompilerOptions;
-use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
+use crate::publish::{self, Batch, Changes, Ending, Publication, Site, UnitSource};
 use crate::renewal::Offering;
 use crate::requests::Holds;
 use crate::state::{Commit, State, commit};
-use crate::status::{AreaStatus, AskedStatus, HistoryStatus, Status, SymbolStatus, UnitStatus};
+use crate::status::{
+    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, Status, SymbolStatus, UnitStatus,
+};
 use crate::stragglers::{Inside, Straggler};
 use crate::workers::{Admission, Workers};
 
@@ -241,6 +244,70 @@ impl Compiler {
         units.iter().map(source).collect()
     }
 
+    /// Lets the units of a canary replace what is published, for all workers. Those that run them already go on as they are;
+    /// the others bind them at their next guard. `canary` is its number, or the name of a unit of it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn promote(&self, canary: &str) -> Result<Publication, PublishError> {
+        self.decide(canary, |state| {
+            let id = find_canary(state, canary)?;
+            let retained = state.catalog.canaries[&id].retained.clone();
+            let names: Vec<_> = retained.iter().map(|unit| unit.name.clone()).collect();
+            let (generation, published_ns) =
+                self.commit(state, (&retained, &[]), |site, txn, edit| {
+                    let catalog = site.catalog;
+                    let canary = &catalog.canaries[&id];
+                    let mut changes = Ending::new(site, canary).promote(txn, edit)?;
+                    publish::dismiss_asked(catalog, &mut changes, txn, edit)?;
+                    Ok(changes)
+                })?;
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            Ok(Publication {
+                generation,
+                published_ns,
+                ..state.catalog.describe(&names)
+            })
+        })
+    }
+
+    /// Lets nobody run the units of a canary any more: those that did go back to what is published, at their next guards.
+    /// `canary` is its number, or the name of a unit of it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn abort(&self, canary: &str) -> Result<Publication, PublishError> {
+        self.decide(canary, |state| {
+            let id = find_canary(state, canary)?;
+            let gone = state.catalog.canaries[&id].retained.clone();
+            let removed = state.catalog.canaries[&id].names();
+            let removed = removed.map(str::to_owned).collect();
+            let (generation, published_ns) =
+                self.commit(state, (&[], &[]), |site, txn, edit| {
+                    let canary = &site.catalog.canaries[&id];
+                    Ok(Ending::new(site, canary).abort(txn, edit)?)
+                })?;
+            gone.iter().for_each(|unit| state.contents.release(unit));
+            Ok(Publication {
+                generation,
+                published_ns,
+                removed,
+                ..Publication::default()
+            })
+        })
+    }
+
+    /// Ends a canary. Also while threads hold back more than is allowed: it takes next to no memory.
+    fn decide(
+        &self,
+        canary: &str,
+        end: impl Fn(&mut State) -> Result<Publication, PublishError>,
+    ) -> Result<Publication, PublishError> {
+        let mut state = self.state.lock();
+        find_canary(&state, canary)?;
+        self.make_visible(&mut state, end)
+    }
+
     fn publish_locked(
         &self,
         state: &mut State,
@@ -248,7 +315,18 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
-        let link = |state: &mut State| self.link_and_commit(state, asked, retained, units);
+        self.check_held(state)?;
+        self.make_visible(state, |state| {
+            self.link_and_commit(state, asked, retained, units)
+        })
+    }
+
+    /// Makes visible what `link` commits, and durable.
+    fn make_visible(
+        &self,
+        state: &mut State,
+        link: impl Fn(&mut State) -> Result<Publication, PublishError>,
+    ) -> Result<Publication, PublishError> {
         let result = self.with_room(state, link).and_then(|publication| {
             self.wake();
             self.settle(publication.generation)?;
@@ -264,7 +342,6 @@ impl Compiler {
         state: &mut State,
         commit: impl Fn(&mut State) -> Result<T, PublishError>,
     ) -> Result<T, PublishError> {
-        self.check_held(state)?;
         match commit(state) {
             // There may be room once what nobody can be inside any more is freed.
             Err(PublishError::Full(_)) => {
@@ -297,56 +374,68 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
-        let write = |site: Site<'_>, txn: &mut Txn<'_>, edit: &mut Edit| {
-            Batch::new(site, asked, units)?.write(txn, edit)
-        };
-        let removed = self.commit_changes(state, (retained, asked.units), write)?;
+        let (generation, published_ns) =
+            self.commit(state, (retained, asked.units), |site, txn, edit| {
+                Batch::new(site, asked, units)?.write(txn, edit)
+            })?;
         let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
+        let published = match asked.canary {
+            Some(_) => state.catalog.describe_canary(generation),
+            None => state.catalog.describe(&names),
+        };
         Ok(Publication {
-            generation: state.latest.root.generation,
-            published_ns: state.latest.root.published_ns,
-            removed,
-            ..state.catalog.describe(&names)
+            generation,
+            published_ns,
+            removed: asked.removals.to_vec(),
+            ..published
         })
     }
 
-    /// Makes what `write` writes visible, as the publication of units that were made of `retained`: the units that it removed.
-    pub(crate) fn commit_changes(
+    /// Commits what `write` changes: `units`, with what they were made of where that is new. Says which generation it is, and
+    /// when it was published, `CLOCK_MONOTONIC`, ns.
+    pub(crate) fn commit(
         &self,
         state: &mut State,
-        (retained, sources): (&[RetainedUnit], &[UnitSource]),
+        (units, sources): (&[RetainedUnit], &[UnitSource]),
         write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
-    ) -> Result<Vec<String>, PublishError> {
+    ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
         let segment = self.segment();
         let geometry = segment.geometry();
+        let generation = match &mut *journal {
+            None => state.generation() + 1,
+            Some(journal) => journal.next_generation(state.generation())?,
+        };
         let site = Site {
             geometry,
             hash_seed: segment.header().hash_seed,
             catalog: &state.catalog,
         };
-        let generation = match &mut *journal {
-            None => state.generation() + 1,
-            Some(journal) => journal.next_generation(state.generation())?,
-        };
         let latest = state.latest;
         let mut txn = state.heap.begin(segment.memory(), &*segment, generation);
         let mut edit = Edit::new(latest.root, latest.root_at);
-        let changes = write(site, &mut txn, &mut edit)?;
+        let mut changes = write(site, &mut txn, &mut edit)?;
+        if let Some(canary) = &mut changes.canary {
+            canary.retained = units.to_vec();
+        }
         let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
             None => Ok(()),
             Some(journal) => {
-                let units = (retained, sources);
+                let units = (units, sources);
                 Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
             }
         };
         state.latest = commit(&segment, txn, edit, &latest.extents, write_ahead)?;
-        let removed = changes.removed_units.clone();
-        let forgotten = state.take_over(changes, retained);
+        let forgotten = state.take_over(changes, units);
         if journal.is_none() {
-            state.hold(retained, sources, &forgotten);
+            state.hold(units, sources, &forgotten);
         }
-        Ok(removed)
+        let Root {
+            generation,
+            published_ns,
+            ..
+        } = state.latest.root;
+        Ok((generation, published_ns))
     }
 
     /// Makes a publication that is visible durable.
@@ -476,8 +565,9 @@ impl Compiler {
     /// Lets a worker in: a mailbox for it, known here before the worker is.
     pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
         let segment = self.segment();
-        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
-        let number = self.workers.lock().add(pid, uid, label, mailbox);
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let mailbox = (mailbox, presence);
+        let number = self.workers.lock().add((pid, uid), label, mailbox);
         Ok(Admission {
             number,
             mailbox: fd,
@@ -488,12 +578,12 @@ impl Compiler {
     /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
     pub(crate) fn admit_again(
         &self,
-        (pid, uid): (i32, u32),
+        process: (i32, u32),
         label: String,
         mailbox: &std::os::fd::OwnedFd,
     ) -> io::Result<u64> {
         let mailbox = segment::adopt_mailbox(mailbox)?;
-        Ok(self.workers.lock().add(pid, uid, label, mailbox))
+        Ok(self.workers.lock().add_again(process, label, mailbox))
     }
 
     /// Which segment it is.
@@ -504,8 +594,8 @@ impl Compiler {
     /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
     pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
         let segment = self.segment();
-        let (mailbox, fd) = segment::create_mailbox(segment.header().object)?;
-        let number = self.workers.lock().add_spare(parent, mailbox);
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let number = self.workers.lock().add_spare(parent, (mailbox, presence));
         if let Some(number) = number {
             self.holds.lock().spare_given(parent, number);
         }
@@ -528,9 +618,9 @@ impl Compiler {
         self.holds.lock().worker_gone(number);
     }
 
-    /// A worker's connection has ended, and nobody will tell when its process does.
-    pub(crate) fn worker_hung_up(&self, number: u64) {
-        self.workers.lock().hang_up(number);
+    /// Whether somebody has a worker's mailbox still.
+    pub(crate) fn worker_is_there(&self, number: u64) -> bool {
+        self.workers.lock().is_there(number)
     }
 
     /// Whether a worker has said that it is done.
@@ -544,7 +634,7 @@ impl Compiler {
     }
 
     /// Whether workers must use fences, since this process cannot reach them by membarrier.
-    pub(crate) fn needs_fences(&self) -> bool {
+    pub fn needs_fences(&self) -> bool {
         membarrier(MembarrierCommand::GlobalExpedited).is_err()
     }
 
@@ -554,7 +644,7 @@ impl Compiler {
             .lock()
             .entries
             .iter()
-            .filter(|entry| !entry.gone && !entry.spare)
+            .filter(|entry| !entry.spare)
             .count()
     }
 
@@ -598,6 +688,7 @@ impl Compiler {
         });
         let (asked, compiled_requests) = (asked.collect(), holds.compiled);
         drop(holds);
+        let workers = self.workers.lock().status(&catalog.canaries);
         let status = Status {
             generation: state.generation(),
             segment: segment.name().map(str::to_owned),
@@ -615,15 +706,23 @@ impl Compiler {
             quarantined: catalog.quarantined.iter().cloned().collect(),
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),
-            workers: Vec::new(),
+            canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
+            workers,
             stragglers: self.stragglers(&state),
         };
         drop(state);
-        Status {
-            workers: self.workers.lock().status(),
-            ..status
-        }
+        status.with_audiences()
     }
+}
+
+/// The number of the canary that is called `name`.
+fn find_canary(state: &State, name: &str) -> Result<u64, PublishError> {
+    publish::check_name(name)?;
+    let canary = state.catalog.find_canary(name);
+    let canary = canary.ok_or_else(|| PublishError::NoSuchCanary {
+        canary: name.to_owned(),
+    })?;
+    Ok(canary.id)
 }
 
 /// Wakes workers that wait for something new in `segment`.

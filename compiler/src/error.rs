@@ -233,6 +233,44 @@ pub enum PublishError {
         /// How many.
         count: usize,
     },
+    /// What is asked for is a running canary's matter.
+    #[error("{what} cannot be changed while the canary {canary} of {} is running\n  help: promote or abort it first (`jitcast promote {canary}`, `jitcast abort {canary}`)", Names(.units))]
+    CanaryRuns {
+        /// What.
+        what: String,
+        /// The canary's number.
+        canary: u64,
+        /// Its units.
+        units: Vec<String>,
+    },
+    /// A unit is linked against something that a running canary gives another place, or has no more.
+    #[error("the unit `{unit}` refers to `{symbol}`, which is not the same in the audience of the canary {canary} of {}\n  help: promote or abort it first (`jitcast promote {canary}`, `jitcast abort {canary}`)", Names(.units))]
+    CanaryDiffers {
+        /// The unit that is being published.
+        unit: String,
+        /// The symbol.
+        symbol: String,
+        /// The canary's number.
+        canary: u64,
+        /// Its units.
+        units: Vec<String>,
+    },
+    /// Something that a canary cannot be.
+    #[error("that cannot be a canary: {why}\n  help: {help}")]
+    NoCanary {
+        /// Why not.
+        why: String,
+        /// What to do.
+        help: &'static str,
+    },
+    /// A canary is to be promoted or aborted that is not there.
+    #[error(
+        "no canary is called `{canary}`\n  help: `jitcast status` lists those that are running, by their numbers and units"
+    )]
+    NoSuchCanary {
+        /// Its number, or the name of a unit of it.
+        canary: String,
+    },
     /// Two names have one hash.
     #[error(
         "`{symbol}` cannot be published: its 64-bit hash is that of `{other}`\n  help: rename it"

@@ -22,7 +22,7 @@ mod stragglers;
 mod support;
 mod workers;
 
-pub use changeset::{Changeset, PublishOptions, SymbolUpdate};
+pub use changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
 pub use compiler::Compiler;
 pub use error::{PublishError, StartError};
 #[cfg(feature = "seeded-faults")]
@@ -34,7 +34,7 @@ pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use requests::{RequestLimits, RequestOptions, codegen};
 pub use server::{Access, Policy, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, AskedStatus, HistoryStatus, KeptStatus, Status, SymbolStatus, TrapStatus,
-    UnitStatus, WorkerStatus,
+    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, KeptStatus, Status, SymbolStatus,
+    TrapStatus, UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;

@@ -7,7 +7,7 @@ use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
 use serde::{Deserialize, Serialize};
 
-use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
+use crate::changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
 use crate::compiler::Compiler;
 use crate::front::{self, FrontError};
 use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
@@ -27,6 +27,26 @@ pub struct PublishRequest {
     pub updates: Vec<SymbolUpdate>,
     /// What the publisher asks for besides.
     pub options: PublishOptions,
+    /// Who is to run the units, until the canary is promoted or aborted; `None`: every worker.
+    pub canary: Option<Audience>,
+}
+
+/// What is to become of a canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecideRequest {
+    /// Its number, or the name of a unit of it.
+    pub canary: String,
+    /// What is to become of it.
+    pub decision: Decision,
+}
+
+/// How a canary ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// Every worker runs it.
+    Promote,
+    /// Nobody runs it.
+    Abort,
 }
 
 /// A state to go back to.
@@ -152,6 +172,18 @@ pub(crate) fn roll_back(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<
     reply(published)
 }
 
+/// Promotes or aborts a canary.
+pub(crate) fn end_canary(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<u8>) {
+    let done = read(payload).and_then(|request: DecideRequest| {
+        let done = match request.decision {
+            Decision::Promote => compiler.promote(&request.canary),
+            Decision::Abort => compiler.abort(&request.canary),
+        };
+        done.map_err(|error| error.to_string())
+    });
+    reply(done)
+}
+
 /// Goes on in another object.
 pub(crate) fn renew_segment(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
     reply(compiler.renew().map_err(|error| error.to_string()))
@@ -171,6 +203,7 @@ fn publish_request(
         removals: &request.removals,
         updates: &request.updates,
         options: request.options,
+        canary: request.canary.as_ref(),
     };
     compiler.change(&changes).map_err(|error| error.to_string())
 }
@@ -215,6 +248,17 @@ pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publicatio
 pub fn rollback(socket: impl AsFd, request: &RollbackRequest) -> Result<Publication, RequestError> {
     let payload = postcard::to_stdvec(request)?;
     wire::send(&socket, FrameKind::Rollback, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process to promote or abort a canary.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn decide(socket: impl AsFd, request: &DecideRequest) -> Result<Publication, RequestError> {
+    let payload = postcard::to_stdvec(request)?;
+    wire::send(&socket, FrameKind::Decide, &payload, &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

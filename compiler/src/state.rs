@@ -19,7 +19,7 @@ use crate::catalog::Catalog;
 use crate::changeset::Changeset;
 use crate::contents::Contents;
 use crate::fault::{CrashPoint, crash_at};
-use crate::history::{History, RetainedUnit};
+use crate::history::{ContentHash, History, RetainedUnit};
 use crate::publish::{Changes, Publication, UnitSource};
 
 /// Everything that a publication reads and changes.
@@ -98,15 +98,26 @@ impl State {
             published_ns,
             ..
         } = self.latest.root;
+        if let Some(canary) = changes
+            .aborted
+            .and_then(|id| self.catalog.canaries.get(&id))
+        {
+            let names = canary.names().map(|name| (generation, name.to_owned()));
+            self.retired_units.extend(names);
+        }
         let removed = &changes.removed_units;
         let replaced = changes.units.iter().map(|(name, _)| name);
         let replaced = replaced.filter(|name| self.catalog.units.contains_key(*name));
         let retired = replaced.chain(removed).cloned();
         self.retired_units
             .extend(retired.map(|name| (generation, name)));
-        let forgotten = self
-            .history
-            .record((generation, published_ns), units, removed);
+        let forgotten = match changes.canary {
+            // What only a part of the workers runs is not what is published.
+            Some(_) => Vec::new(),
+            None => self
+                .history
+                .record((generation, published_ns), units, removed),
+        };
         self.catalog.merge(changes);
         forgotten
     }
@@ -127,6 +138,14 @@ impl State {
             .for_each(|unit| self.contents.release(unit));
     }
 
+    /// The hashes of all contents that may be asked for.
+    pub(crate) fn contents_wanted(&self) -> impl Iterator<Item = ContentHash> {
+        let canaries = self.catalog.canaries.values();
+        let candidates = canaries.flat_map(|canary| &canary.retained);
+        let candidates = candidates.flat_map(RetainedUnit::contents);
+        self.history.contents().chain(candidates)
+    }
+
     /// The units that generations after `pin` replaced or removed, each once.
     pub(crate) fn units_retired_after(&self, pin: u64) -> Vec<String> {
         let retired = self.retired_units.iter();
@@ -141,7 +160,9 @@ impl State {
         changes: &Changeset<'_>,
         units: &[RetainedUnit],
     ) -> Option<Publication> {
-        if !changes.options.if_changed || !changes.is_units_only() {
+        // A canary that asks for it is refused.
+        let is_compared = changes.options.if_changed && changes.canary.is_none();
+        if !is_compared || !changes.is_units_only() {
             return None;
         }
         let published = self.history.published_as(units)?;

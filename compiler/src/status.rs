@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{self, Kind};
+use crate::changeset::Audience;
 use crate::history::{History, HistoryEntry};
 use crate::publish::Reclaim;
 use crate::stragglers::Straggler;
@@ -26,6 +27,8 @@ pub struct Status {
     pub areas: Vec<AreaStatus>,
     /// The units.
     pub units: Vec<UnitStatus>,
+    /// The canaries that are running, the oldest first.
+    pub canaries: Vec<CanaryStatus>,
     /// The symbols.
     pub symbols: Vec<SymbolStatus>,
     /// The units that workers asked for.
@@ -178,6 +181,56 @@ pub struct WorkerStatus {
     pub failed: u64,
     /// The oldest generation that a thread of it is inside.
     pub pinned: Option<u64>,
+    /// Its seat among the workers: a canary of n workers is for those at seats below n. `None`: a forked child that has not been
+    /// given one yet.
+    pub seat: Option<u32>,
+    /// The canaries that it is in the audience of, and has applied.
+    pub canaries: Vec<u64>,
+}
+
+/// A canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryStatus {
+    /// Its number: the generation that began it.
+    pub id: u64,
+    /// Who runs it.
+    pub audience: Audience,
+    /// Its units.
+    pub units: Vec<UnitStatus>,
+    /// The symbols that its units publish.
+    pub symbols: Vec<SymbolStatus>,
+    /// The workers that are in the audience, and have applied it.
+    pub workers: Vec<u64>,
+}
+
+impl CanaryStatus {
+    pub(crate) fn new(canary: &catalog::Canary) -> Self {
+        let units = canary.units.iter();
+        let symbols = canary.symbols.iter();
+        Self {
+            id: canary.id,
+            audience: canary.audience.clone(),
+            units: units
+                .map(|(name, unit)| UnitStatus::new(name, unit))
+                .collect(),
+            symbols: symbols
+                .map(|(name, symbol)| SymbolStatus::new(name, symbol))
+                .collect(),
+            workers: Vec::new(),
+        }
+    }
+}
+
+impl Status {
+    /// Lets canaries say which workers run them, as the workers do.
+    pub(crate) fn with_audiences(mut self) -> Self {
+        for canary in &mut self.canaries {
+            let workers = self.workers.iter();
+            let inside = |worker: &&WorkerStatus| worker.canaries.contains(&canary.id);
+            canary.workers = workers.filter(inside).map(|worker| worker.number).collect();
+        }
+        self
+    }
 }
 
 impl UnitStatus {

@@ -1,13 +1,15 @@
 //! The workers that are attached, and the oldest generation that any of their threads is inside.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::segment::Segment;
+use jitcast_runtime::segment::{Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
+use crate::catalog::Canary;
 use crate::status::WorkerStatus;
 use crate::stragglers::{Inside, Seen};
 
@@ -19,10 +21,11 @@ pub(crate) struct WorkerEntry {
     pub(crate) uid: u32,
     pub(crate) label: String,
     pub(crate) mailbox: Mailbox,
-    /// The connection has ended, but a thread may still be inside.
-    pub(crate) gone: bool,
+    presence: Presence,
     /// It is there for a child that has not been forked yet, as far as is known.
     pub(crate) spare: bool,
+    /// Its place in the order of the workers, which it goes by when it is asked whether it runs a canary. A spare has none.
+    pub(crate) seat: Option<u32>,
 }
 
 impl WorkerEntry {
@@ -53,8 +56,47 @@ impl Workers {
         entries.any(|entry| !entry.spare && entry.object() == object)
     }
 
-    /// Adds a worker before it is told that it may attach; returns its number.
-    pub(crate) fn add(&mut self, pid: i32, uid: u32, label: String, mailbox: Mailbox) -> u64 {
+    /// Adds a worker before it is told that it may attach, at the lowest seat that is free; returns its number.
+    pub(crate) fn add(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
+        let seat = self.free_seat();
+        mailbox.0.set_seat(seat);
+        self.insert(process, label, mailbox, Some(seat))
+    }
+
+    /// Adds one that another compiler process let in. It stays at the seat that its mailbox says: that is where it has been.
+    /// Somebody may be there by now, who attached first, or who lies: then they share it.
+    pub(crate) fn add_again(
+        &mut self,
+        process: (i32, u32),
+        label: String,
+        mailbox: (Mailbox, Presence),
+    ) -> u64 {
+        match mailbox.0.seat() {
+            Some(seat) => self.insert(process, label, mailbox, Some(seat)),
+            None => self.add(process, label, mailbox),
+        }
+    }
+
+    /// The lowest seat at which nobody is, as far as this process knows.
+    fn free_seat(&self) -> u32 {
+        let taken = self.entries.iter().filter_map(|entry| entry.seat);
+        let taken: BTreeSet<_> = taken.collect();
+        let free = (0..).zip(&taken).find(|(seat, taken)| seat != *taken);
+        free.map_or(taken.len() as u32, |(seat, _)| seat)
+    }
+
+    fn insert(
+        &mut self,
+        (pid, uid): (i32, u32),
+        label: String,
+        (mailbox, presence): (Mailbox, Presence),
+        seat: Option<u32>,
+    ) -> u64 {
         self.next_number += 1;
         let number = self.next_number;
         self.entries.push(WorkerEntry {
@@ -63,17 +105,18 @@ impl Workers {
             uid,
             label,
             mailbox,
-            gone: false,
+            presence,
             spare: false,
+            seat,
         });
         number
     }
 
     /// Adds what a child of worker `parent` takes over when it is forked.
-    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: Mailbox) -> Option<u64> {
+    pub(crate) fn add_spare(&mut self, parent: u64, mailbox: (Mailbox, Presence)) -> Option<u64> {
         let parent = self.entries.iter().find(|entry| entry.number == parent)?;
         let (pid, uid, label) = (parent.pid, parent.uid, parent.label.clone());
-        let number = self.add(pid, uid, label, mailbox);
+        let number = self.insert((pid, uid), label, mailbox, None);
         let entry = self
             .entries
             .iter_mut()
@@ -82,10 +125,12 @@ impl Workers {
         Some(number)
     }
 
-    /// Process `pid` has taken a spare over.
+    /// Process `pid` has taken a spare over. It gets a seat of its own: until it looks there, it goes by its parent's.
     pub(crate) fn adopt(&mut self, number: u64, pid: i32) {
+        let seat = self.free_seat();
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            (entry.spare, entry.pid) = (false, pid);
+            (entry.spare, entry.pid, entry.seat) = (false, pid, Some(seat));
+            entry.mailbox.set_seat(seat);
         }
     }
 
@@ -94,10 +139,14 @@ impl Workers {
         self.entries.retain(|entry| entry.number != number);
     }
 
-    /// What they say about themselves.
-    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+    /// What they say about themselves, and which of `canaries` they run.
+    pub(crate) fn status(&self, canaries: &BTreeMap<u64, Canary>) -> Vec<WorkerStatus> {
         let status = |entry: &WorkerEntry| {
             let word = |word| entry.mailbox.word(word).load(Ordering::Relaxed);
+            let runs = |canary: &&Canary| {
+                word(Word::Applied) >= canary.id && canary.is_for(entry.seat, &entry.label)
+            };
+            let running = canaries.values().filter(runs);
             WorkerStatus {
                 number: entry.number,
                 pid: entry.pid,
@@ -109,12 +158,12 @@ impl Workers {
                 missing: word(Word::Missing),
                 failed: word(Word::Failed),
                 pinned: entry.mailbox.oldest_pin(),
+                seat: entry.seat,
+                canaries: running.map(|canary| canary.id).collect(),
             }
         };
-        let there = |entry: &&WorkerEntry| {
-            !entry.spare && (!entry.gone || entry.mailbox.oldest_pin().is_some())
-        };
-        self.entries.iter().filter(there).map(status).collect()
+        let entries = self.entries.iter().filter(|entry| !entry.spare);
+        entries.map(status).collect()
     }
 
     /// Whether a worker has said that it is done: no thread of it will enter again.
@@ -124,16 +173,11 @@ impl Workers {
         entry.is_none_or(|entry| entry.mailbox.word(Word::Detached).load(Ordering::Acquire) != 0)
     }
 
-    /// A worker's connection has ended, and nobody can tell whether its process has.
-    pub(crate) fn hang_up(&mut self, number: u64) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
-            entry.gone = true;
-        }
-    }
-
-    fn drop_gone(&mut self) {
-        self.entries
-            .retain(|entry| !entry.gone || entry.mailbox.oldest_pin().is_some());
+    /// Whether somebody has a worker's mailbox: its process, or, until it is another program, a child of that.
+    pub(crate) fn is_there(&self, number: u64) -> bool {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.number == number);
+        entry.is_some_and(|entry| entry.presence.is_there())
     }
 
     /// The oldest pin of all threads that hold memory of `object`, after a barrier on every processor that runs one;
@@ -152,7 +196,6 @@ impl Workers {
                 return 0;
             }
         }
-        self.drop_gone();
         // A fork hands a pin over from one mailbox to another, like the start of a thread inside one.
         const TRIES: u32 = 8;
         for _ in 0..TRIES {

@@ -12,8 +12,8 @@ use crate::heap::{SegmentFull, Txn};
 use crate::index;
 use crate::memory::{Corrupt, SharedRecord, View};
 use crate::records::{
-    AskedRecord, CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, StoredRegion, SymbolRecord,
-    TextRecord, UNIT_KEPT, UnitRecord,
+    AskedRecord, CELL_PAGE_BYTES, CELLS_PER_PAGE, CanaryRecord, CellPage, CellValue, ImportRecord, Root, StoredRegion,
+    SymbolRecord, TextRecord, UNIT_KEPT, UnitRecord, trailing_text,
 };
 use crate::ring::{RECORD_WORDS, Record};
 
@@ -175,6 +175,89 @@ impl Edit {
             retire_unit(txn, at, keep);
             self.root.units = index::remove(txn, self.root.units, key)?;
             self.root.unit_count -= 1;
+        }
+        Ok(())
+    }
+
+    /// Writes the record of a unit again, as of this generation: for those who have left it out so far.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn renew_unit(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
+            let old: UnitRecord = own(txn.memory().read(at));
+            let name = own(trailing_text::<UnitRecord>(txn.memory(), at, 0, old.name_len));
+            let record = UnitRecord { generation: txn.generation(), ..old };
+            let renewed = write(txn, &record, &[&name])?;
+            self.root.units = index::insert(txn, self.root.units, renewed)?;
+            let len_bytes = size_of::<UnitRecord>() as u32 + old.name_len;
+            txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+            self.flags |= record_flags::RESYNC;
+        }
+        Ok(())
+    }
+
+    /// Adds a canary.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_canary(&mut self, txn: &mut Txn<'_>, record: &CanaryRecord, label: &str) -> Result<(), SegmentFull> {
+        let at = write(txn, record, &[label])?;
+        self.root.canaries = index::insert(txn, self.root.canaries, at)?;
+        self.flags |= record_flags::RESYNC;
+        Ok(())
+    }
+
+    /// Removes a canary. Its units and symbols are the caller's to deal with.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn remove_canary(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(at) = own(index::get(txn.memory(), self.root.canaries, key)) {
+            let record: CanaryRecord = own(txn.memory().read(at));
+            let len_bytes = size_of::<CanaryRecord>() as u32 + record.label_len;
+            txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+            self.root.canaries = index::remove(txn, self.root.canaries, key)?;
+            self.flags |= record_flags::RESYNC;
+        }
+        Ok(())
+    }
+
+    /// Adds a symbol of a canary, or replaces the one of the same name.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn put_overlay(
+        &mut self,
+        txn: &mut Txn<'_>,
+        record: &SymbolRecord,
+        name: &str,
+        signature: &str,
+    ) -> Result<(), SegmentFull> {
+        if let Some(old) = own(index::get(txn.memory(), self.root.overlay, record.key)) {
+            retire_symbol(txn, old);
+        }
+        let at = write(txn, record, &[name, signature])?;
+        self.root.overlay = index::insert(txn, self.root.overlay, at)?;
+        self.flags |= record_flags::RESYNC;
+        Ok(())
+    }
+
+    /// The record of a canary's symbol.
+    pub fn overlay(&self, txn: &Txn<'_>, key: u64) -> Option<SymbolRecord> {
+        let at = own(index::get(txn.memory(), self.root.overlay, key))?;
+        Some(own(txn.memory().read(at)))
+    }
+
+    /// Removes a symbol of a canary.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn remove_overlay(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+        if let Some(old) = own(index::get(txn.memory(), self.root.overlay, key)) {
+            retire_symbol(txn, old);
+            self.root.overlay = index::remove(txn, self.root.overlay, key)?;
+            self.flags |= record_flags::RESYNC;
         }
         Ok(())
     }

@@ -62,6 +62,9 @@ pub enum Word {
     Failed = 10,
     /// The object that its pins hold ([`Header::object`](crate::header::Header)).
     Object = 11,
+    /// Its seat among the workers, and 1; 0: it has none yet. The compiler process gives each the lowest that is free, before
+    /// it lets the worker in: audiences of canaries that are a number of workers are made of the lowest seats.
+    Seat = 12,
 }
 
 /// A word of a thread's record, by its position.
@@ -117,6 +120,18 @@ impl Mailbox {
         unsafe { self.mapping.replace(fd) }
     }
 
+    /// Lets go of it: from now on these words are this process's own.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// No other thread of this process uses it.
+    pub unsafe fn forget(&self) -> std::io::Result<()> {
+        // SAFETY: words that are accessed atomically; whoever calls knows that they change.
+        unsafe { self.mapping.forget() }
+    }
+
     /// A word of the header.
     pub fn word(&self, word: Word) -> &core::sync::atomic::AtomicU64 {
         &self.words()[word as usize]
@@ -127,6 +142,17 @@ impl Mailbox {
     pub fn thread(&self, index: u32, word: ThreadWord) -> &core::sync::atomic::AtomicU64 {
         let at = (HEADER_BYTES + index.min(MAX_THREADS - 1) * THREAD_BYTES) as usize / 8;
         &self.words()[at + word as usize]
+    }
+
+    /// The worker's seat; `None`: it has none (yet), or what stands there is none.
+    pub fn seat(&self) -> Option<u32> {
+        let word = self.word(Word::Seat).load(Ordering::Relaxed);
+        u32::try_from(word).ok()?.checked_sub(1)
+    }
+
+    /// Gives the worker a seat.
+    pub fn set_seat(&self, seat: u32) {
+        self.word(Word::Seat).store(u64::from(seat) + 1, Ordering::Relaxed);
     }
 
     /// The oldest pin, or `None` if no thread is inside. Whatever garbage the worker wrote, this is a number

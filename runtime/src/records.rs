@@ -43,6 +43,11 @@ pub struct Root {
     pub import_count: u32,
     /// Index of [`TextRecord`]s by the places that they begin at ([`index::floor`](crate::index::floor)).
     pub texts: SegmentOffset,
+    /// Index of the [`SymbolRecord`]s of canaries, by the hash of their names: each counts in place of the one in `symbols`
+    /// for workers that are in the audience of its unit's canary.
+    pub overlay: SegmentOffset,
+    /// Index of [`CanaryRecord`]s by number.
+    pub canaries: SegmentOffset,
     /// Index of [`AskedRecord`]s by number.
     pub asked: SegmentOffset,
     /// How many asked-for units there are.
@@ -275,9 +280,12 @@ pub struct SymbolRecord {
     pub name_len: u32,
     /// Length of the signature's text, bytes; 0: unknown.
     pub signature_len: u32,
-    /// [`SYMBOL_QUARANTINED`].
+    /// [`SYMBOL_QUARANTINED`], [`SYMBOL_HIDDEN`].
     pub flags: u32,
 }
+
+/// [`SymbolRecord::flags`]: in the overlay: a name that the canary's version does not publish any more.
+pub const SYMBOL_HIDDEN: u32 = 2;
 
 /// [`SymbolRecord::flags`]: a function that is not to be reached: handles lead to their hosts' fallbacks.
 pub const SYMBOL_QUARANTINED: u32 = 1;
@@ -314,6 +322,42 @@ pub struct ImportRecord {
     pub fallback: SegmentOffset,
 }
 
+/// A canary: units that only its audience runs, until it is promoted or aborted. The label of the audience follows the record.
+///
+/// Its units and texts are in the root's indexes like all others; its symbols are in [`Root::overlay`], and what their call cells
+/// hold in the audience follows from these: pages of cells say what everybody else's hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CanaryRecord {
+    /// Its number: the generation that began it.
+    pub key: u64,
+    /// The generation that wrote the record.
+    pub generation: u64,
+    /// The number of its first unit; the others have the next ones.
+    pub first_unit: u32,
+    /// How many units it has.
+    pub unit_count: u32,
+    /// The audience: workers whose [seat](crate::mailbox::Word::Seat) is below this; 0: those with the label.
+    pub seats: u32,
+    /// Length of the label, bytes.
+    pub label_len: u32,
+}
+
+impl CanaryRecord {
+    /// Whether the unit of this number is one of its own.
+    pub fn has_unit(&self, number: u32) -> bool {
+        number.checked_sub(self.first_unit).is_some_and(|index| index < self.unit_count)
+    }
+
+    /// Whether a worker at `seat` (`None`: it has none) is in its audience, whose label, if it has one, is `wanted`.
+    pub fn is_for(&self, wanted: &str, seat: Option<u32>, label: &str) -> bool {
+        match self.seats {
+            0 => wanted == label,
+            seats => seat.is_some_and(|seat| seat < seats),
+        }
+    }
+}
+
 /// The values of [`CELLS_PER_PAGE`] consecutive cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellPage {
@@ -344,8 +388,10 @@ unsafe impl SharedRecord for AskedRecord {}
 unsafe impl SharedRecord for AskedImport {}
 // SAFETY: numbers and an offset.
 unsafe impl SharedRecord for AskedFunction {}
+// SAFETY: numbers.
+unsafe impl SharedRecord for CanaryRecord {}
 
-const _: () = assert!(size_of::<Root>() == 64);
+const _: () = assert!(size_of::<Root>() == 72);
 const _: () = assert!(size_of::<UnitRecord>() == 96);
 const _: () = assert!(size_of::<TextRecord>() == 56);
 const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
@@ -353,6 +399,7 @@ const _: () = assert!(size_of::<ImportRecord>() == 40);
 const _: () = assert!(size_of::<AskedRecord>() == 88);
 const _: () = assert!(size_of::<AskedImport>() == 16);
 const _: () = assert!(size_of::<AskedFunction>() == 16);
+const _: () = assert!(size_of::<CanaryRecord>() == 32);
 
 /// The call cell that the segment's traps jump through: each worker stores its handler there when it attaches.
 pub const TRAP_CELL: SegmentOffset = SegmentOffset::new(0);

@@ -127,6 +127,21 @@ impl Mapping {
         Ok(())
     }
 
+    /// Puts private memory of zeros in the place of all of this one, which was readable and writable.
+    ///
+    /// # Errors
+    /// As mmap(2); then it is what it was.
+    ///
+    /// # Safety
+    /// Nobody relies on what was stored before.
+    pub unsafe fn forget(&self) -> io::Result<()> {
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `replace`.
+        unsafe { rustix::mm::mmap_anonymous(self.base.as_ptr().cast(), self.len_bytes, prot, flags) }?;
+        Ok(())
+    }
+
     /// Puts a shared mapping of `fd` from `offset` in the place of a part, accessible as `protection` says, or not at all.
     ///
     /// # Errors
@@ -249,6 +264,16 @@ pub fn reopen_read_only(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// Another open file description of the file behind `fd`, for reading and writing.
+///
+/// # Errors
+/// As open(2) of `/proc/self/fd/…`.
+pub fn reopen(fd: impl AsFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
 /// Lets the descriptor `at` lead to what `other` leads to, close-on-exec.
 ///
 /// # Errors
@@ -331,6 +356,30 @@ pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
+/// Lets the open file description behind `fd` hold a lock that others may hold too. A mapping that was made from it holds the
+/// description, and so the lock, like a descriptor.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_SETLK`.
+pub fn share_lock(fd: impl AsFd) -> io::Result<()> {
+    set_lock(fd.as_fd(), libc::F_RDLCK)
+}
+
+/// Whether another open file description of the file behind `fd` holds a lock.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_GETLK`.
+pub fn is_locked_by_another(fd: impl AsFd) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    let mut request = whole_file(libc::F_WRLCK);
+    // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives across the call; the descriptor is borrowed.
+    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
+    if result == 0 {
+        return Ok(request.l_type != libc::F_UNLCK as i16);
+    }
+    Err(io::Error::last_os_error())
+}
+
 /// Gives back what [`try_lock`] took, at once: a child that another thread has just forked may hold a descriptor
 /// of the same description until it executes something else.
 ///
@@ -340,15 +389,13 @@ pub fn unlock(fd: impl AsFd) -> io::Result<()> {
     set_lock(fd.as_fd(), libc::F_UNLCK)
 }
 
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
 fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let request = libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let request = whole_file(kind);
     // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     if result == 0 {

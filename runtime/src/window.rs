@@ -6,7 +6,7 @@
 //! executable.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{SegmentOffset, WorkerAddr};
@@ -95,7 +95,7 @@ impl Window {
         let view = unsafe { View::new(start, control, control.start) };
         let ends = Area::ALL.map(|area| AtomicU32::new(geometry.region(area).start));
         let window = Self { control: view, geometry: *geometry, ends, blocks: AtomicU32::new(0), mapping };
-        window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES))?;
+        window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES), None)?;
         Ok(window)
     }
 
@@ -130,11 +130,12 @@ impl Window {
         self.ends[area.index()].load(Ordering::Acquire)
     }
 
-    /// Makes `area` accessible up to `end`, if it is not already. For one thread at a time.
+    /// Makes `area` accessible up to `end`, if it is not already. For one thread at a time. `object` is what is mapped: where no
+    /// mapping may become executable (`PR_SET_MDWE`, or systemd's filter), code is mapped from it anew.
     ///
     /// # Errors
     /// [`WindowError::Map`]; [`WindowError::Corrupt`] if `end` is outside the area.
-    pub fn open(&self, area: Area, end: u32) -> Result<(), WindowError> {
+    pub fn open(&self, area: Area, end: u32, object: Option<BorrowedFd<'_>>) -> Result<(), WindowError> {
         let region = self.geometry.region(area);
         let start = self.end(area);
         if end <= start {
@@ -153,9 +154,18 @@ impl Window {
                 "the segment lies on a noexec file system, or a policy such as SELinux execmem forbids code there",
             ),
         };
-        self.mapping
-            .protect(start as usize, (end - start) as usize, protection)
-            .map_err(|cause| WindowError::Map { area: area.name(), help, cause })?;
+        let part = (start as usize, (end - start) as usize);
+        let opened = self.mapping.protect(part.0, part.1, protection).or_else(|cause| {
+            let is_code = protection == Protection::ReadExecute;
+            let Some(object) = object.filter(|_| is_code && cause.kind() == io::ErrorKind::PermissionDenied) else {
+                return Err(cause);
+            };
+            let offset = u64::from(start - self.geometry.shared().start);
+            // SAFETY: nobody uses this part yet: it was inaccessible.
+            unsafe { self.mapping.remap(part, object, offset, Some(protection)) }?;
+            self.mapping.advise(MappingAdvice::LinuxDontDump)
+        });
+        opened.map_err(|cause| WindowError::Map { area: area.name(), help, cause })?;
         if area == Area::Control {
             // SAFETY: just made readable.
             unsafe { self.control.grow(end) };

@@ -53,27 +53,29 @@ pub enum FrameKind {
     Resume = 12,
     /// Publisher to compiler: go on in another object. Answered by `Published`.
     Renew = 13,
+    /// Publisher to compiler: promote or abort a canary. Answered by `Published`.
+    Decide = 14,
     /// Worker to compiler: compile this for me. [`AskRequest`] and CLIF as text.
-    Ask = 14,
+    Ask = 15,
     /// Compiler to worker: [`AskReply`], and where it came to nothing why, as text.
-    AskReply = 15,
+    AskReply = 16,
     /// Worker to compiler: I am done with that unit. [`ReleaseNotice`].
-    Release = 16,
+    Release = 17,
     /// Worker to compiler, once for each connection: of what those before me were told that they have, I have these; numbers of
     /// units, 32 bits each.
-    Hold = 17,
+    Hold = 18,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Ask, AskReply, Attach, Attached, Hold, Publish, Published, Refused, Release, Renew, Resume, Rollback,
-            Spare, SpareReply, Status, StatusReply,
+            Adopt, Ask, AskReply, Attach, Attached, Decide, Hold, Publish, Published, Refused, Release, Renew, Resume,
+            Rollback, Spare, SpareReply, Status, StatusReply,
         };
         let all = [
             Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
-            Resume, Renew, Ask, AskReply, Release, Hold,
+            Resume, Renew, Decide, Ask, AskReply, Release, Hold,
         ];
         all.into_iter()
             .find(|kind| *kind as u32 == number)

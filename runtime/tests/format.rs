@@ -11,8 +11,8 @@ use jitcast_runtime::header::{self, Header};
 use jitcast_runtime::mailbox::{self, ThreadWord, Word};
 use jitcast_runtime::module;
 use jitcast_runtime::records::{
-    AskedFunction, AskedImport, AskedRecord, ImportRecord, Root, StoredRegion, SymbolRecord,
-    TextRecord, UnitRecord,
+    AskedFunction, AskedImport, AskedRecord, CanaryRecord, ImportRecord, Root, StoredRegion,
+    SymbolRecord, TextRecord, UnitRecord,
 };
 use jitcast_runtime::wire::{
     AskReply, AskRequest, AttachReply, AttachRequest, FrameHeader, FrameKind, ReleaseNotice,
@@ -63,6 +63,8 @@ fn every_structure_is_drawn_as_it_is() {
             symbol_count,
             import_count,
             texts,
+            overlay,
+            canaries,
             asked,
             asked_count,
         }),
@@ -143,6 +145,14 @@ fn every_structure_is_drawn_as_it_is() {
             weak,
             name_len,
             fallback,
+        }),
+        rows!(CanaryRecord {
+            key,
+            generation,
+            first_unit,
+            unit_count,
+            seats,
+            label_len,
         }),
         rows!(FrameHeader {
             magic,
@@ -227,9 +237,11 @@ fn the_numbers_are_those_of_the_code() {
         format!("`NAMES` {:#x}", record_flags::NAMES),
         format!("`ASKED` {:#x}", record_flags::ASKED),
         format!("`Applied` {}", Word::Applied as usize),
+        format!("`Seat` {}", Word::Seat as usize),
         format!("`Pin` {}", ThreadWord::Pin as usize),
         format!("`Publish` {}", FrameKind::Publish as u32),
         format!("`Ask` {}", FrameKind::Ask as u32),
+        format!("`Decide` {}", FrameKind::Decide as u32),
     ];
     for fact in facts {
         assert!(FORMAT.contains(&fact), "FORMAT.md must say: {fact}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jitcast::compiler::front;
-use jitcast::compiler::{DEFAULT_RETAIN, LinkOptions, PublishOptions, Reclaim};
+use jitcast::compiler::{Audience, DEFAULT_RETAIN, LinkOptions, PublishOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
@@ -33,9 +33,21 @@ pub(super) enum Command {
         after_help = "A `+` between files begins another unit; all of them, and what is removed, quarantined and restored \
                       with them, become visible as one.\n\nExamples:\n  jitcast publish --socket /run/jitcast.sock \
                       examples/score.clif\n  jitcast publish --socket /run/jitcast.sock table.c + reader.c libfoo.a \
-                      --remove old"
+                      --remove old\n  jitcast publish --socket /run/jitcast.sock score.clif --canary 2"
     )]
     Publish(PublishArgs),
+    /// Let every worker run a canary, in place of what it replaces.
+    #[command(
+        after_help = "Workers that run it already go on as they are: no constructor runs again.\n\nExample:\n  jitcast \
+                      promote --socket /run/jitcast.sock score"
+    )]
+    Promote(DecideArgs),
+    /// Let nobody run a canary any more.
+    #[command(
+        after_help = "What it was to replace was there all the time, and goes on with the data that it has.\n\nExample:\n  \
+                      jitcast abort --socket /run/jitcast.sock score"
+    )]
+    Abort(DecideArgs),
     /// Remove published units.
     #[command(after_help = "Example:\n  jitcast remove --socket /run/jitcast.sock score")]
     Remove(RemoveArgs),
@@ -358,8 +370,15 @@ pub(super) struct PublishArgs {
     pub(super) restore: Vec<String>,
     /// Do nothing if the unit is published with these very contents already. Otherwise it is linked again, and its data
     /// start afresh.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["canary", "canary_label"])]
     pub(super) if_changed: bool,
+    /// Only so many workers run it, until it is promoted or aborted. When one of them ends, the next that attaches takes its
+    /// place.
+    #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) canary: Option<u32>,
+    /// Only workers that attached with this label run it, until it is promoted or aborted.
+    #[arg(long, value_name = "LABEL", conflicts_with = "canary")]
+    pub(super) canary_label: Option<String>,
     /// Variables that the replaced version defines alike keep their contents, and their places for others: global ones.
     /// Static ones start afresh, as all do without this option.
     #[arg(long)]
@@ -388,6 +407,24 @@ impl From<ForceArgs> for PublishOptions {
             ..Self::default()
         }
     }
+}
+
+impl PublishArgs {
+    /// Who is to run it; `None`: every worker.
+    pub(super) fn audience(&self) -> Option<Audience> {
+        let label = self.canary_label.clone().map(Audience::Label);
+        self.canary.map(Audience::Workers).or(label)
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct DecideArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// The canary: the name of a unit of it, or its number, which is that of the generation that began it.
+    #[arg(value_name = "UNIT|NUMBER")]
+    pub(super) canary: String,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -469,7 +506,7 @@ pub(super) struct WorkerArgs {
     /// A shared library to load, as `libstdc++.so.6`; may be repeated.
     #[arg(long = "lib", value_name = "LIBRARY")]
     pub(super) libs: Vec<String>,
-    /// The label that `status` shows.
+    /// The label that `status` shows, and that canaries may be for.
     #[arg(long, default_value = "")]
     pub(super) label: String,
     /// How long to wait for functions that are not published yet, seconds.

@@ -1,12 +1,12 @@
-//! Publications without files: `jitcast remove`, `quarantine`, `restore`, `rollback` and `renew`.
+//! Publications without files: `jitcast remove`, `quarantine`, `restore`, `rollback`, `promote`, `abort` and `renew`.
 
 use std::process::ExitCode;
 
-use jitcast::compiler::request::{self, PublishRequest, RollbackRequest};
+use jitcast::compiler::request::{self, DecideRequest, Decision, PublishRequest, RollbackRequest};
 use jitcast::compiler::{PublishOptions, SymbolUpdate};
 
 use super::Failure;
-use super::args::{QuarantineArgs, RemoveArgs, RenewArgs, RestoreArgs, RollbackArgs};
+use super::args::{DecideArgs, QuarantineArgs, RemoveArgs, RenewArgs, RestoreArgs, RollbackArgs};
 use super::publish::{connect, tell};
 use super::report::kib;
 
@@ -51,6 +51,23 @@ fn update(
         done.generation,
         args.symbols.join(", ")
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn decide(args: &DecideArgs, decision: Decision) -> Result<ExitCode, Failure> {
+    let request = DecideRequest {
+        canary: args.canary.clone(),
+        decision,
+    };
+    let done = request::decide(connect(&args.socket)?, &request)?;
+    let (generation, functions) = (done.generation, done.functions.join(", "));
+    match decision {
+        Decision::Promote => println!("generation {generation}: promoted {functions}"),
+        Decision::Abort => println!(
+            "generation {generation}: aborted {}",
+            done.removed.join(", ")
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,6 +19,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use clap::Parser;
+use jitcast::compiler::request::Decision;
 
 use args::{Args, Command};
 
@@ -44,6 +45,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Publish(args) => publish::publish(&args),
+        Command::Promote(args) => change::decide(&args, Decision::Promote),
+        Command::Abort(args) => change::decide(&args, Decision::Abort),
         Command::Remove(args) => change::remove(&args),
         Command::Quarantine(args) => change::quarantine(&args),
         Command::Restore(args) => change::restore(&args),

@@ -29,9 +29,13 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
             keep_data: args.keep_data,
             ..args.force.into()
         },
+        canary: args.audience(),
     };
     let done = request::publish(connect(&args.socket)?, &request)?;
     tell(&done, true);
+    if let Some(audience) = &request.canary {
+        println!("canary {}: for {audience}", done.generation);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

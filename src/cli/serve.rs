@@ -52,6 +52,11 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         eprintln!("journal {folder}: generation {generation}, {units} units");
     }
     eprintln!("serving {what} at {}", args.socket);
+    if compiler.needs_fences() {
+        eprintln!(
+            "note: membarrier(2) is forbidden here or missing (Linux 4.16), so every guard of every worker executes a fence"
+        );
+    }
     if args.allow_attach.is_empty() {
         eprintln!(
             "note: workers run as the same user, so they are trusted like the compiler process itself"

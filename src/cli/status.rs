@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
-use jitcast::compiler::{Reclaim, Status, UnitStatus, request};
+use jitcast::compiler::{CanaryStatus, Reclaim, Status, UnitStatus, request};
 
 use super::Failure;
 use super::args::StatusArgs;
@@ -77,6 +77,7 @@ fn show(status: &Status) {
         ]);
     }
     println!("{units}");
+    show_canaries(&status.canaries);
     let mut symbols = new_table(&["symbol", "kind", "unit", "signature"]);
     for symbol in &status.symbols {
         let signature = if symbol.signature.is_empty() {
@@ -115,6 +116,7 @@ fn show(status: &Status) {
         "inside at",
         "missing",
         "failed",
+        "canaries",
     ]);
     for worker in &status.workers {
         workers.add_row([
@@ -127,6 +129,7 @@ fn show(status: &Status) {
             worker.pinned.map_or("-".to_owned(), |pin| pin.to_string()),
             worker.missing.to_string(),
             worker.failed.to_string(),
+            list(&worker.canaries),
         ]);
     }
     println!("{workers}");
@@ -174,6 +177,35 @@ fn show(status: &Status) {
         kib(kept),
         status.kept.len()
     );
+}
+
+fn show_canaries(canaries: &[CanaryStatus]) {
+    if canaries.is_empty() {
+        return;
+    }
+    let mut table = new_table(&["canary", "units", "symbols", "for", "workers"]);
+    for canary in canaries {
+        let units: Vec<_> = canary.units.iter().map(|unit| unit.name.as_str()).collect();
+        let symbols = canary.symbols.iter();
+        let symbols: Vec<_> = symbols.map(|symbol| symbol.name.as_str()).collect();
+        table.add_row([
+            canary.id.to_string(),
+            units.join(", "),
+            symbols.join(", "),
+            canary.audience.to_string(),
+            list(&canary.workers),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// Numbers, or `-` if there are none.
+fn list(numbers: &[u64]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+    if numbers.is_empty() {
+        return "-".to_owned();
+    }
+    numbers.join(", ")
 }
 
 /// What happens to a unit's memory when it is replaced or removed.

@@ -81,7 +81,8 @@ impl Remote {
         Self::start_as(&mut role::command(ROLE, target))
     }
 
-    fn start_as(command: &mut Command) -> Self {
+    /// Starts one by a command of the role that was prepared.
+    pub(crate) fn start_as(command: &mut Command) -> Self {
         let mut process = Process::start_listening(command);
         let base = role::next_report(&mut process).parse().unwrap();
         Self { process, base }

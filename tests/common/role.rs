@@ -46,6 +46,23 @@ pub(crate) fn command(role: &str, target: &str) -> Command {
     command
 }
 
+/// The command of a process of another user that plays `role` on `target`. That user need not be able to reach this binary.
+pub(crate) fn command_as(uid: u32, role: &str, target: &str) -> Command {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::process::CommandExt;
+    static BINARY: std::sync::OnceLock<std::fs::File> = std::sync::OnceLock::new();
+    let binary =
+        BINARY.get_or_init(|| std::fs::File::open(std::env::current_exe().unwrap()).unwrap());
+    let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
+    let own = self::command(role, target);
+    let environment = own
+        .get_envs()
+        .filter_map(|(key, value)| Some((key, value?)));
+    command.args(own.get_args()).envs(environment);
+    command.uid(uid).gid(uid).current_dir("/");
+    command
+}
+
 /// Starts a process that plays `role` on `target`.
 pub(crate) fn start(role: &str, target: &str) -> Process {
     Process::start_listening(&mut command(role, target))

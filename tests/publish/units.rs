@@ -94,12 +94,16 @@ pub(crate) fn change_refused(host: &Host, changes: &Changeset<'_>) -> PublishErr
 /// What is published and what it takes, without the workers, who go on meanwhile, and without what the system has given for it:
 /// a refused publication may have asked for more, which the next one uses.
 pub(crate) fn published(host: &Host) -> Status {
+    let mut status = host.compiler.status();
+    for canary in &mut status.canaries {
+        canary.workers.clear();
+    }
     Status {
         workers: Vec::new(),
         stragglers: Vec::new(),
         backed_bytes: 0,
         older_bytes: 0,
-        ..host.compiler.status()
+        ..status
     }
 }
 

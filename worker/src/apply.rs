@@ -17,6 +17,7 @@ use jitcast_runtime::records::Root;
 use jitcast_runtime::ring::Record;
 use jitcast_runtime::{Corrupt, SegmentOffset};
 
+use crate::canary::Canaries;
 use crate::error::UpdateError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
@@ -213,7 +214,11 @@ impl Inner {
         self.listing()
             .set_newest(*generation, state.root_at, &others.pins);
         self.show_moving(state);
-        self.life().gate().open(*generation);
+        if self.awaits_seat(state) {
+            self.life().gate().shut();
+        } else {
+            self.life().gate().open(*generation);
+        }
     }
 
     /// Tells threads that leave whether somebody waits for that.
@@ -286,6 +291,13 @@ impl Inner {
                 return Ok(head);
             }
             head = before.max(state.applied);
+            if state.renewal.is_some() && head == state.applied {
+                // Whatever else is to change, does so in the object that follows.
+                if others.pins.is_empty() {
+                    self.settle_all(state)?;
+                }
+                return Ok(head);
+            }
         }
         let behind = head - state.applied;
         let lacks_something = state
@@ -294,7 +306,7 @@ impl Inner {
             .any(|import| import.address.is_none());
         // Texts that are registered with the unwinder may be in the way of new ones, which only the directory tells.
         let registers = state.registered.is_some() && !others.pins.is_empty();
-        if behind > RING_STEPS || lacks_something || registers {
+        if behind > RING_STEPS || lacks_something || registers || self.has_other_seat(state) {
             return self.resync(state, others);
         }
         let moves = behind as usize * INLINE_OPS;
@@ -400,10 +412,14 @@ impl Inner {
             None => true,
         };
         let nobody = others.pins.is_empty();
-        if !nobody && !extends || !self.reserve_for(state, others, &root)? {
+        let seat = self.seat(state);
+        let canaries = self.canaries_with_cells(&root, seat)?;
+        // At one generation threads cannot be told apart.
+        let moves = root.generation == applied && !canaries.are_those_of(&state.canaries);
+        if !nobody && (!extends || moves) || !self.reserve_for(state, others, &root, &canaries)? {
             return Ok(applied);
         }
-        self.forget_failed(state, root.units)?;
+        self.forget_failed(state, root.units, &canaries)?;
         // From here on what is bound can be unwound through; what was before, too.
         let mut older = others.pins.clone();
         if older.is_empty() {
@@ -415,12 +431,23 @@ impl Inner {
         })?;
         let mut fresh = Vec::new();
         index::walk(view, root.units, applied, &mut |at| {
-            fresh.push(self.bind_unit(state, at)?);
+            let number = self.unit_number(at)?;
+            let skip = canaries.leaves_out(number) || canaries.runs(number);
+            if !skip && !state.units.is_candidate(number) {
+                fresh.push(self.bind_unit(state, at)?);
+            }
             Ok::<_, UpdateError>(())
         })?;
+        // Last, since they may keep data of those that they replace.
+        state.units.have(&fresh);
+        let candidates = self.unbound_candidates(state, &root, &canaries)?;
+        for (_, at) in &candidates {
+            fresh.push(self.bind_unit(state, *at)?);
+        }
         // Others may enter while constructors run, at what is applied.
         let starts = fresh.iter().any(Fresh::starts);
-        let lets_stay = nobody && starts && extends && others.may_stay && self.pin_slot().is_some();
+        let may_stay = nobody && extends && !moves && others.may_stay;
+        let lets_stay = starts && may_stay && self.pin_slot().is_some();
         self.register(state, nobody && !lets_stay, &root)?;
         for unit in fresh.iter().filter(|unit| unit.ends()) {
             if let Some((_, text)) = text_at(view, root_at, unit.text())? {
@@ -433,22 +460,33 @@ impl Inner {
         if starts {
             // Names that are new lead to the new units before their constructors run; others move after.
             index::walk(view, root.cells, applied, &mut |at| {
-                self.bind_new(state, at)
+                self.bind_new(state, &canaries, at)
             })?;
+            self.bind_new_cells(state, canaries.cells())?;
             if lets_stay {
                 self.life().gate().let_stay(applied);
             }
             self.start_units(state, root.generation, &mut fresh);
             if lets_stay {
-                self.look_again(state, others, &root)?;
+                self.look_again(state, others, &root, &canaries)?;
             }
         }
         self.remember_units(state, fresh);
+        let bound = candidates.into_iter().map(|(number, _)| number);
+        state.units.bound_candidates(bound);
         let step = self.step(&others.pins, root.generation);
         index::walk(view, root.cells, applied, &mut |at| {
-            self.bind_page(state, &step, at)
+            self.bind_page(state, &step, &canaries, at)
         })?;
+        let uncovered = self.uncovered_cells(state, &root, &canaries)?;
+        for (cell, value) in canaries.cells().chain(uncovered) {
+            self.lead_cell(state, &step, cell, value)?;
+        }
         state.root_at = root_at;
+        state.canaries = canaries;
+        state
+            .seats
+            .set(root.generation, seat, others.pins.is_empty());
         if seeded(Fault::BoundEverywhere) {
             self.bind_all_asked(state, &root)?;
         }
@@ -460,6 +498,13 @@ impl Inner {
         }
         self.tell(state);
         Ok(root.generation)
+    }
+
+    /// The number of the unit whose record is at `at`.
+    fn unit_number(&self, at: SegmentOffset) -> Result<u32, Corrupt> {
+        let number = self.window().control().load(at)?;
+        let what = "number of a unit";
+        u32::try_from(number).map_err(|_| Corrupt { what, at })
     }
 
     /// Nobody is inside: nothing is on its way any more, and what has been retired ends.
@@ -478,12 +523,13 @@ impl Inner {
         state: &mut State,
         others: &mut Others,
         root: &Root,
+        canaries: &Canaries,
     ) -> Result<(), UpdateError> {
         loop {
             self.life().gate().shut();
             self.look(state, others);
             let fits = others.pins.len() < MAX_GENERATIONS;
-            if fits && self.reserve_for(state, others, root)? {
+            if fits && self.reserve_for(state, others, root, canaries)? {
                 return Ok(());
             }
             std::thread::yield_now();
@@ -496,14 +542,17 @@ impl Inner {
         state: &mut State,
         others: &Others,
         root: &Root,
+        canaries: &Canaries,
     ) -> Result<bool, UpdateError> {
         let mut moves = 0;
         if !others.pins.is_empty() {
             let view = self.window().control();
             index::walk(view, root.cells, state.applied, &mut |at| {
-                moves += self.count_moves(state, at)?;
+                moves += self.count_moves(state, canaries, at)?;
                 Ok::<_, UpdateError>(())
             })?;
+            let uncovered = self.uncovered_cells(state, root, canaries)?;
+            moves += self.count_moving(state, canaries.cells().chain(uncovered));
         }
         Ok(self.reserve(state, others, moves))
     }
@@ -541,7 +590,8 @@ impl Inner {
     pub(crate) fn open_extents(&self) -> Result<(), UpdateError> {
         let control = self.control();
         for area in Area::ALL {
-            self.window().open(area, control.extent(area))?;
+            let object = self.link().segment();
+            self.window().open(area, control.extent(area), object)?;
         }
         Ok(())
     }

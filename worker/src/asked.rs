@@ -262,7 +262,8 @@ impl Inner {
             name: name.to_owned(),
         })?;
         let root: Root = view.read(root_at)?;
-        self.check_needs(state, &root, name, (number, function.node))?;
+        let canaries = self.canaries_at(state, &root)?;
+        self.check_needs(state, (&root, &canaries), name, (number, function.node))?;
         let code = self.window().addr_of(function.place);
         Ok((code, (!signature.is_empty()).then_some(signature)))
     }

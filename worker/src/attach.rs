@@ -30,6 +30,9 @@ pub enum Endpoint<'a> {
     Name(&'a str),
 }
 
+/// The longest label that can be stated, bytes: a 0 follows.
+const MAX_LABEL_BYTES: usize = 63;
+
 /// Where a compiler process is found again.
 #[derive(Debug)]
 pub(crate) enum Home {
@@ -56,7 +59,6 @@ impl Home {
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) link: LinkParts,
-    pub(crate) segment: OwnedFd,
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
     pub(crate) mailbox: Mailbox,
@@ -84,6 +86,7 @@ pub(crate) fn attach(
     let link = LinkParts {
         socket,
         mailbox: mailbox_fd,
+        segment,
         home,
         identity: ResumeRequest {
             attach: request,
@@ -94,7 +97,6 @@ pub(crate) fn attach(
     };
     Ok(Attachment {
         link,
-        segment,
         geometry,
         header,
         mailbox,
@@ -109,9 +111,15 @@ fn request(label: &str, fenced: bool) -> AttachRequest {
         fenced: fenced.into(),
         label: [0; 64],
     };
-    let len = label.floor_char_boundary(request.label.len() - 1);
-    request.label[..len].copy_from_slice(&label.as_bytes()[..len]);
+    let label = stated(label);
+    request.label[..label.len()].copy_from_slice(label.as_bytes());
     request
+}
+
+/// As much of a label as can be stated.
+pub(crate) fn stated(label: &str) -> &str {
+    let label = label.split('\0').next().unwrap_or_default();
+    &label[..label.floor_char_boundary(MAX_LABEL_BYTES)]
 }
 
 /// Maps a mailbox, checked.

@@ -92,7 +92,8 @@ impl Inner {
     ) -> Result<(), UpdateError> {
         let addend = patch.addend.cast_unsigned();
         let (len_bytes, since) = (addend as u32, (addend >> 32) as u32);
-        if state.units.has_had(since) {
+        // What is a canary's, and was left out so far, is not this worker's yet.
+        if state.units.has_had(since) && !state.canaries.leaves_out(since) {
             return Ok(());
         }
         let corrupt = |what| Corrupt {

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jitcast_runtime::directory::read_page;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, TRAP_CELL, trailing_text,
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, TRAP_CELL,
+    trailing_text,
 };
-use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr, index};
 
+use crate::canary::Canaries;
 use crate::error::UpdateError;
 use crate::transition::{Place, Step};
 use crate::trap;
@@ -60,8 +62,22 @@ impl Inner {
     }
 
     /// Stores the cells of a page that lead nowhere yet: nobody who is inside can reach them.
-    pub(crate) fn bind_new(&self, state: &State, at: SegmentOffset) -> Result<(), UpdateError> {
-        for (cell, value) in self.page(at)? {
+    pub(crate) fn bind_new(
+        &self,
+        state: &State,
+        canaries: &Canaries,
+        at: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        self.bind_new_cells(state, self.page(at, canaries)?)
+    }
+
+    /// The same, of any cells.
+    pub(crate) fn bind_new_cells(
+        &self,
+        state: &State,
+        cells: impl Iterator<Item = (SegmentOffset, CellValue)>,
+    ) -> Result<(), UpdateError> {
+        for (cell, value) in cells {
             if !self.leads_somewhere(state, cell) {
                 let address = self.cell_address(state, value);
                 self.slot(cell)?.store(address.get(), Ordering::Release);
@@ -75,9 +91,10 @@ impl Inner {
         &self,
         state: &mut State,
         step: &Step<'_>,
+        canaries: &Canaries,
         at: SegmentOffset,
     ) -> Result<(), UpdateError> {
-        for (cell, value) in self.page(at)? {
+        for (cell, value) in self.page(at, canaries)? {
             self.lead_cell(state, step, cell, value)?;
         }
         Ok(())
@@ -87,20 +104,46 @@ impl Inner {
     pub(crate) fn count_moves(
         &self,
         state: &State,
+        canaries: &Canaries,
         at: SegmentOffset,
     ) -> Result<usize, UpdateError> {
+        Ok(self.count_moving(state, self.page(at, canaries)?))
+    }
+
+    /// How many of these cells lead elsewhere than before.
+    pub(crate) fn count_moving(
+        &self,
+        state: &State,
+        cells: impl Iterator<Item = (SegmentOffset, CellValue)>,
+    ) -> usize {
         let moves = |(cell, value): &(SegmentOffset, CellValue)| {
             let latest = state.transitions.latest(self.window(), *cell);
             let moves = latest != Some(self.cell_address(state, *value).get());
             moves && self.calls(*cell) && self.leads_somewhere(state, *cell)
         };
-        Ok(self.page(at)?.filter(moves).count())
+        cells.filter(moves).count()
     }
 
-    /// The cells of a page and their values.
+    /// What the page of a cell says that it holds.
+    pub(crate) fn published_cell(
+        &self,
+        root: &Root,
+        cell: SegmentOffset,
+    ) -> Result<CellValue, UpdateError> {
+        let (view, index) = (self.window().control(), cell.get() / SLOT_BYTES);
+        let page = index::get(view, root.cells, (index / CELLS_PER_PAGE).into())?;
+        let Some(at) = page else {
+            return Ok(CellValue::UNBOUND);
+        };
+        let value = read_page(view, at)?.values[(index % CELLS_PER_PAGE) as usize];
+        Ok(CellValue::from_bits(value))
+    }
+
+    /// The cells of a page and their values, but for those that canaries cover.
     fn page(
         &self,
         at: SegmentOffset,
+        canaries: &Canaries,
     ) -> Result<impl Iterator<Item = (SegmentOffset, CellValue)>, UpdateError> {
         let CellPage { key, values, .. } = read_page(self.window().control(), at)?;
         let first = key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
@@ -119,7 +162,7 @@ impl Inner {
         let window = self.window();
         Ok(cells.filter(|(cell, value)| {
             let skip = *cell == TRAP_CELL || window.slot(*cell).is_none();
-            *value != CellValue::UNBOUND || !skip
+            !canaries.covers(*cell) && (*value != CellValue::UNBOUND || !skip)
         }))
     }
 

@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     PinCounted,
     /// Asked-for units are bound by everybody.
     BoundEverywhere,
+    /// Every worker runs every canary.
+    AudienceIgnored,
     /// Another object is mapped whoever is inside.
     RenewUnderPins,
 }
@@ -24,6 +26,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("slot-by-slot") => Some(Fault::SlotBySlot),
         Ok("pin-counted") => Some(Fault::PinCounted),
         Ok("bound-everywhere") => Some(Fault::BoundEverywhere),
+        Ok("audience-ignored") => Some(Fault::AudienceIgnored),
         Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
         _ => None,
     });

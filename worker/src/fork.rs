@@ -190,7 +190,7 @@ extern "C" fn in_child() {
     for forking in workers {
         let Forking {
             mut talk,
-            state,
+            mut state,
             worker,
             life,
             thread,
@@ -204,14 +204,25 @@ extern "C" fn in_child() {
             worker.link().begin_anew(&mut talk);
             worker.set_number(spare.number);
             worker.life().restore(&life, state.applied);
+            worker.await_seat(&mut state);
             if known {
                 pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
             } else {
                 worker.mailbox().release(thread);
             }
+        } else {
+            let_go(&worker);
         }
         drop((talk, state));
     }
+}
+
+/// The parent's mailbox is none of this child's, which is no worker: else it would seem to the compiler process that the parent
+/// lives as long as the child.
+fn let_go(worker: &Inner) {
+    worker.link().let_go();
+    // SAFETY: this thread is the only one of the process.
+    let _ = unsafe { worker.mailbox().forget() };
 }
 
 fn take_over(worker: &Inner, spare: &Spare, thread: u32) -> std::io::Result<()> {

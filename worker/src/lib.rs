@@ -10,6 +10,7 @@ mod asked;
 mod attach;
 mod barrier;
 mod bind;
+mod canary;
 mod cells;
 mod error;
 mod fault;

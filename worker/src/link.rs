@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -112,10 +112,17 @@ pub(crate) struct Spare {
 pub(crate) struct Offer {
     /// The connection to another compiler process; `None`: it is still the same.
     socket: Option<Watched>,
-    pub(crate) segment: OwnedFd,
+    segment: Watched,
     /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
     pub(crate) object: u64,
     pub(crate) number: u64,
+}
+
+impl Offer {
+    /// The object that is offered.
+    pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
+        self.segment.get()
+    }
 }
 
 /// How the connection is.
@@ -323,6 +330,8 @@ impl Talk {
 pub(crate) struct Link {
     socket: Watched,
     mailbox: Watched,
+    /// What is mapped, for areas that grow.
+    segment: Watched,
     /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
     home: Option<Home>,
     /// What a new one is told, and who it may be.
@@ -338,6 +347,7 @@ impl Link {
         let LinkParts {
             socket,
             mailbox,
+            segment,
             home,
             identity,
             trusted_uids,
@@ -346,12 +356,18 @@ impl Link {
         Ok(Self {
             socket: Watched::new(socket)?,
             mailbox: Watched::new(mailbox)?,
+            segment: Watched::new(segment)?,
             home,
             identity,
             trusted_uids,
             sealed,
             talk: Mutex::new(Talk::new(true, 0)),
         })
+    }
+
+    /// What is mapped; `None`: the host has closed it.
+    pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
+        self.segment.get()
     }
 
     /// The connection's descriptor, whatever it leads to by now.
@@ -633,7 +649,7 @@ impl Link {
         let socket = socket.map(Watched::new).transpose().map_err(broken)?;
         Ok(Offer {
             socket,
-            segment,
+            segment: Watched::new(segment).map_err(broken)?,
             object: header.object,
             number,
         })
@@ -646,7 +662,12 @@ impl Link {
 
     /// The offer was taken: its connection is this one from now on.
     pub(crate) fn accept(&self, talk: &mut Talk) {
-        if let Some(Some(socket)) = talk.offer.take().map(|offer| offer.socket) {
+        let Some(offer) = talk.offer.take() else {
+            return;
+        };
+        // As below.
+        let _ = self.segment.replace(&offer.segment);
+        if let Some(socket) = offer.socket {
             talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
             let _ = self.socket.replace(&socket);
@@ -665,6 +686,14 @@ impl Link {
         };
     }
 
+    /// In a child that is no worker: closes its copy of the descriptor of the parent's mailbox.
+    pub(crate) fn let_go(&self) {
+        if let Some(mailbox) = self.mailbox.get() {
+            // SAFETY: it is this library's (just compared), and whoever looks at it from now on compares again.
+            unsafe { rustix::io::close(mailbox.as_raw_fd()) };
+        }
+    }
+
     /// In a child, which has a connection of its own: what its parent was at is the parent's.
     pub(crate) fn begin_anew(&self, talk: &mut Talk) {
         *talk = Talk::new(false, talk.next_request);
@@ -676,6 +705,7 @@ impl Link {
 pub(crate) struct LinkParts {
     pub(crate) socket: OwnedFd,
     pub(crate) mailbox: OwnedFd,
+    pub(crate) segment: OwnedFd,
     pub(crate) home: Option<Home>,
     pub(crate) identity: ResumeRequest,
     pub(crate) trusted_uids: Vec<u32>,

@@ -11,6 +11,7 @@ use jitcast_runtime::records::{
 };
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 
+use crate::canary::Canaries;
 use crate::error::LookupError;
 use crate::guard::Guard;
 use crate::worker::{Inner, State, Worker};
@@ -75,8 +76,9 @@ impl Inner {
             name: name.to_owned(),
         };
         let hash = hash_name(name.as_bytes(), self.hash_seed());
-        let at = index::get(view, root.symbols, hash)?.ok_or_else(not_found)?;
-        let record: SymbolRecord = view.read(at)?;
+        let canaries = self.canaries_at(state, &root)?;
+        let found = self.symbol_at(&root, &canaries, hash)?;
+        let (at, record) = found.ok_or_else(not_found)?;
         if trailing_text::<SymbolRecord>(view, at, 0, record.name_len)? != name {
             return Err(not_found());
         }
@@ -99,7 +101,8 @@ impl Inner {
             let (name, failed) = (name.to_owned(), failed.clone());
             return Err(LookupError::UnitFailed { name, failed });
         }
-        self.check_needs(state, &root, name, (record.unit, record.node))?;
+        let start = (record.unit, record.node);
+        self.check_needs(state, (&root, &canaries), name, start)?;
         let signature =
             trailing_text::<SymbolRecord>(view, at, record.name_len, record.signature_len)?;
         Ok(Symbol {
@@ -116,7 +119,7 @@ impl Inner {
     pub(crate) fn check_needs(
         &self,
         state: &State,
-        root: &Root,
+        (root, canaries): (&Root, &Canaries),
         name: &str,
         start: (u32, u32),
     ) -> Result<(), LookupError> {
@@ -129,7 +132,6 @@ impl Inner {
         if missing.is_empty() {
             return Ok(());
         }
-        let view = self.window().control();
         let mut graphs = HashMap::new();
         let mut seen = HashSet::new();
         let mut pending = vec![start];
@@ -152,8 +154,7 @@ impl Inner {
                     }
                     Reference::Import(_) => {}
                     Reference::Symbol(hash) => {
-                        if let Some(at) = index::get(view, root.symbols, hash)? {
-                            let other: SymbolRecord = view.read(at)?;
+                        if let Some((_, other)) = self.symbol_at(root, canaries, hash)? {
                             pending.push((other.unit, other.node));
                         }
                     }

@@ -6,7 +6,6 @@
 //! its floor, which says what may have been reused until then: so threads may be inside at generations from the floor on, or
 //! none at all.
 
-use std::os::fd::AsFd;
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
@@ -58,12 +57,14 @@ enum Outcome {
 impl Worker {
     /// Looks whether the compiler process is still there; if not, for another one that goes on with its journal, and goes on
     /// with that one's segment. Never waits. To be called now and then, or when [`Worker::connection`] has hung up; guards do it
-    /// too, every 65,536th time, and so does [`Worker::wait`].
+    /// too, every 65,536th time, and so does [`Worker::wait`]. Also looks whether this worker, a forked child, has been given its
+    /// place among the workers that run canaries.
     pub fn tend(&self) {
         let inner = self.inner();
         if !inner.is_attached_here() {
             return;
         }
+        inner.look_at_seat();
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
         };
@@ -179,14 +180,15 @@ impl Inner {
         offer: &Offer,
     ) -> Result<Outcome, UpdateError> {
         let floor = self.floor_of(offer)?;
+        let segment = offer.segment();
         Ok(match oldest {
             Some(oldest) if oldest < floor && !seeded(Fault::RenewUnderPins) => Outcome::NotYet,
             Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
                 // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
                 // reachable at their generations has not been reused, and was compared.
-                let renewed = unsafe { self.window().renew(&offer.segment) };
-                if renewed.is_ok() {
+                let renewed = segment.map(|object| unsafe { self.window().renew(object) });
+                if matches!(renewed, Some(Ok(()))) {
                     Outcome::Renewed(offer.number)
                 } else {
                     Outcome::NotYet
@@ -262,13 +264,11 @@ impl Inner {
 }
 
 fn read_exact(offer: &Offer, at: u64, bytes: &mut [u8]) -> Result<(), UpdateError> {
+    let closed = || UpdateError::Window("the host has closed the segment that was offered".into());
+    let segment = offer.segment().ok_or_else(closed)?;
     let mut filled = 0;
     while filled < bytes.len() {
-        match rustix::io::pread(
-            offer.segment.as_fd(),
-            &mut bytes[filled..],
-            at + filled as u64,
-        ) {
+        match rustix::io::pread(segment, &mut bytes[filled..], at + filled as u64) {
             Ok(count @ 1..) => filled += count,
             Ok(_) => {
                 return Err(UpdateError::Window(

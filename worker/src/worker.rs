@@ -17,6 +17,7 @@ use rustix::thread::futex;
 use crate::asked::Bound;
 use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
+use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
 use crate::fork;
 use crate::handle::Handles;
@@ -39,7 +40,7 @@ pub struct Worker(Arc<Inner>);
 /// How to attach.
 #[derive(Debug, Default)]
 pub struct WorkerOptions {
-    /// A label that `status` shows, at most 63 bytes.
+    /// A label that `status` shows, and that canaries may be for; at most 63 bytes.
     pub label: String,
     /// The host symbols that published code may import.
     pub host: HostTable,
@@ -83,6 +84,7 @@ pub(crate) struct Inner {
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
+    label: String,
     number: AtomicU64,
     /// The object that is mapped.
     object: AtomicU64,
@@ -100,6 +102,10 @@ pub(crate) struct State {
     pub(crate) applied: u64,
     /// The directory of that generation. Whoever is pinned at it can read all of it.
     pub(crate) root_at: SegmentOffset,
+    /// The canaries of that directory.
+    pub(crate) canaries: Canaries,
+    /// By what it is told which of them it runs.
+    pub(crate) seats: Seats,
     /// Host symbols looked up so far.
     pub(crate) imports: HashMap<ImportId, Import>,
     pub(crate) handles: Handles,
@@ -147,7 +153,7 @@ impl Worker {
             barriers.incomplete(),
             &options.trusted_uids,
         )?;
-        let window = Arc::new(Window::map(&attachment.geometry, &attachment.segment)?);
+        let window = Arc::new(Window::map(&attachment.geometry, &attachment.link.segment)?);
         let life = LifePage::new().map_err(|cause| AttachError::System {
             step: "mmap of the life page",
             cause,
@@ -169,6 +175,7 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
+            label: attach::stated(&options.label).to_owned(),
             number: AtomicU64::new(attachment.number),
             object: AtomicU64::new(object),
             host: options.host,
@@ -371,6 +378,11 @@ impl Inner {
 
     pub(crate) fn barriers(&self) -> Barriers {
         self.barriers
+    }
+
+    /// The label that it gave.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     pub(crate) fn hash_seed(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! Whether a catalog that was read back says what the directory says, and neither names what is not there.
 
+mod canaries;
 mod image;
 
 use std::collections::{HashMap, HashSet};
@@ -57,6 +58,8 @@ impl Catalog {
         self.compare_asked(&mut image, root)?;
         self.compare_symbols(&mut image, root)?;
         self.compare_imports(&mut image, root)?;
+        self.check_canaries(&mut image, segment)?;
+        self.compare_canaries(&mut image, root)?;
         let lens = |text: &TextRecord| (text.name_len, text.name_len);
         for (text, _) in image.records(root.texts, lens)? {
             image.own_tables(&[text.frames, text.names]);
@@ -108,7 +111,11 @@ impl Catalog {
                 return Err(dangling("symbol", name));
             }
         }
-        agree("names by hash", self.hashes.len() == self.symbols.len())
+        let canaries = self.canaries.values();
+        let candidates = canaries.flat_map(|canary| canary.symbols.keys());
+        let own = candidates.filter(|name| !self.symbols.contains_key(*name));
+        let names = self.symbols.len() + own.count();
+        agree("names by hash", self.hashes.len() == names)
     }
 
     /// What was removed under its users is called by them, and by no name.
@@ -117,7 +124,7 @@ impl Catalog {
         image: &mut Image<'_>,
         geometry: &Geometry,
     ) -> Result<(), Disagreement> {
-        let users = self.users(&HashSet::new());
+        let users = self.users(&HashSet::new(), None);
         for (name, orphan) in &self.orphans {
             let is_orphan = orphan.kind == Kind::Function
                 && orphan.call_cell.is_some()
@@ -132,7 +139,10 @@ impl Catalog {
 
     fn check_imports(&self, image: &mut Image<'_>) -> Result<(), Disagreement> {
         let mut users = HashMap::new();
-        for key in self.units.values().flat_map(|unit| &unit.imports) {
+        let candidates = self.canaries.values().flat_map(|canary| &canary.units);
+        let candidates = candidates.map(|(_, unit)| unit);
+        let units = self.units.values().chain(candidates);
+        for key in units.flat_map(|unit| &unit.imports) {
             *users.entry(key).or_insert(0) += 1;
         }
         for (key, import) in &self.imports {
@@ -169,9 +179,15 @@ impl Catalog {
                 record.fini,
             ]);
         }
+        let candidates = self.canaries.values().flat_map(|canary| &canary.units);
+        let candidates: HashMap<_, _> = candidates
+            .map(|(name, unit)| (u64::from(unit.number), (name, unit)))
+            .collect();
         let is_known = |(record, name): &(UnitRecord, String)| {
-            let unit = self.units.get(name);
-            unit.is_some_and(|unit| {
+            let candidate = candidates.get(&record.key);
+            let candidate = candidate.filter(|(known, _)| *known == name);
+            let unit = candidate.map(|(_, unit)| *unit);
+            unit.or_else(|| self.units.get(name)).is_some_and(|unit| {
                 (unit.number.into(), unit.generation) == (record.key, record.generation)
                     && unit.keeps == (record.flags & UNIT_KEPT != 0)
                     && (unit.text, unit.read_only, unit.private)
@@ -179,7 +195,8 @@ impl Catalog {
             })
         };
         let are_known = records.iter().all(is_known);
-        agree("units", records.len() == self.units.len() && are_known)
+        let count = self.units.len() + candidates.len();
+        agree("units", records.len() == count && are_known)
     }
 
     fn compare_asked(&self, image: &mut Image<'_>, root: &Root) -> Result<(), Disagreement> {

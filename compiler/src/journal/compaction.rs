@@ -55,7 +55,7 @@ impl Journal {
         crash_at(CrashPoint::CompactionDurable);
         self.log = log;
         self.objects.forget_added();
-        let wanted = state.history.contents().collect();
+        let wanted = state.contents_wanted().collect();
         let swept = self.objects.sweep(&*self.storage, &wanted);
         self.compact_after(self.log.len());
         crash_at(CrashPoint::CompactionSwept);

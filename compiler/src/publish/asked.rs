@@ -23,7 +23,7 @@ use super::code::{TRAP_BYTES, write_import_trap_at, write_stub_at};
 use super::describe::write_table;
 use super::frames::write_text;
 use super::settle::differ;
-use super::{Batch, Changes, Site, UnitSource, check_name, kind_of};
+use super::{Changes, Site, UnitSource, check_name, kind_of};
 use crate::catalog::{Asked, Catalog, ImportKey, ImportKind, Kind, Symbol};
 use crate::error::PublishError;
 
@@ -483,34 +483,33 @@ impl<'a, 'p> Making<'a, 'p> {
     }
 }
 
-impl Batch<'_, '_> {
-    /// Removes the asked-for units that refer to what this publication takes away or changes.
-    pub(super) fn dismiss_asked(
-        &mut self,
-        txn: &mut Txn<'_>,
-        edit: &mut Edit,
-    ) -> Result<(), PublishError> {
-        let removed: BTreeSet<&str> = {
-            let removed = self.changes.removed.iter();
-            removed.map(|(name, _)| name.as_str()).collect()
-        };
-        let stays = |name: &String| {
-            let was = self.site.catalog.symbols.get(name);
-            let becomes = self.changes.symbols.get(name).or(was);
-            let same = was
-                .zip(becomes)
-                .is_some_and(|(was, becomes)| is_same(was, becomes));
-            same && !removed.contains(name.as_str())
-        };
-        let asked = self.site.catalog.asked.values();
-        let goes = asked.filter(|unit| !unit.uses.iter().all(stays));
-        let goes: Vec<u32> = goes.map(|unit| unit.number).collect();
-        for number in goes {
-            edit.remove_asked(txn, u64::from(number))?;
-            self.changes.dismissed.push(number);
-        }
-        Ok(())
+/// Removes the asked-for units that refer to what `changes` takes away or makes another.
+pub(crate) fn dismiss_asked(
+    catalog: &Catalog,
+    changes: &mut Changes,
+    txn: &mut Txn<'_>,
+    edit: &mut Edit,
+) -> Result<(), SegmentFull> {
+    let removed: BTreeSet<&str> = {
+        let removed = changes.removed.iter();
+        removed.map(|(name, _)| name.as_str()).collect()
+    };
+    let stays = |name: &String| {
+        let was = catalog.symbols.get(name);
+        let becomes = changes.symbols.get(name).or(was);
+        let same = was
+            .zip(becomes)
+            .is_some_and(|(was, becomes)| is_same(was, becomes));
+        same && !removed.contains(name.as_str())
+    };
+    let asked = catalog.asked.values();
+    let goes = asked.filter(|unit| !unit.uses.iter().all(stays));
+    let goes: Vec<u32> = goes.map(|unit| unit.number).collect();
+    for number in goes {
+        edit.remove_asked(txn, u64::from(number))?;
+        changes.dismissed.push(number);
     }
+    Ok(())
 }
 
 /// Whether code that was linked against one means the other.

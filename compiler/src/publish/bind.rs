@@ -64,6 +64,7 @@ impl<'p> Batch<'_, 'p> {
                 .offset();
             edit.set_cell(cell, CellValue::new(target));
             symbol.address_cell = Some(cell);
+            self.share_address_cell(reference.name, &symbol, cell);
             self.changes
                 .symbols
                 .insert(reference.name.to_owned(), symbol.clone());

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::frames::write_text;
 use super::{Batch, Details, Reclaim};
-use crate::catalog::{Kind, Pooled, Unit};
+use crate::catalog::{Catalog, Kind, Pooled, Unit};
 use crate::error::PublishError;
 
 impl<'p> Batch<'_, 'p> {
@@ -75,7 +75,9 @@ impl<'p> Batch<'_, 'p> {
         edit.put_unit(txn, &record, &source.name)?;
         let named = (number, source.name.as_str());
         write_text(txn, edit, named, prepared, placement, record.text)?;
-        self.retire_unit(txn, edit, &source.name)?;
+        if !self.is_canary() {
+            self.retire_unit(txn, edit, &source.name)?;
+        }
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {
             let own = reference.own.map(|index| (unit, index));
@@ -157,7 +159,9 @@ impl<'p> Batch<'_, 'p> {
         edit: &mut Edit,
     ) -> Result<(), PublishError> {
         let mut added = HashMap::new();
-        for (name, symbol) in &self.changes.symbols {
+        let changed = self.changes.symbols.iter().map(|changed| (changed, false));
+        let covered = self.covered.iter().map(|covered| (covered, true));
+        for ((name, symbol), is_covered) in changed.chain(covered) {
             let key = self.hash(name);
             let known = self
                 .site
@@ -180,10 +184,9 @@ impl<'p> Batch<'_, 'p> {
                 // Handles compare signatures, which a ring record does not carry.
                 edit.flag(record_flags::RESYNC);
             }
-            let Some(details) = self
-                .details
-                .get(name.as_str())
-                .copied()
+            let own = self.details.get(name.as_str()).copied();
+            let Some(details) = own
+                .filter(|_| !is_covered)
                 .or_else(|| published_details(txn, edit, key))
             else {
                 continue;
@@ -207,11 +210,17 @@ impl<'p> Batch<'_, 'p> {
                 signature_len: symbol.signature.len() as u32,
                 flags,
             };
+            let is_own = self.defined.contains_key(name.as_str()) && !is_covered;
+            if is_own && self.is_canary() {
+                // What its cells hold in the audience follows from it.
+                edit.put_overlay(txn, &record, name, &symbol.signature)?;
+                continue;
+            }
             edit.put_symbol(txn, &record, name, &symbol.signature)?;
-            if let Some(cell) = symbol.call_cell.filter(|_| {
-                self.defined.contains_key(name.as_str())
-                    || self.changes.quarantined.contains_key(name)
-            }) {
+            if let Some(cell) = symbol
+                .call_cell
+                .filter(|_| is_own || self.changes.quarantined.contains_key(name))
+            {
                 edit.set_cell(cell, value);
             }
         }
@@ -229,14 +238,10 @@ impl<'p> Batch<'_, 'p> {
         let Some(old) = self.site.catalog.units.get(name) else {
             return Ok(());
         };
-        // What kept code reads directly is kept with it.
-        let data = old.defines.iter().filter(|name| {
-            let symbol = self.site.catalog.symbols.get(*name);
-            symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
-        });
-        let data = data.filter(|name| !self.is_carried(name));
-        let keep =
-            data.into_iter().any(|name| self.leaves_cells(name)) || self.carries_from(old.number);
+        let is_carried = |name: &str| self.is_carried(name);
+        let keep = keeps_data(self.site.catalog, old, is_carried, |name| {
+            self.leaves_cells(name)
+        }) || self.carries_from(old.number);
         edit.remove_unit(txn, old.number.into(), keep)?;
         if old.ends {
             // Only a look at the directory tells that it is gone.
@@ -247,6 +252,20 @@ impl<'p> Batch<'_, 'p> {
         }
         Ok(())
     }
+}
+
+/// Whether kept code may read data of the unit `old`, which goes: then they are kept with it.
+pub(super) fn keeps_data(
+    catalog: &Catalog,
+    old: &Unit,
+    is_carried: impl Fn(&str) -> bool,
+    leaves_cells: impl Fn(&str) -> bool,
+) -> bool {
+    let mut data = old.defines.iter().filter(|name| {
+        let symbol = catalog.symbols.get(*name);
+        symbol.is_some_and(|symbol| symbol.kind != Kind::Function)
+    });
+    data.any(|name| !is_carried(name) && leaves_cells(name))
 }
 
 /// What the published record of a symbol says, for one that only gets an address cell.

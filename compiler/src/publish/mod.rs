@@ -6,6 +6,7 @@
 
 mod asked;
 mod bind;
+mod canary;
 mod carry;
 mod code;
 mod describe;
@@ -26,15 +27,16 @@ use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{Geometry, SegmentOffset};
 
 use crate::catalog::{
-    Asked, Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users, Variable,
-    users_of,
+    Asked, Canary, Catalog, Import, ImportKey, ImportKind, Kind, Pooled, Symbol, Unit, Users,
+    Variable, users_of,
 };
 use crate::changeset::Changeset;
 use crate::error::PublishError;
 use crate::front::Compiled;
 use crate::support;
 
-pub(crate) use asked::{read_asked, remove_asked, write_asked};
+pub(crate) use asked::{dismiss_asked, read_asked, remove_asked, write_asked};
+pub(crate) use canary::Ending;
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -202,6 +204,14 @@ pub(crate) struct Changes {
     pub(crate) asked: Vec<Asked>,
     /// The numbers of such as are gone.
     pub(crate) dismissed: Vec<u32>,
+    /// The canary that begins.
+    pub(crate) canary: Option<Canary>,
+    /// The canary whose units are published for all.
+    pub(crate) promoted: Option<u64>,
+    /// The canary of which nothing is left.
+    pub(crate) aborted: Option<u64>,
+    /// Address cells that symbols of canaries have got together with those that they cover.
+    pub(crate) overlay_cells: Vec<(String, SegmentOffset)>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
 }
@@ -256,6 +266,8 @@ pub(crate) struct Batch<'a, 'p> {
     carried: HashMap<(usize, usize), (SegmentOffset, Variable)>,
     /// What the linker says of the symbols in `defined`.
     details: HashMap<&'p str, Details>,
+    /// Published symbols that have got an address cell together with the canary's which covers them.
+    covered: BTreeMap<String, Symbol>,
     changes: Changes,
 }
 
@@ -312,9 +324,11 @@ impl<'a, 'p> Batch<'a, 'p> {
             gave_way: HashSet::new(),
             carried: HashMap::new(),
             details: HashMap::new(),
+            covered: BTreeMap::new(),
             changes,
         };
         batch.settle_definitions()?;
+        batch.check_canaries()?;
         batch.carry_data()?;
         batch.check_leaving()?;
         batch.check_orphans()?;
@@ -330,7 +344,7 @@ impl<'a, 'p> Batch<'a, 'p> {
 
     /// The units that use `symbol` and stay as they are.
     fn staying_users(&self, symbol: &str) -> Vec<String> {
-        let index = || self.site.catalog.users(&self.leaving);
+        let index = || self.site.catalog.users(&self.leaving, None);
         users_of(self.users.get_or_init(index), symbol)
     }
 
@@ -350,11 +364,18 @@ impl<'a, 'p> Batch<'a, 'p> {
     ) -> Result<Changes, PublishError> {
         let placements = self.place(txn)?;
         self.place_symbols(txn, edit, &placements)?;
+        self.check_pool()?;
         for (unit, placement) in placements.iter().enumerate() {
             let bindings = self.bind(txn, edit, unit)?;
             let linked =
                 self.units[unit].link_carrying(placement, &bindings, &self.carried_by(unit))?;
             self.write_unit(txn, edit, unit, placement, &linked)?;
+        }
+        if let Some(audience) = self.asked.canary {
+            self.write_symbols(txn, edit)?;
+            self.write_overlay_cells(txn, edit)?;
+            self.begin_canary(audience, txn, edit)?;
+            return Ok(self.changes);
         }
         for name in self.asked.removals {
             self.retire_unit(txn, edit, name)?;
@@ -363,12 +384,13 @@ impl<'a, 'p> Batch<'a, 'p> {
         self.write_symbols(txn, edit)?;
         self.remove_symbols(txn, edit)?;
         self.release_orphans(txn);
-        self.dismiss_asked(txn, edit)?;
+        dismiss_asked(self.site.catalog, &mut self.changes, txn, edit)?;
+        self.write_overlay_cells(txn, edit)?;
         Ok(self.changes)
     }
 }
 
-fn check_name(name: &str) -> Result<(), PublishError> {
+pub(crate) fn check_name(name: &str) -> Result<(), PublishError> {
     if name.len() <= MAX_NAME_BYTES / 2 {
         return Ok(());
     }

@@ -93,7 +93,9 @@ impl Batch<'_, '_> {
                 Some((place, variable)) => (place, variable.since),
                 None => (place, number),
             };
-            if let (Some(old), None) = (old, same_function.or(same_datum)) {
+            if let (Some(old), None) = (old, same_function.or(same_datum))
+                && !self.is_canary()
+            {
                 // A datum's cell belongs to its version: old code may still read it.
                 if self.leaves_cells(name) {
                     self.changes.left.push(name.to_owned());

@@ -237,8 +237,9 @@ impl Compiler {
         if let Some(granted) = self.grant(&state, &source.name) {
             return Ok(granted);
         }
+        self.check_held(&mut state)?;
         let result = self.with_room(&mut state, |state| {
-            self.commit_changes(state, (&[], &[]), |site, txn, edit| {
+            self.commit(state, (&[], &[]), |site, txn, edit| {
                 publish::write_asked(&site, txn, edit, source, &prepared)
             })
         });
@@ -266,7 +267,7 @@ impl Compiler {
             return Ok(0);
         }
         let result = self.with_room(&mut state, |state| {
-            self.commit_changes(state, (&[], &[]), |site, txn, edit| {
+            self.commit(state, (&[], &[]), |site, txn, edit| {
                 publish::remove_asked(site.catalog, txn, edit, &unheld)
             })
         });

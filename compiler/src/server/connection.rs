@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jitcast_runtime::sys;
 use jitcast_runtime::wire::{self, AskRequest, FrameHeader, FrameKind, MAX_WORKER_PAYLOAD};
@@ -15,6 +15,9 @@ use crate::requests;
 
 /// What a peer may leave unread, bytes, before it is dropped.
 const MAX_UNREAD: usize = 64 << 20;
+
+/// How long after a hang-up the worker is looked for first; twice as long each time, up to 64 times.
+const FIRST_LOOK: Duration = Duration::from_millis(16);
 
 /// A request, whole.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub(super) struct Connection {
     sender: Option<i32>,
     /// The object that the worker was offered last.
     offered: u64,
+    /// How often it was looked for since its connection ended.
+    looks: u32,
 }
 
 impl Connection {
@@ -94,6 +99,7 @@ impl Connection {
             is_pair: false,
             sender: None,
             offered: 0,
+            looks: 0,
         })
     }
 
@@ -119,6 +125,7 @@ impl Connection {
             is_pair: true,
             sender: None,
             offered: 0,
+            looks: 0,
         })
     }
 
@@ -137,16 +144,22 @@ impl Connection {
         (self.child_of, self.pid) = (None, pid);
     }
 
-    /// What is left when only the death of the process still matters.
-    pub(super) fn into_watch(self, pidfd: OwnedFd) -> Self {
+    /// What is left when only the worker's end still matters: to be looked for at the deadline, at first soon.
+    pub(super) fn into_watch(self) -> Self {
+        let pause = FIRST_LOOK * (1 << self.looks.min(6));
         Self {
             socket: None,
-            pidfd: Some(pidfd),
-            deadline: None,
+            deadline: Some(Instant::now() + pause),
+            looks: self.looks + 1,
             payload: Vec::new(),
             unsent: Vec::new(),
             ..self
         }
+    }
+
+    /// The process that connected has ended.
+    pub(super) fn forget_process(&mut self) {
+        self.pidfd = None;
     }
 
     /// The socket; `None` once only the process is watched.
@@ -182,10 +195,6 @@ impl Connection {
 
     pub(super) fn keep_pidfd(&mut self, pidfd: OwnedFd) {
         self.pidfd = Some(pidfd);
-    }
-
-    pub(super) fn take_pidfd(&mut self) -> Option<OwnedFd> {
-        self.pidfd.take()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -367,8 +376,11 @@ impl Connection {
             FrameKind::Attach | FrameKind::Resume => refused("attach"),
             FrameKind::Publish if may_publish => Incoming::Work(Work::Publish(payload)),
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
+            FrameKind::Decide if may_publish => Incoming::Work(Work::Decide(payload)),
             FrameKind::Renew if may_publish => Incoming::Work(Work::Renew),
-            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew => refused("publish"),
+            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew | FrameKind::Decide => {
+                refused("publish")
+            }
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Status => refused("attach"),
             other => Incoming::Refused(format!(

@@ -241,6 +241,8 @@ type Job = (u64, Work);
 enum Work {
     Publish(Vec<u8>),
     Rollback(Vec<u8>),
+    /// Promotes or aborts a canary.
+    Decide(Vec<u8>),
     Renew,
     /// Waits for a publication that is under way, which the serving thread must not.
     Status,
@@ -262,6 +264,7 @@ fn publish_all(
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
             Work::Publish(payload) => request::carry_out(compiler, &payload, options),
             Work::Rollback(payload) => request::roll_back(compiler, &payload),
+            Work::Decide(payload) => request::end_canary(compiler, &payload),
             Work::Renew => request::renew_segment(compiler),
             Work::Status => request::tell(compiler),
         }));
@@ -746,37 +749,39 @@ impl<'a> Loop<'a> {
         }
     }
 
-    /// The connection has ended; the process behind it may live on.
+    /// The connection has ended; the worker may live on: then it is looked at again and again, since a thread of it may be
+    /// inside, or enter again.
     fn close(&mut self, token: u64) {
-        let Some(mut connection) = self.connections.remove(&token) else {
+        let Some(connection) = self.connections.remove(&token) else {
             return;
         };
         let Some(worker) = connection.worker() else {
             return;
         };
         // What was asked for over a connection goes with it, else limits for each worker would be none. One that lives on without
-        // notices that its units are gone; most have become another program.
+        // notices that its units are gone.
         self.compiler.holds.lock().worker_gone(worker);
-        match connection.take_pidfd() {
-            // Both who asked for it and whoever was forked meanwhile have ended.
-            _ if connection.child_of().is_some() => self.compiler.worker_died(worker),
-            _ if self.compiler.worker_detached(worker) => self.compiler.worker_died(worker),
-            Some(pidfd) if process_has_ended(&pidfd) => self.compiler.worker_died(worker),
-            // Its death still matters: a thread of it may be inside, or enter again.
-            Some(pidfd) => drop(self.connections.insert(token, connection.into_watch(pidfd))),
-            None if !may_live(connection.pid()) => self.compiler.worker_died(worker),
-            None => self.compiler.worker_hung_up(worker),
+        // Both who asked for it and whoever was forked meanwhile have ended.
+        let has_ended = connection.child_of().is_some()
+            || self.compiler.worker_detached(worker)
+            || !self.compiler.worker_is_there(worker);
+        if has_ended {
+            self.compiler.worker_died(worker);
+        } else {
+            self.connections.insert(token, connection.into_watch());
         }
         self.asks.sweep();
     }
 
+    /// The process that connected has ended: a worker, unless it has handed its connection on.
     fn close_dead(&mut self, token: u64) {
-        if let Some(worker) = self
-            .connections
-            .remove(&token)
-            .and_then(|connection| connection.worker())
-        {
-            self.compiler.worker_died(worker);
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        connection.forget_process();
+        let worker = connection.worker();
+        if worker.is_none_or(|worker| !self.compiler.worker_is_there(worker)) {
+            self.close(token);
         }
         self.asks.sweep();
     }
@@ -799,23 +804,4 @@ fn check_attach(connection: &Connection, request: &AttachRequest) -> Result<Stri
     let label = request.label.split(|byte| *byte == 0);
     let label = label.into_iter().next().unwrap_or_default();
     Ok(String::from_utf8_lossy(label).into_owned())
-}
-
-/// Whether a process may be there; 0: one that this process cannot see.
-fn may_live(pid: i32) -> bool {
-    let process = rustix::process::Pid::from_raw(pid);
-    let asked = process.map(rustix::process::test_kill_process);
-    !matches!(asked, Some(Err(rustix::io::Errno::SRCH)))
-}
-
-fn process_has_ended(pidfd: &OwnedFd) -> bool {
-    let mut fds = [rustix::event::PollFd::new(
-        pidfd,
-        rustix::event::PollFlags::IN,
-    )];
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
 }

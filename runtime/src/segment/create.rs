@@ -1,7 +1,7 @@
 //! A segment from the compiler process's side: made, mapped, sealed, backed.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::FallocateFlags;
 
@@ -232,48 +232,3 @@ impl Backing for Segment {
     }
 }
 
-/// The mailbox that a worker says it has, checked: sealed against resizing, and of the right length, so that no access to it can
-/// fail.
-///
-/// # Errors
-/// `InvalidInput` if it is none; what the system said.
-pub fn adopt_mailbox(fd: &OwnedFd) -> io::Result<crate::mailbox::Mailbox> {
-    use rustix::fs::SealFlags;
-    let len_bytes = crate::mailbox::MAILBOX_BYTES;
-    let sealed = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    let seals = rustix::fs::fcntl_get_seals(fd)?;
-    let stat = rustix::fs::fstat(fd)?;
-    let forbidden = SealFlags::WRITE | SealFlags::FUTURE_WRITE;
-    if !seals.contains(sealed) || seals.intersects(forbidden) || stat.st_size != i64::from(len_bytes) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // Memory for all of it, now: not when a pin is looked at.
-    rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, len_bytes.into())?;
-    let mapping = sys::Mapping::shared(fd.as_fd(), len_bytes as usize, true)?;
-    mapping.advise(sys::MappingAdvice::LinuxDontFork)?;
-    let mailbox = crate::mailbox::Mailbox::new(mapping).map_err(io::Error::other)?;
-    let magic = mailbox.word(crate::mailbox::Word::Magic);
-    if magic.load(crate::atomic::Ordering::Relaxed) != crate::mailbox::MAILBOX_MAGIC {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Ok(mailbox)
-}
-
-/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker, which will map the
-/// segment's `object`.
-///
-/// # Errors
-/// What the system said.
-pub fn create_mailbox(object: u64) -> io::Result<(crate::mailbox::Mailbox, OwnedFd)> {
-    use rustix::fs::SealFlags;
-    let len_bytes = crate::mailbox::MAILBOX_BYTES;
-    let fd = sys::memfd("jitcast-mailbox", len_bytes.into())?;
-    let mapping = sys::Mapping::shared(fd.as_fd(), len_bytes as usize, true)?;
-    mapping.advise(sys::MappingAdvice::LinuxDontFork)?;
-    sys::seal(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    let mailbox = crate::mailbox::Mailbox::new(mapping).map_err(io::Error::other)?;
-    let store = |word, value| mailbox.word(word).store(value, crate::atomic::Ordering::Relaxed);
-    store(crate::mailbox::Word::Magic, crate::mailbox::MAILBOX_MAGIC);
-    store(crate::mailbox::Word::Object, object);
-    Ok((mailbox, fd))
-}

@@ -7,6 +7,8 @@
 #[cfg(feature = "create")]
 mod create;
 #[cfg(feature = "create")]
+mod mailboxes;
+#[cfg(feature = "create")]
 mod memfd;
 #[cfg(feature = "create")]
 mod named;
@@ -19,7 +21,8 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
-    create::{BackEnd, Segment, SegmentError, SegmentOptions, adopt_mailbox, create_mailbox},
+    create::{BackEnd, Segment, SegmentError, SegmentOptions},
+    mailboxes::{Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };
 

@@ -11,7 +11,7 @@
 
 pub(crate) mod protect;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -21,6 +21,7 @@ use jitcast_runtime::memory::View;
 use jitcast_runtime::records::{Root, StoredRegion, UnitRecord, trailing_text};
 use jitcast_runtime::{Corrupt, SegmentOffset, index};
 
+use crate::canary::Canaries;
 use crate::error::UpdateError;
 use crate::guard;
 use crate::startup::protect::Ended;
@@ -108,6 +109,9 @@ pub(crate) struct Units {
     failed: BTreeMap<u32, FailedUnit>,
     /// The highest number that a unit had which this worker has bound.
     newest: Option<u32>,
+    /// Units of canaries that it has bound, until they have ended or nobody can be inside at a generation at which they were a
+    /// canary's: they are not bound again.
+    candidates: BTreeSet<u32>,
 }
 
 /// A unit whose constructor or resolver failed in this worker.
@@ -136,9 +140,26 @@ impl Units {
         self.failed.values()
     }
 
-    /// Whether this worker has bound unit `number` or a later one, by the end of the latest application.
+    /// Whether this worker has bound unit `number` or a later one, by the end of the latest application. Those that it has left
+    /// out since they are canaries' it has not, which only its canaries tell.
     pub(crate) fn has_had(&self, number: u32) -> bool {
         self.newest.is_some_and(|newest| number <= newest)
+    }
+
+    /// From now on, it has had these.
+    pub(crate) fn have(&mut self, fresh: &[Fresh]) {
+        let numbers = fresh.iter().map(|unit| unit.number);
+        self.newest = self.newest.max(numbers.max());
+    }
+
+    /// Whether unit `number`, a canary's or one that was, is bound.
+    pub(crate) fn is_candidate(&self, number: u32) -> bool {
+        self.candidates.contains(&number)
+    }
+
+    /// Units of canaries have been bound.
+    pub(crate) fn bound_candidates(&mut self, numbers: impl IntoIterator<Item = u32>) {
+        self.candidates.extend(numbers);
     }
 
     /// The failure of unit `number`, if it failed.
@@ -242,8 +263,8 @@ impl Inner {
 
     /// Remembers what the new units want to be run when they are retired.
     pub(crate) fn remember_units(&self, state: &mut State, fresh: Vec<Fresh>) {
+        state.units.have(&fresh);
         for unit in fresh {
-            state.units.newest = state.units.newest.max(Some(unit.number));
             let ends = !unit.ending.fini.is_empty() || unit.ending.module.is_some();
             if ends && state.units.failure(unit.number).is_none() {
                 end_with_the_process();
@@ -252,14 +273,15 @@ impl Inner {
         }
     }
 
-    /// Runs the destructors of units that are in the applied directory no longer, the newest first. No thread is inside at a
+    /// Runs the destructors of units that are in the applied directory no longer, or not for this worker, the newest first. No thread is inside at a
     /// generation that had them.
     pub(crate) fn retire_units(&self, state: &mut State) -> Result<(), UpdateError> {
         let view = self.window().control();
         let root: Root = view.read(state.root_at)?;
         let mut gone = Vec::new();
         for &number in state.units.endings.keys() {
-            if index::get(view, root.units, number.into())?.is_none() {
+            let left = state.canaries.leaves_out(number);
+            if left || index::get(view, root.units, number.into())?.is_none() {
                 gone.push(number);
             }
         }
@@ -270,20 +292,27 @@ impl Inner {
             }
         }
         self.starting().end();
+        let canaries = &state.canaries;
+        state
+            .units
+            .candidates
+            .retain(|number| canaries.runs(*number));
         state.ending = false;
         Ok(())
     }
 
-    /// Forgets units that failed and are in the directory no longer: others may lie where they lay.
+    /// Forgets units that failed and are in the directory no longer, or not for this worker: others may lie where they lay.
     pub(crate) fn forget_failed(
         &self,
         state: &mut State,
         units: SegmentOffset,
+        canaries: &Canaries,
     ) -> Result<(), UpdateError> {
         let view = self.window().control();
         let mut gone = Vec::new();
         for &number in state.units.failed.keys() {
-            if index::get(view, units, number.into())?.is_none() {
+            let left = canaries.leaves_out(number);
+            if left || index::get(view, units, number.into())?.is_none() {
                 gone.push(number);
             }
         }

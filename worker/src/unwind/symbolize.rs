@@ -114,7 +114,7 @@ impl Inner {
                 offset: (distance % STUB_BYTES).into(),
             })
         };
-        let symbols = index::walk(view, root.symbols, 0, &mut |at| {
+        let mut named = |at| {
             let symbol: SymbolRecord = view.read(at)?;
             if symbol.call_cell != cell {
                 return Ok(());
@@ -126,7 +126,10 @@ impl Inner {
                 trailing_text::<UnitRecord>(view, at, 0, unit.name_len)
             });
             Err(found(name, unit.transpose()?))
-        });
+        };
+        // One that only a canary has is found there.
+        let symbols = index::walk(view, root.symbols, 0, &mut named)
+            .and_then(|()| index::walk(view, root.overlay, 0, &mut named));
         let walked = symbols.and_then(|()| {
             index::walk(view, root.imports, 0, &mut |at| {
                 let import: ImportRecord = view.read(at)?;

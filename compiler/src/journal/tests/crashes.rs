@@ -9,9 +9,11 @@ use super::disk::{Choices, Disk, Lie};
 use super::{
     Image, LEAVE_TRAPS, UNITS, VERSIONS, compact, has_all_contents, image, options, start, unit,
 };
+use crate::catalog::Canary;
 use crate::history::RetainedUnit;
 use crate::{
-    Changeset, Compiler, JournalOptions, Publication, PublishError, PublishOptions, SymbolUpdate,
+    Audience, Changeset, Compiler, JournalOptions, Publication, PublishError, PublishOptions,
+    SymbolUpdate,
 };
 
 /// What a publisher asks for, units by their numbers.
@@ -26,6 +28,10 @@ enum Asked {
     },
     /// Going back by so many generations; 0: what the latest publication did.
     Rollback(u64),
+    /// A canary of units of these versions.
+    Canary(BTreeMap<usize, usize>),
+    /// The end of the canary that has a unit: it is promoted (`true`), or aborted.
+    End(usize, bool),
 }
 
 /// What a test does next.
@@ -70,6 +76,8 @@ fn asked() -> impl Strategy<Value = Asked> {
         2 => (units, removals, updates)
             .prop_map(|(units, removals, updates)| change(units, removals, updates)),
         2 => (0u64..4).prop_map(Asked::Rollback),
+        3 => prop::collection::btree_map(0..UNITS.len(), 0..VERSIONS, 1..3).prop_map(Asked::Canary),
+        3 => (0..UNITS.len(), any::<bool>()).prop_map(|(unit, promotes)| Asked::End(unit, promotes)),
     ]
 }
 
@@ -90,6 +98,8 @@ struct Expected {
     generation: u64,
     units: BTreeMap<String, RetainedUnit>,
     quarantined: BTreeSet<String>,
+    /// The canaries that are running, in order.
+    canaries: Vec<BTreeMap<String, RetainedUnit>>,
     /// Where it is known.
     image: Option<Image>,
 }
@@ -103,6 +113,7 @@ impl Expected {
             generation: image.status.generation,
             units: units.collect(),
             quarantined: image.status.quarantined.iter().cloned().collect(),
+            canaries: image.catalog.canaries.values().map(retained).collect(),
             image: Some(image),
         }
     }
@@ -131,6 +142,19 @@ impl Expected {
                     }
                 }
             }
+            Asked::Canary(units) => {
+                let units = units.iter().map(|(&index, &version)| unit(index, version));
+                let units = units.map(|unit| (unit.name.clone(), RetainedUnit::new(unit)));
+                after.canaries.push(units.collect());
+            }
+            Asked::End(unit, promotes) => {
+                let mut canaries = after.canaries.iter();
+                let found = canaries.position(|canary| canary.contains_key(UNITS[*unit]));
+                let ended = found.map(|found| after.canaries.remove(found));
+                after
+                    .units
+                    .extend(ended.filter(|_| *promotes).into_iter().flatten());
+            }
             Asked::Rollback(by) => {
                 let history = &self.image.as_ref().unwrap().history;
                 if let Ok(undo) = history.undo(self.back_by(*by)) {
@@ -148,10 +172,24 @@ impl Expected {
         after
     }
 
+    /// Whether the same is published.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.units, &self.quarantined, &self.canaries)
+            == (&other.units, &other.quarantined, &other.canaries)
+    }
+
     /// The generation `by` ones ago.
     fn back_by(&self, by: u64) -> Option<u64> {
         (by > 0).then(|| self.generation.saturating_sub(by))
     }
+}
+
+/// What a canary was made of, by name.
+fn retained(canary: &Canary) -> BTreeMap<String, RetainedUnit> {
+    let units = canary.retained.iter();
+    units
+        .map(|unit| (unit.name.clone(), unit.clone()))
+        .collect()
 }
 
 #[derive(Debug)]
@@ -247,8 +285,19 @@ impl Model {
                     removals: &removals.collect::<Vec<_>>(),
                     updates: &updates.collect::<Vec<_>>(),
                     options,
+                    canary: None,
                 })
             }
+            Asked::Canary(units) => {
+                let units = units.iter().map(|(&index, &version)| unit(index, version));
+                compiler.change(&Changeset {
+                    units: &units.cloned().collect::<Vec<_>>(),
+                    canary: Some(&Audience::Workers(1)),
+                    ..Changeset::default()
+                })
+            }
+            Asked::End(unit, true) => compiler.promote(UNITS[*unit]),
+            Asked::End(unit, false) => compiler.abort(UNITS[*unit]),
             Asked::Rollback(by) => compiler.rollback(self.acknowledged.back_by(*by), options),
         }
     }
@@ -265,7 +314,7 @@ impl Model {
             }
             self.used = generation;
             let seen = Expected::of(image(compiler));
-            if (&seen.units, &seen.quarantined) != (&expected.units, &expected.quarantined) {
+            if !seen.is_same(&expected) {
                 return Err(format!("generation {generation} is not what was asked for"));
             }
             expected = seen;
@@ -337,7 +386,7 @@ impl Model {
             return Err(format!("generation {generation} is not what it was"));
         }
         let found = Expected::of(found);
-        if (&found.units, &found.quarantined) != (&expected.units, &expected.quarantined) {
+        if !found.is_same(&expected) {
             return Err(format!("generation {generation} is not what was asked for"));
         }
         has_all_contents(compiler)?;

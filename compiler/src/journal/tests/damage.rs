@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::disk::Disk;
-use super::{LEAVE_TRAPS, image, options, publish, remove, start, unit};
+use super::{LEAVE_TRAPS, begin, image, options, publish, remove, start, unit};
 use crate::journal::log::{Found, Kind, Log};
 use crate::journal::storage::Storage;
 use crate::journal::{JournalError, LOG};
@@ -21,7 +21,7 @@ fn three() -> (Disk, Vec<super::Image>) {
     (disk, images)
 }
 
-/// A journal with all that there can be: a base, removals under users, quarantines, rollbacks.
+/// A journal with all that there can be: a base, removals under users, quarantines, rollbacks, canaries.
 pub(super) fn eventful() -> Disk {
     let (disk, compiler) = {
         let (disk, _) = three();
@@ -30,6 +30,10 @@ pub(super) fn eventful() -> Disk {
     };
     publish(&compiler, 1, 1);
     super::compact(&compiler).unwrap();
+    begin(&compiler, 1, 2).unwrap();
+    begin(&compiler, 2, 2).unwrap();
+    compiler.promote("b").unwrap();
+    compiler.abort("c").unwrap();
     remove(&compiler, 0).unwrap();
     compiler.quarantine(&["c".to_owned()]).unwrap();
     publish(&compiler, 2, 1);
@@ -44,6 +48,12 @@ fn use_all(compiler: &Compiler) {
     let oldest = compiler.status().oldest_retained;
     let _ = compiler.rollback(Some(oldest), LEAVE_TRAPS);
     let _ = compiler.restore(&["c".to_owned()]);
+    for index in 0..3 {
+        let _ = begin(compiler, index, 0);
+        let _ = compiler.promote(super::UNITS[index]);
+        let _ = begin(compiler, index, 1);
+        let _ = compiler.abort(super::UNITS[index]);
+    }
     for index in 0..3 {
         let _ = compiler.publish(&[unit(index, 1).clone()]);
     }

@@ -3,11 +3,11 @@
 use super::damage::{eventful, records, refusal, rewrite};
 use super::disk::Disk;
 use super::{LEAVE_TRAPS, compact, image, options, publish_error, start};
-use crate::Compiler;
-use crate::catalog::{Catalog, Variable};
+use crate::catalog::{Canary, Catalog, Variable};
 use crate::journal::JournalError;
 use crate::journal::log::Kind;
 use crate::journal::record::Base;
+use crate::{Audience, Compiler};
 
 /// A journal that is one base: `b` uses `a`, which is removed, and `c` is quarantined.
 fn one_base() -> Disk {
@@ -105,6 +105,85 @@ fn a_catalog_that_says_something_else_than_the_directory_is_refused() {
     let disk = one_base();
     changed(&disk, |_| {});
     start(&disk, &options()).unwrap();
+}
+
+/// A journal that is one base, in which a canary of `b` runs, and another one of `c`.
+fn with_canaries() -> Disk {
+    let disk = eventful();
+    let compiler = start(&disk, &options()).unwrap();
+    super::publish(&compiler, 2, 0);
+    for index in [1, 2] {
+        super::begin(&compiler, index, 3).unwrap();
+    }
+    compact(&compiler).unwrap();
+    disk
+}
+
+fn first(catalog: &mut Catalog) -> &mut Canary {
+    catalog.canaries.values_mut().next().unwrap()
+}
+
+#[test]
+fn canaries_that_are_not_those_of_the_directory_are_refused() {
+    let changes: [(&str, Change); 17] = [
+        ("a canary is lost", |it| drop(it.canaries.pop_first())),
+        ("all are", |it| it.canaries.clear()),
+        ("the audience is another one", |it| {
+            first(it).audience = Audience::Workers(2);
+        }),
+        ("the audience has a label", |it| {
+            first(it).audience = Audience::Label("blue".to_owned());
+        }),
+        ("its number is another one", |it| first(it).id += 100),
+        ("it has no units", |it| first(it).units.clear()),
+        ("a unit has another number", |it| {
+            first(it).units[0].1.number += 100
+        }),
+        ("a unit is newer", |it| first(it).units[0].1.generation += 1),
+        ("a unit's memory may be reused", |it| {
+            first(it).units[0].1.keeps = false
+        }),
+        ("a unit uses what is nowhere", |it| {
+            first(it).units[0].1.uses.push("d".to_owned());
+        }),
+        ("a symbol is lost", |it| drop(first(it).symbols.pop_first())),
+        ("a symbol lies elsewhere", |it| {
+            let place = it.symbols["c"].place;
+            first(it).symbols.get_mut("b").unwrap().place = place;
+        }),
+        ("a symbol has another cell", |it| {
+            let cell = it.symbols["c"].call_cell;
+            first(it).symbols.get_mut("b").unwrap().call_cell = cell;
+        }),
+        ("a symbol is hidden that is not", |it| {
+            first(it).hidden.push("c".to_owned())
+        }),
+        ("a symbol is hidden that is nowhere", |it| {
+            first(it).hidden.push("d".to_owned())
+        }),
+        ("it was made of something else", |it| {
+            first(it).retained[0].name = "d".to_owned();
+        }),
+        ("two have the same units", |it| {
+            let canary = first(it).clone();
+            it.canaries.insert(canary.id + 1000, canary);
+        }),
+    ];
+    for (what, change) in changes {
+        let disk = with_canaries();
+        changed(&disk, |base| change(&mut base.catalog));
+        let error = refusal(&disk);
+        assert!(
+            matches!(error, JournalError::Damaged { .. }),
+            "{what}: {error}"
+        );
+    }
+    let disk = with_canaries();
+    changed(&disk, |_| {});
+    let compiler = start(&disk, &options()).unwrap();
+    assert_eq!(compiler.status().canaries.len(), 2);
+    compiler.promote("b").unwrap();
+    compiler.abort("c").unwrap();
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::catalog::Catalog;
 use crate::front::{Options, compile_bytes};
 use crate::history::{History, RetainedUnit};
 use crate::{
-    Changeset, Compiler, CompilerOptions, PublishError, PublishOptions, StartError, Status,
-    UnitSource,
+    Audience, Changeset, Compiler, CompilerOptions, PublishError, PublishOptions, StartError,
+    Status, UnitSource,
 };
 use disk::Disk;
 
@@ -168,13 +168,28 @@ fn has_all_contents(compiler: &Compiler) -> Result<(), String> {
         .history
         .entries()
         .flat_map(|entry| entry.before.values());
-    for unit in published.chain(before.flatten()) {
+    let canaries = state.catalog.canaries.values();
+    let candidates = canaries.flat_map(|canary| &canary.retained);
+    for unit in published.chain(before.flatten()).chain(candidates) {
         let source = journal.source(unit).map_err(|error| error.to_string())?;
         if RetainedUnit::new(&source) != *unit {
             return Err(format!("{} is made of something else", unit.name));
         }
     }
     Ok(())
+}
+
+/// Begins a canary of a version of a unit, for one worker.
+fn begin(
+    compiler: &Compiler,
+    index: usize,
+    version: usize,
+) -> Result<crate::Publication, PublishError> {
+    compiler.change(&Changeset {
+        units: &[unit(index, version).clone()],
+        canary: Some(&Audience::Workers(1)),
+        ..Changeset::default()
+    })
 }
 
 /// Removes a unit, whoever uses it.

@@ -1,0 +1,69 @@
+//! Mailboxes from the compiler process's side: made, checked, and whether anybody has them still.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, SealFlags};
+
+use crate::atomic::Ordering;
+use crate::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
+use crate::sys::{self, Mapping, MappingAdvice};
+
+/// Whether a worker is there, as the kernel knows it, wherever its process is and however it ends: the open file description
+/// that it was given holds a lock as long as somebody maps the mailbox from it, or has a descriptor of it.
+#[derive(Debug)]
+pub struct Presence(OwnedFd);
+
+impl Presence {
+    /// Whether somebody has the mailbox. If that cannot be found out: yes.
+    pub fn is_there(&self) -> bool {
+        sys::is_locked_by_another(&self.0).unwrap_or(true)
+    }
+}
+
+const SIZED: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK).union(SealFlags::SEAL);
+
+/// The mailbox that a worker says it has, checked: sealed against resizing, and of the right length, so that no access to it can
+/// fail.
+///
+/// # Errors
+/// `InvalidInput` if it is none; what the system said.
+pub fn adopt_mailbox(fd: &OwnedFd) -> io::Result<(Mailbox, Presence)> {
+    let seals = rustix::fs::fcntl_get_seals(fd)?;
+    let stat = rustix::fs::fstat(fd)?;
+    let forbidden = SealFlags::WRITE | SealFlags::FUTURE_WRITE;
+    let is_long = stat.st_size == i64::from(MAILBOX_BYTES);
+    if !seals.contains(SIZED) || seals.intersects(forbidden) || !is_long {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let own = sys::reopen(fd)?;
+    // Memory for all of it, now: not when a pin is looked at.
+    rustix::fs::fallocate(&own, FallocateFlags::empty(), 0, MAILBOX_BYTES.into())?;
+    let mailbox = map(&own)?;
+    if mailbox.word(Word::Magic).load(Ordering::Relaxed) != MAILBOX_MAGIC {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok((mailbox, Presence(own)))
+}
+
+/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker, which will map the
+/// segment's `object`.
+///
+/// # Errors
+/// What the system said.
+pub fn create_mailbox(object: u64) -> io::Result<(Mailbox, OwnedFd, Presence)> {
+    let own = sys::memfd("jitcast-mailbox", MAILBOX_BYTES.into())?;
+    let mailbox = map(&own)?;
+    sys::seal(&own, SIZED)?;
+    mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
+    mailbox.word(Word::Object).store(object, Ordering::Relaxed);
+    let theirs = sys::reopen(&own)?;
+    sys::share_lock(&theirs)?;
+    Ok((mailbox, theirs, Presence(own)))
+}
+
+fn map(fd: &OwnedFd) -> io::Result<Mailbox> {
+    let mapping = Mapping::shared(fd.as_fd(), MAILBOX_BYTES as usize, true)?;
+    mapping.advise(MappingAdvice::LinuxDontFork)?;
+    Mailbox::new(mapping).map_err(io::Error::other)
+}
