@@ -11,7 +11,9 @@ use common::process::{PATIENCE, Process, await_some};
 use common::scratch::adds;
 use common::serve::Serve;
 use common::{remote, role, smaps};
-use jitcast::compiler::{AskedStatus, CompilerOptions, Policy, RequestLimits, RequestOptions};
+use jitcast::compiler::{
+    AskedStatus, Audience, Changeset, CompilerOptions, Policy, RequestLimits, RequestOptions,
+};
 use jitcast::runtime::Area;
 use jitcast::worker::{AskedUnit, Function, LookupError, RequestError, Worker};
 use rustix::process::Signal;
@@ -645,6 +647,53 @@ block0(v0: i64):
     unit.check(&guard).unwrap();
     drop(guard);
     assert_eq!(host.compiler.status().traps, []);
+}
+
+/// A canary leaves what was asked for alone as long as it runs, and when it is aborted; when it is promoted, what refers to the
+/// data that it replaces goes.
+#[test]
+fn a_canary_that_is_promoted_takes_along_what_refers_to_the_data_that_it_replaces() {
+    let host = host();
+    let version = |text: &str| {
+        c(
+            "data",
+            &format!("{text} long g(long x) {{ return x + shared; }}"),
+        )
+    };
+    publish(&host, &[version("long shared = 7;")]);
+    let worker = units::attach(&host);
+    let reads = "function %f(i64) -> i64 {
+    gv0 = symbol %shared
+block0(v0: i64):
+    v1 = symbol_value.i64 gv0
+    v2 = load.i64 v1
+    return v2
+}
+";
+    let unit = ask(&worker, reads);
+    let f = function(&worker, &unit, "f");
+    let audience = Audience::Label("nobody".to_owned());
+    let next = [version("long more[3], shared = 9;")];
+    let begin = || {
+        let changes = Changeset {
+            units: &next,
+            canary: Some(&audience),
+            ..Changeset::default()
+        };
+        let begun = host.compiler.change(&changes);
+        begun.unwrap_or_else(|error| panic!("{error}"));
+    };
+    begin();
+    assert_eq!(result(&worker, &f, 0), 7);
+    host.compiler.abort("data").unwrap();
+    assert_eq!(result(&worker, &f, 0), 7);
+    begin();
+    host.compiler.promote("data").unwrap();
+    let guard = worker.enter().unwrap();
+    assert!(matches!(unit.check(&guard), Err(LookupError::Gone { .. })));
+    drop(guard);
+    let again = ask(&worker, reads);
+    assert_eq!(result(&worker, &function(&worker, &again, "f"), 0), 9);
 }
 
 #[test]
