@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::host::{Host, WINDOW_BYTES, compiles};
-use common::process::{NOBODY, await_some};
+use common::process::{NOBODY, PATIENCE, await_some};
 use common::remote::{self, Remote};
 use common::{require, role};
 use jitcast::compiler::{CompilerOptions, RequestLimits};
@@ -62,6 +62,16 @@ fn connect(socket: &str) -> UnixStream {
     stream
 }
 
+/// What the compiler process answers, however busy the machine is.
+fn answer(stream: &UnixStream) -> wire::Frame {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let frame = wire::receive(stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    frame
+}
+
 fn attach_request() -> AttachRequest {
     AttachRequest {
         format_version: jitcast::runtime::header::FORMAT_VERSION,
@@ -74,7 +84,7 @@ fn attach_request() -> AttachRequest {
 fn attach_by_hand(socket: &str) -> (UnixStream, OwnedFd) {
     let stream = connect(socket);
     wire::send(&stream, FrameKind::Attach, attach_request().as_bytes(), &[]).unwrap();
-    let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+    let frame = answer(&stream);
     let [_segment, mailbox] = <[OwnedFd; 2]>::try_from(frame.fds).unwrap();
     (stream, mailbox)
 }
@@ -191,7 +201,7 @@ fn lie(target: &str) {
                     &[fd.as_fd()],
                 )
                 .unwrap();
-                let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+                let frame = answer(&stream);
                 assert_eq!(
                     frame.kind,
                     FrameKind::Refused,
@@ -261,7 +271,7 @@ fn lie(target: &str) {
 fn instance_of(socket: &str) -> [u8; 16] {
     let stream = connect(socket);
     wire::send(&stream, FrameKind::Attach, attach_request().as_bytes(), &[]).unwrap();
-    let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
+    let frame = answer(&stream);
     let mut header = [0; 48];
     rustix::io::pread(&frame.fds[0], &mut header, 0).unwrap();
     header[32..48].try_into().unwrap()
