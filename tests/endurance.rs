@@ -188,7 +188,8 @@ fn memory_does_not_grow_however_often_a_function_is_replaced() {
         early.expect("more than 1,000 swaps"),
         memory(&host, &processes),
     );
-    assert!(late.held <= early.held, "{early:?} and {late:?}");
+    // The directory's depth grows with the numbers of units, by a node for each factor of 32.
+    assert!(late.held <= early.held + 256, "{early:?} and {late:?}");
     // A page of the directory more or less, what the allocators of processes do, and what the stopped one held.
     assert!(
         late.backed <= early.backed + (4 << 20),
