@@ -411,6 +411,48 @@ fn what_a_liar_pins_is_left_to_it() {
     });
 }
 
+/// What the segment says was reused stays said: else a worker that lags would let its threads stay where memory is somebody
+/// else's. Whoever attaches pins everything too, for a moment.
+#[test]
+fn no_pin_lets_the_floor_sink() {
+    use jitcast::runtime::header::FLOOR;
+    use jitcast::runtime::mailbox::{Mailbox, ThreadWord};
+    use std::sync::atomic::Ordering;
+    let host = Host::with(CompilerOptions {
+        reclaim_above_bytes: 0,
+        ..CompilerOptions::with_window(WINDOW_BYTES).unwrap()
+    });
+    let floor = || {
+        let mut word = [0; 8];
+        rustix::io::pread(host.compiler.segment().worker_fd(), &mut word, FLOOR.into()).unwrap();
+        u64::from_le_bytes(word)
+    };
+    for _ in 0..10 {
+        publish_generation(&host);
+    }
+    let before = floor();
+    assert!(before > 5, "{before}");
+    let (_stream, mailbox) = attach_by_hand(&host.socket);
+    let mapping = Mapping::shared(mailbox.as_fd(), MAILBOX_BYTES as usize, true).unwrap();
+    let mailbox = Mailbox::new(mapping).unwrap();
+    mailbox.claim(1).unwrap();
+    mailbox
+        .thread(0, ThreadWord::Pin)
+        .store(1, Ordering::Release);
+    let mut latest = before;
+    for _ in 0..10 {
+        publish_generation(&host);
+        assert!(floor() >= latest, "{} after {latest}", floor());
+        latest = floor();
+    }
+    assert!(host.compiler.status().retired_bytes > 0, "the pin counts");
+    mailbox
+        .thread(0, ThreadWord::Pin)
+        .store(0, Ordering::Release);
+    publish_generation(&host);
+    assert!(floor() > latest);
+}
+
 macro_rules! lies {
     ($($test:ident: $kind:literal;)*) => { $(
         #[test]

@@ -460,7 +460,8 @@ impl Compiler {
 
     /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
     /// the pins are looked at again: a thread that decides to stay at an older generation in between either
-    /// has its pin seen, or sees the announcement.
+    /// has its pin seen, or sees the announcement. Whatever pins come later, what was reused stays announced: a thread that
+    /// attaches, or lies, pins all that ever was.
     fn reclaim(&self, state: &mut State) {
         if state.heap.oldest_retired().is_none() {
             return;
@@ -469,10 +470,12 @@ impl Compiler {
         let segment = self.segment();
         let object = segment.header().object;
         let control = Control::new(segment.memory()).expect("our own segment has a header");
+        let reused = state.heap.floor();
+        let announce = |oldest: u64| control.floor().store(oldest.max(reused), Ordering::Release);
         let announced = workers.oldest_pin(object).min(state.generation());
-        control.floor().store(announced, Ordering::Release);
+        announce(announced);
         let oldest = workers.oldest_pin(object).min(announced);
-        control.floor().store(oldest, Ordering::Release);
+        announce(oldest);
         state
             .retired_units
             .retain(|(generation, _)| *generation > oldest);
