@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::host::Host;
+use common::noise::Noise;
 use common::process::finish;
 use common::role;
 use common::scratch::Scratch;
@@ -34,18 +35,6 @@ fn this_binary_plays_the_roles_of_its_tests() {
 
 /// Segments that are tried.
 const TRIES: u64 = 400;
-
-/// Numbers that look random (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
 
 /// Changes some words of the control area: of the part of the header that changes, of the ring, of what is in use behind.
 fn corrupt(bytes: &mut [u8], control: std::ops::Range<usize>, noise: &mut Noise) {

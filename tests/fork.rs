@@ -9,11 +9,12 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::child::{finish_fork, fork, succeeded};
 use common::host::{Host, clif_unit};
 use common::process::{PATIENCE, Process};
 use common::{remote, require, role};
 use jitcast::worker::{EnterError, Worker};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::Pid;
 use units::{c, call, handle, publish, publish_generation};
 
 const INSIDE: &str = "forks inside a guard";
@@ -39,29 +40,6 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (SUPERVISOR, hand_on),
         (HANDED, attach_handed),
     ]);
-}
-
-/// Runs `child` in a forked child, which ends with it.
-fn fork(child: impl FnOnce()) -> Pid {
-    // SAFETY: what the child does needs no lock that another thread could hold: malloc's are taken care of by the C library.
-    finish_fork(unsafe { libc::fork() }, child)
-}
-
-fn finish_fork(pid: i32, child: impl FnOnce()) -> Pid {
-    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-    if let Some(pid) = Pid::from_raw(pid) {
-        return pid;
-    }
-    // Not even a panic may lead the child back into the test harness.
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
-    // SAFETY: ends the process without running anything of its parent's.
-    unsafe { libc::_exit(i32::from(done.is_err())) }
-}
-
-#[track_caller]
-fn succeeded(child: Pid) {
-    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
-    assert_eq!(status.exit_status(), Some(0), "{status:?}");
 }
 
 /// What the compiler process says of the workers: pid and pin.

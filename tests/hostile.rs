@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::host::{Host, WINDOW_BYTES, compiles};
+use common::noise::Noise;
 use common::process::{NOBODY, PATIENCE, await_some};
 use common::remote::{self, Remote};
 use common::{require, role};
@@ -33,22 +34,6 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (INTRUDER, reach_for_others),
         (remote::ROLE, remote::play),
     ]);
-}
-
-/// Numbers that look random (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
-    }
 }
 
 fn connect(socket: &str) -> UnixStream {

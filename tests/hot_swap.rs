@@ -204,21 +204,15 @@ fn every_call_gives_the_version_of_its_generation() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn reusing_text_too_early_is_noticed() {
-    use std::process::{Command, Stdio};
-
     if std::env::var_os("JITCAST_FAULT").is_some() {
         let reports = swap_under_load(10_000);
         assert!(reports.iter().all(Option::is_some), "{reports:?}");
         return;
     }
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "reusing_text_too_early_is_noticed"])
-        .env("JITCAST_FAULT", "reuse-early")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "reuse-early"),
+        "reusing_text_too_early_is_noticed",
+    );
 }
 
 fn swaps_run_in_bounded_memory(template: &Template, swaps: u32) {

@@ -274,18 +274,10 @@ fn a_kill_at_every_crash_point_of_a_canary_leaves_one_of_two_generations() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn acknowledging_before_writing_is_noticed() {
-    use std::process::{Command, Stdio};
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "what_was_acknowledged_outlives_a_kill_at_any_time",
-        ])
-        .env("JITCAST_FAULT", "journal-after-ack")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "journal-after-ack"),
+        "what_was_acknowledged_outlives_a_kill_at_any_time",
+    );
 }
 
 /// How long all files of a folder are together, bytes.

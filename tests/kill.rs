@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::child;
 use common::host::{WINDOW_BYTES, clif_unit};
+use common::noise::Noise;
 use common::process::{PATIENCE, Process, Watched, await_some};
 use common::scratch::Scratch;
 use common::{remote, role};
@@ -74,18 +76,6 @@ fn sum() -> UnitSource {
     }
     writeln!(text, "    return v{}\n}}", 2 * FUNCTIONS + 1).unwrap();
     clif_unit("sum", &text)
-}
-
-/// Numbers that differ from run to run, and can be had again (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
 
 struct Handles {
@@ -146,7 +136,7 @@ fn call_batches(target: &str) {
             .map(|thread| {
                 let (worker, handles, last) = (&worker, &handles, &last);
                 scope.spawn(move || {
-                    let mut random = Random(u64::from(std::process::id()) << 8 | (thread + 1));
+                    let mut random = Noise(u64::from(std::process::id()) << 8 | (thread + 1));
                     let (mut seen, mut latest) = (BTreeSet::new(), (0, 0));
                     while latest.1 < last.load(Ordering::Relaxed) {
                         let stays = random.below(50) == 0;
@@ -185,27 +175,15 @@ fn call_batches(target: &str) {
 
 /// A child calls for a while; its parent waits for it.
 fn fork_a_caller(worker: &Worker, handles: &Handles) {
-    // SAFETY: what the child does needs no lock that another thread could hold.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
+    child::succeeded(child::fork(|| {
+        // Nothing was ready for a child if the compiler process was dead.
         if matches!(worker.enter(), Err(EnterError::Forked)) {
-            // The compiler process was dead, so nothing was ready for a child.
-            // SAFETY: as below.
-            unsafe { libc::_exit(0) };
+            return;
         }
-        let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..20 {
-                handles.call_all(worker, Duration::ZERO);
-            }
-        }));
-        // SAFETY: ends the process without running anything of its parent's.
-        unsafe { libc::_exit(i32::from(called.is_err())) };
-    }
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
-        .unwrap()
-        .unwrap();
-    assert_eq!(status.exit_status(), Some(0));
+        for _ in 0..20 {
+            handles.call_all(worker, Duration::ZERO);
+        }
+    }));
 }
 
 /// The role: publishes one batch after another, and writes the number of each that is acknowledged to a file; renews the
@@ -248,7 +226,7 @@ fn publish_batches(target: &str) {
         .truncate(false)
         .open(format!("{folder}/acknowledged"))
         .unwrap();
-    let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+    let mut random = Noise(u64::from(std::process::id()) << 20 | 1);
     while stop.load(Ordering::Relaxed) == 0 {
         match compiler.publish(&batch(number + 1)) {
             Ok(_) => {
@@ -289,7 +267,7 @@ struct Counts {
 struct Driver {
     scratch: Scratch,
     socket: String,
-    random: Random,
+    random: Noise,
     compiler: Process,
     workers: Vec<Process>,
     stopped: Vec<bool>,
@@ -300,7 +278,7 @@ impl Driver {
     fn new() -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("socket");
-        let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+        let mut random = Noise(u64::from(std::process::id()) << 20 | 1);
         let compiler = start_compiler(&scratch, &socket, None);
         let workers = (0..WORKERS).map(|_| start_worker(&socket, &mut random));
         Self {
@@ -396,7 +374,7 @@ impl Driver {
     }
 }
 
-fn start_worker(socket: &str, random: &mut Random) -> Process {
+fn start_worker(socket: &str, random: &mut Noise) -> Process {
     let threads = 1 + random.below(3);
     let mut command = role::command(CALLER, &format!("{socket} {threads}"));
     if let Ok(fault) = std::env::var(FAULT) {
@@ -413,7 +391,7 @@ fn start_compiler(scratch: &Scratch, socket: &str, crash_at: Option<&str>) -> Pr
 
 /// A named point, and how often it is passed before.
 #[cfg(feature = "seeded-faults")]
-fn crash_point(random: &mut Random) -> Option<String> {
+fn crash_point(random: &mut Noise) -> Option<String> {
     let points = jitcast::compiler::CRASH_POINTS;
     let point = points[random.below(points.len() as u64) as usize];
     (random.below(2) == 0).then(|| format!("{point}:{}", 1 + random.below(20)))
@@ -421,7 +399,7 @@ fn crash_point(random: &mut Random) -> Option<String> {
 
 /// There are none in this build.
 #[cfg(not(feature = "seeded-faults"))]
-fn crash_point(_random: &mut Random) -> Option<String> {
+fn crash_point(_random: &mut Noise) -> Option<String> {
     None
 }
 
@@ -506,16 +484,8 @@ fn whoever_is_killed_or_stopped_the_others_see_whole_generations() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn slots_that_are_patched_one_by_one_are_noticed() {
-    use std::process::{Command, Stdio};
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "whoever_is_killed_or_stopped_the_others_see_whole_generations",
-        ])
-        .env(FAULT, "slot-by-slot")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
+    common::fault::is_noticed(
+        (FAULT, "slot-by-slot"),
+        "whoever_is_killed_or_stopped_the_others_see_whole_generations",
+    );
 }

@@ -4,12 +4,13 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use common::child::fork;
 use common::host::Host;
 use common::object::Maker;
 use common::remote::{self, Remote};
 use common::{role, smaps};
 use jitcast::runtime::{Area, geometry::GRANULE_BYTES};
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::{Signal, WaitOptions, waitpid};
 
 const COUNT: usize = 4;
 
@@ -19,20 +20,6 @@ const FORKS: &str = "forks workers";
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
     role::play(&[(remote::ROLE, remote::play), (FORKS, fork_workers)]);
-}
-
-/// Runs `child` in a forked child, which ends with it; returns its process.
-fn fork(child: impl FnOnce()) -> Pid {
-    // SAFETY: this role has no other thread that could hold a lock across the fork.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-    if let Some(pid) = Pid::from_raw(pid) {
-        return pid;
-    }
-    // Not even a panic may lead the child back into the test harness.
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
-    // SAFETY: ends the process without running anything of its parent's.
-    unsafe { libc::_exit(i32::from(done.is_err())) }
 }
 
 /// Forks workers without exec; each reports its base and its faults, and stays until the test is done.

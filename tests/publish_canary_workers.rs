@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use canaries::{Schedule, Template, abort, begin, promote, workers};
+use common::child::{fork, succeeded};
 use common::host::{Host, clif_unit};
 use common::process::{PATIENCE, await_some};
 use common::remote::{self, Remote};
@@ -20,7 +21,7 @@ use common::scratch::{Scratch, adds};
 use common::serve::Serve;
 use jitcast::compiler::{Changeset, CompilerOptions, JournalOptions, PublishOptions};
 use jitcast::worker::{Function, LookupError, Worker};
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::Signal;
 use units::{adders, attach, call, calls, handle, publish};
 
 /// The role of a worker whose threads call all the time.
@@ -188,18 +189,10 @@ fn every_guard_runs_what_its_generation_says_for_its_worker() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn ignoring_audiences_is_noticed() {
-    use std::process::{Command, Stdio};
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "every_guard_runs_what_its_generation_says_for_its_worker",
-        ])
-        .env("JITCAST_FAULT", "audience-ignored")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "audience-ignored"),
+        "every_guard_runs_what_its_generation_says_for_its_worker",
+    );
 }
 
 #[test]
@@ -280,26 +273,6 @@ fn who_is_inside_does_not_see_a_canary_come_and_go() {
             [after, 100 + after]
         );
     }
-}
-
-/// Runs `child` in a forked child, which ends with it.
-fn fork(child: impl FnOnce()) -> Pid {
-    // SAFETY: what the child does needs no lock that another thread could hold: malloc's are taken care of by the C library.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-    if let Some(pid) = Pid::from_raw(pid) {
-        return pid;
-    }
-    // Not even a panic may lead the child back into the test harness.
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
-    // SAFETY: ends the process without running anything of its parent's.
-    unsafe { libc::_exit(i32::from(done.is_err())) }
-}
-
-#[track_caller]
-fn succeeded(child: Pid) {
-    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
-    assert_eq!(status.exit_status(), Some(0), "{status:?}");
 }
 
 /// Calls until `f` gives `expected`.

@@ -258,15 +258,10 @@ fn publishing_goes_on_under_a_thread_that_stays() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn renewing_under_pins_is_noticed() {
-    use std::process::{Command, Stdio};
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "publishing_goes_on_under_a_thread_that_stays"])
-        .env("JITCAST_FAULT", "renew-under-pins")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "renew-under-pins"),
+        "publishing_goes_on_under_a_thread_that_stays",
+    );
 }
 
 #[test]
@@ -356,7 +351,7 @@ fn a_renewal_gives_memory_back() {
     assert_eq!(worker.ask("f"), "2");
 }
 
-/// Nobody who calls, polls, waits, forks or stays is disturbed by renewals, however many.
+/// Nobody who calls, polls, waits or stays is disturbed by renewals, however many; who forks, in `tests/kill.rs`.
 #[test]
 fn renewals_and_publications_at_the_same_time_are_seen_whole() {
     const ROUNDS: u64 = 300;

@@ -938,25 +938,11 @@ fn units_are_there_when_the_segment_goes_on_in_another_object() {
     await_asked(&host, 1);
 }
 
-/// Runs one of the tests with a fault, which it is to notice.
-#[cfg(feature = "seeded-faults")]
-#[track_caller]
-fn notices(fault: &str, test: &str) {
-    let status = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test])
-        .env("JITCAST_FAULT", fault)
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the fault went unnoticed");
-}
-
 #[cfg(feature = "seeded-faults")]
 #[test]
 fn requests_compiled_in_the_compiler_process_are_noticed() {
-    notices(
-        "request-compiled-in-process",
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "request-compiled-in-process"),
         "a_command_that_misbehaves_is_ended_and_told_of",
     );
 }
@@ -964,5 +950,8 @@ fn requests_compiled_in_the_compiler_process_are_noticed() {
 #[cfg(feature = "seeded-faults")]
 #[test]
 fn units_bound_everywhere_are_noticed() {
-    notices("bound-everywhere", "who_has_not_asked_has_nothing_of_it");
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "bound-everywhere"),
+        "who_has_not_asked_has_nothing_of_it",
+    );
 }

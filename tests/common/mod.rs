@@ -7,8 +7,11 @@
 )]
 
 pub(crate) mod attack;
+pub(crate) mod child;
+pub(crate) mod fault;
 pub(crate) mod host;
 pub(crate) mod mount;
+pub(crate) mod noise;
 pub(crate) mod object;
 pub(crate) mod process;
 pub(crate) mod remote;
