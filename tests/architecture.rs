@@ -92,7 +92,6 @@ const UNSAFE: &[&str] = &[
     "worker/src/host.rs",
     "worker/src/invoke.rs",
     "worker/src/life.rs",
-    "worker/src/link.rs",
     "worker/src/pin_slot.rs",
     "worker/src/renew.rs",
     "worker/src/spawn.rs",
@@ -102,6 +101,7 @@ const UNSAFE: &[&str] = &[
     "worker/src/unwind/hook.rs",
     "worker/src/unwind/register.rs",
     "worker/src/unwind/windows.rs",
+    "worker/src/watched.rs",
     "worker/src/worker.rs",
 ];
 

@@ -1,35 +1,30 @@
 //! The compiler: a segment, what is published in it, and the workers that map it.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jitcast_linker::Prepared;
 use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::directory::Edit;
-use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
-use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::heap::{Heap, Txn};
 use jitcast_runtime::records::Root;
-use jitcast_runtime::segment::{self, Segment, SegmentOptions};
+use jitcast_runtime::segment::{Segment, SegmentOptions};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
+use crate::catalog::Catalog;
 use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::history::RetainedUnit;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::options::CompilerOptions;
-use crate::publish::{self, Batch, Changes, Ending, Publication, Site, UnitSource};
+use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
 use crate::renewal::Offering;
 use crate::requests::Holds;
 use crate::state::{Commit, State, commit};
-use crate::status::{
-    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, Status, SymbolStatus, UnitStatus,
-};
-use crate::stragglers::{Inside, Straggler};
-use crate::workers::{Admission, Workers};
+use crate::workers::Workers;
 
 /// The compiler process's side of a segment. Shared between threads.
 #[derive(Debug)]
@@ -244,70 +239,6 @@ impl Compiler {
         units.iter().map(source).collect()
     }
 
-    /// Lets the units of a canary replace what is published, for all workers. Those that run them already go on as they are;
-    /// the others bind them at their next guard. `canary` is its number, or the name of a unit of it.
-    ///
-    /// # Errors
-    /// [`PublishError`].
-    pub fn promote(&self, canary: &str) -> Result<Publication, PublishError> {
-        self.decide(canary, |state| {
-            let id = find_canary(state, canary)?;
-            let retained = state.catalog.canaries[&id].retained.clone();
-            let names: Vec<_> = retained.iter().map(|unit| unit.name.clone()).collect();
-            let (generation, published_ns) =
-                self.commit(state, (&retained, &[]), |site, txn, edit| {
-                    let catalog = site.catalog;
-                    let canary = &catalog.canaries[&id];
-                    let mut changes = Ending::new(site, canary).promote(txn, edit)?;
-                    publish::dismiss_asked(catalog, &mut changes, txn, edit)?;
-                    Ok(changes)
-                })?;
-            let names: Vec<_> = names.iter().map(String::as_str).collect();
-            Ok(Publication {
-                generation,
-                published_ns,
-                ..state.catalog.describe(&names)
-            })
-        })
-    }
-
-    /// Lets nobody run the units of a canary any more: those that did go back to what is published, at their next guards.
-    /// `canary` is its number, or the name of a unit of it.
-    ///
-    /// # Errors
-    /// [`PublishError`].
-    pub fn abort(&self, canary: &str) -> Result<Publication, PublishError> {
-        self.decide(canary, |state| {
-            let id = find_canary(state, canary)?;
-            let gone = state.catalog.canaries[&id].retained.clone();
-            let removed = state.catalog.canaries[&id].names();
-            let removed = removed.map(str::to_owned).collect();
-            let (generation, published_ns) =
-                self.commit(state, (&[], &[]), |site, txn, edit| {
-                    let canary = &site.catalog.canaries[&id];
-                    Ok(Ending::new(site, canary).abort(txn, edit)?)
-                })?;
-            gone.iter().for_each(|unit| state.contents.release(unit));
-            Ok(Publication {
-                generation,
-                published_ns,
-                removed,
-                ..Publication::default()
-            })
-        })
-    }
-
-    /// Ends a canary. Also while threads hold back more than is allowed: it takes next to no memory.
-    fn decide(
-        &self,
-        canary: &str,
-        end: impl Fn(&mut State) -> Result<Publication, PublishError>,
-    ) -> Result<Publication, PublishError> {
-        let mut state = self.state.lock();
-        find_canary(&state, canary)?;
-        self.make_visible(&mut state, end)
-    }
-
     fn publish_locked(
         &self,
         state: &mut State,
@@ -322,7 +253,7 @@ impl Compiler {
     }
 
     /// Makes visible what `link` commits, and durable.
-    fn make_visible(
+    pub(crate) fn make_visible(
         &self,
         state: &mut State,
         link: impl Fn(&mut State) -> Result<Publication, PublishError>,
@@ -401,31 +332,11 @@ impl Compiler {
     ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
         let segment = self.segment();
-        let geometry = segment.geometry();
-        let generation = match &mut *journal {
-            None => state.generation() + 1,
-            Some(journal) => journal.next_generation(state.generation())?,
-        };
-        let site = Site {
-            geometry,
-            hash_seed: segment.header().hash_seed,
-            catalog: &state.catalog,
-        };
-        let latest = state.latest;
-        let mut txn = state.heap.begin(segment.memory(), &*segment, generation);
-        let mut edit = Edit::new(latest.root, latest.root_at);
-        let mut changes = write(site, &mut txn, &mut edit)?;
-        if let Some(canary) = &mut changes.canary {
-            canary.retained = units.to_vec();
-        }
-        let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
-            None => Ok(()),
-            Some(journal) => {
-                let units = (units, sources);
-                Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
-            }
-        };
-        state.latest = commit(&segment, txn, edit, &latest.extents, write_ahead)?;
+        let place = (&*segment, &mut state.heap);
+        let what = (state.latest, &state.catalog);
+        let (latest, changes) =
+            write_and_commit(&mut journal, place, what, (units, sources), write)?;
+        state.latest = latest;
         let forgotten = state.take_over(changes, units);
         if journal.is_none() {
             state.hold(units, sources, &forgotten);
@@ -462,7 +373,7 @@ impl Compiler {
     /// the pins are looked at again: a thread that decides to stay at an older generation in between either
     /// has its pin seen, or sees the announcement. Whatever pins come later, what was reused stays announced: a thread that
     /// attaches, or lies, pins all that ever was.
-    fn reclaim(&self, state: &mut State) {
+    pub(crate) fn reclaim(&self, state: &mut State) {
         if state.heap.oldest_retired().is_none() {
             return;
         }
@@ -486,70 +397,6 @@ impl Compiler {
         });
     }
 
-    /// Refuses publications while more is held back than is allowed.
-    pub(crate) fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
-        let Some(limit) = self.max_held_bytes else {
-            return Ok(());
-        };
-        if state.heap.retired_bytes() + self.older_bytes(state) <= limit {
-            return Ok(());
-        }
-        self.reclaim(state);
-        let held = state.heap.retired_bytes() + self.older_bytes(state);
-        if held <= limit {
-            return Ok(());
-        }
-        let why = format!("{held} bytes are retired and held back, {limit} may be (--max-held)");
-        Err(PublishError::HeldBack {
-            why,
-            stragglers: self.stragglers(state),
-        })
-    }
-
-    /// Says who holds back what is lacking, if somebody does.
-    fn name_stragglers(&self, state: &State, full: SegmentFull) -> PublishError {
-        let stragglers = self.stragglers(state);
-        if stragglers.is_empty() {
-            return full.into();
-        }
-        PublishError::HeldBack {
-            why: full.to_string(),
-            stragglers,
-        }
-    }
-
-    /// The threads that hold retired memory back, those that hold most first.
-    fn stragglers(&self, state: &State) -> Vec<Straggler> {
-        let older: Vec<u64> = state.older.iter().map(|older| older.object).collect();
-        let inside = self.workers.lock().stragglers(state.generation(), &older);
-        let straggler = |inside: Inside| {
-            let mut objects = state.older.iter();
-            let older = objects.find(|older| inside.older == Some(older.object));
-            let (held_bytes, units) = match older {
-                Some(older) => (older.bytes, Vec::new()),
-                None => {
-                    let held_bytes = state.heap.held_bytes(inside.pin);
-                    (held_bytes, state.units_retired_after(inside.pin))
-                }
-            };
-            Straggler {
-                worker: inside.worker,
-                pid: inside.pid,
-                thread: inside.thread,
-                generation: inside.pin,
-                since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
-                held_bytes,
-                units,
-                older: older.is_some(),
-            }
-        };
-        let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
-        stragglers.retain(|straggler| straggler.held_bytes > 0);
-        stragglers
-            .sort_by_key(|straggler| (straggler.generation, straggler.worker, straggler.thread));
-        stragglers
-    }
-
     /// Wakes workers that wait for something new.
     pub(crate) fn wake(&self) {
         wake_all(&self.segment());
@@ -563,72 +410,6 @@ impl Compiler {
     /// What is published lies in `segment` from now on.
     pub(crate) fn go_on_in(&self, segment: Segment) {
         *self.segment.write() = Arc::new(segment);
-    }
-
-    /// Lets a worker in: a mailbox for it, known here before the worker is.
-    pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
-        let segment = self.segment();
-        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
-        let mailbox = (mailbox, presence);
-        let number = self.workers.lock().add((pid, uid), label, mailbox);
-        Ok(Admission {
-            number,
-            mailbox: fd,
-            segment,
-        })
-    }
-
-    /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
-    pub(crate) fn admit_again(
-        &self,
-        process: (i32, u32),
-        label: String,
-        mailbox: &std::os::fd::OwnedFd,
-    ) -> io::Result<u64> {
-        let mailbox = segment::adopt_mailbox(mailbox)?;
-        Ok(self.workers.lock().add_again(process, label, mailbox))
-    }
-
-    /// Which segment it is.
-    pub(crate) fn instance(&self) -> [u8; 16] {
-        self.segment().header().instance
-    }
-
-    /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
-    pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
-        let segment = self.segment();
-        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
-        let number = self.workers.lock().add_spare(parent, (mailbox, presence));
-        if let Some(number) = number {
-            self.holds.lock().spare_given(parent, number);
-        }
-        Ok(number.map(|number| Admission {
-            number,
-            mailbox: fd,
-            segment,
-        }))
-    }
-
-    /// The child is there: process `pid`.
-    pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
-        self.workers.lock().adopt(number, pid);
-        self.holds.lock().child_arrived(number);
-    }
-
-    /// A worker's process has ended.
-    pub(crate) fn worker_died(&self, number: u64) {
-        self.workers.lock().remove(number);
-        self.holds.lock().worker_gone(number);
-    }
-
-    /// Whether somebody has a worker's mailbox still.
-    pub(crate) fn worker_is_there(&self, number: u64) -> bool {
-        self.workers.lock().is_there(number)
-    }
-
-    /// Whether a worker has said that it is done.
-    pub(crate) fn worker_detached(&self, number: u64) -> bool {
-        self.workers.lock().is_detached(number)
     }
 
     /// Whether the segment is sealed against writing.
@@ -655,77 +436,6 @@ impl Compiler {
     pub fn keep_name(&self) {
         self.segment().keep_name();
     }
-
-    /// What is published, by whom it is used, and how full the segment is.
-    pub fn status(&self) -> Status {
-        let mut state = self.state.lock();
-        let older_bytes = self.older_bytes(&mut state);
-        let segment = self.segment();
-        let areas = Area::ALL.map(|area| AreaStatus {
-            name: area.name().to_owned(),
-            used_bytes: state.heap.used_bytes(area),
-            area_bytes: segment.geometry().allocated(area).len_bytes.into(),
-        });
-        let catalog = &state.catalog;
-        let mut units: Vec<_> = catalog
-            .units
-            .iter()
-            .map(|(name, unit)| UnitStatus::new(name, unit))
-            .collect();
-        units.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut symbols: Vec<_> = catalog
-            .symbols
-            .iter()
-            .map(|(name, symbol)| SymbolStatus {
-                quarantined: catalog.is_quarantined(name, symbol),
-                ..SymbolStatus::new(name, symbol)
-            })
-            .collect();
-        symbols.sort_by(|a, b| a.name.cmp(&b.name));
-        let holds = self.holds.lock();
-        let asked = catalog.asked.values().map(|unit| AskedStatus {
-            name: unit.name.clone(),
-            generation: unit.generation,
-            len_bytes: unit.len_bytes,
-            workers: holds.holders(unit.number),
-        });
-        let (asked, compiled_requests) = (asked.collect(), holds.compiled);
-        drop(holds);
-        let workers = self.workers.lock().status(&catalog.canaries);
-        let status = Status {
-            generation: state.generation(),
-            segment: segment.name().map(str::to_owned),
-            backed_bytes: state.heap.backed_bytes(),
-            older_bytes,
-            window_bytes: segment.geometry().window().len_bytes.into(),
-            retired_bytes: state.heap.retired_bytes(),
-            areas: areas.to_vec(),
-            units,
-            symbols,
-            asked,
-            compiled_requests,
-            kept: catalog.kept.iter().map(Into::into).collect(),
-            traps: catalog.traps(),
-            quarantined: catalog.quarantined.iter().cloned().collect(),
-            history: HistoryStatus::list(&state.history),
-            oldest_retained: state.history.oldest(),
-            canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
-            workers,
-            stragglers: self.stragglers(&state),
-        };
-        drop(state);
-        status.with_audiences()
-    }
-}
-
-/// The number of the canary that is called `name`.
-fn find_canary(state: &State, name: &str) -> Result<u64, PublishError> {
-    publish::check_name(name)?;
-    let canary = state.catalog.find_canary(name);
-    let canary = canary.ok_or_else(|| PublishError::NoSuchCanary {
-        canary: name.to_owned(),
-    })?;
-    Ok(canary.id)
 }
 
 /// Wakes workers that wait for something new in `segment`.
@@ -735,4 +445,39 @@ pub(crate) fn wake_all(segment: &Segment) {
     let low = unsafe { AtomicU32::from_ptr(control.head_word().as_ptr().cast()) };
     // Nobody to wake is no failure; nor is anything else that a waiter's timeout will not mend.
     let _ = futex::wake(low, futex::Flags::empty(), i32::MAX as u32);
+}
+
+/// Commits in `segment`, whose allocator is `heap`, what `write` changes of what is published; written down first, with the `units`
+/// that are published and what they were made of. Whatever goes wrong, nothing has changed.
+pub(crate) fn write_and_commit(
+    journal: &mut Option<Journal>,
+    (segment, heap): (&Segment, &mut Heap),
+    (latest, catalog): (Commit, &Catalog),
+    units: (&[RetainedUnit], &[UnitSource]),
+    write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
+) -> Result<(Commit, Changes), PublishError> {
+    let generation = match journal {
+        None => latest.root.generation + 1,
+        Some(journal) => journal.next_generation(latest.root.generation)?,
+    };
+    let geometry = segment.geometry();
+    let site = Site {
+        geometry,
+        hash_seed: segment.header().hash_seed,
+        catalog,
+    };
+    let mut txn = heap.begin(segment.memory(), segment, generation);
+    let mut edit = Edit::new(latest.root, latest.root_at);
+    let mut changes = write(site, &mut txn, &mut edit)?;
+    if let Some(canary) = &mut changes.canary {
+        canary.retained = units.0.to_vec();
+    }
+    let write_ahead = |txn: &Txn<'_>, commit: &Commit| match journal {
+        None => Ok(()),
+        Some(journal) => {
+            Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
+        }
+    };
+    let commit = commit(segment, txn, edit, &latest.extents, write_ahead)?;
+    Ok((commit, changes))
 }

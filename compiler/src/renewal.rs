@@ -13,20 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use jitcast_runtime::directory::{Edit, record_flags};
+use jitcast_runtime::directory::record_flags;
 use jitcast_runtime::header::Control;
-use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::heap::SegmentFull;
 use jitcast_runtime::ring::{RECORD_WORDS, Record};
 use jitcast_runtime::segment::Segment;
 use parking_lot::{Condvar, Mutex};
 use rustix::net::SendFlags;
 
 use crate::changeset::Changeset;
-use crate::compiler::{Compiler, wake_all};
+use crate::compiler::{Compiler, wake_all, write_and_commit};
 use crate::error::PublishError;
 use crate::fault::{CrashPoint, crash_at};
-use crate::publish::{Batch, Publication, Site};
-use crate::state::{Commit, Older, State, commit};
+use crate::publish::{Batch, Publication};
+use crate::state::{Commit, Older, State};
 
 impl Compiler {
     /// Goes on in another object, which has memory only for what is published. Workers follow by themselves; what threads
@@ -67,10 +67,6 @@ impl Compiler {
     pub(crate) fn renew_locked(&self, state: &mut State) -> Result<u64, PublishError> {
         let old = self.segment();
         let mut journal = self.journal.lock();
-        let generation = match &mut *journal {
-            None => state.generation() + 1,
-            Some(journal) => journal.next_generation(state.generation())?,
-        };
         let segment = old.renewed()?;
         crash_at(CrashPoint::RenewalCreated);
         let (mut heap, live) = state.heap.renewed(&segment)?;
@@ -85,36 +81,26 @@ impl Compiler {
         let control = Control::new(segment.memory()).expect("our own segment has a header");
         // What was retired until now may be reused.
         control.floor().store(state.generation(), Ordering::Release);
-        let nothing = Changeset::default();
-        let site = Site {
-            geometry: segment.geometry(),
-            hash_seed: segment.header().hash_seed,
-            catalog: &state.catalog,
-        };
-        let batch = Batch::new(site, &nothing, &[])?;
-        let latest = state.latest;
-        let mut txn = heap.begin(segment.memory(), &segment, generation);
-        let mut edit = Edit::new(latest.root, latest.root_at);
-        let changes = batch.write(&mut txn, &mut edit)?;
-        segment.install()?;
-        crash_at(CrashPoint::RenewalNamed);
-        let write_ahead = |txn: &Txn<'_>, commit: &Commit| match &mut *journal {
-            None => Ok(()),
-            Some(journal) => {
-                let nothing = (&[][..], &[][..]);
-                Ok::<_, PublishError>(journal.write_ahead(
-                    segment.geometry(),
-                    txn,
-                    commit,
-                    &changes,
-                    nothing,
-                )?)
+        let (latest, nothing) = (state.latest, Changeset::default());
+        let mut is_named = false;
+        let committed = write_and_commit(
+            &mut journal,
+            (&segment, &mut heap),
+            (latest, &state.catalog),
+            (&[], &[]),
+            |site, txn, edit| {
+                let changes = Batch::new(site, &nothing, &[])?.write(txn, edit)?;
+                segment.install()?;
+                is_named = true;
+                crash_at(CrashPoint::RenewalNamed);
+                Ok(changes)
+            },
+        );
+        let (committed, changes) = committed.inspect_err(|_| {
+            if is_named {
+                // A name that is lost all the same is needed by those who attach by it only.
+                let _ = segment.install();
             }
-        };
-        let committed = commit(&segment, txn, edit, &latest.extents, write_ahead);
-        let committed = committed.inspect_err(|_| {
-            // A name that is lost all the same is needed by those who attach by it only.
-            let _ = segment.install();
         })?;
         crash_at(CrashPoint::RenewalCommitted);
         let older = Older {
@@ -133,7 +119,7 @@ impl Compiler {
         crash_at(CrashPoint::RenewalOffered);
         announce(&old, latest.root.generation, &latest, &committed);
         crash_at(CrashPoint::RenewalAnnounced);
-        Ok(generation)
+        Ok(committed.root.generation)
     }
 
     /// What objects from before take that some worker maps still, bytes.

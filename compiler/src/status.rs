@@ -1,9 +1,11 @@
 //! What the compiler process tells about itself.
 
+use jitcast_runtime::geometry::Area;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{self, Kind};
 use crate::changeset::Audience;
+use crate::compiler::Compiler;
 use crate::history::{History, HistoryEntry};
 use crate::publish::Reclaim;
 use crate::stragglers::Straggler;
@@ -273,5 +275,68 @@ impl From<&catalog::Kept> for KeptStatus {
             generation: kept.generation,
             len_bytes: kept.len_bytes,
         }
+    }
+}
+
+impl Compiler {
+    /// What is published, by whom it is used, and how full the segment is.
+    pub fn status(&self) -> Status {
+        let mut state = self.state.lock();
+        let older_bytes = self.older_bytes(&mut state);
+        let segment = self.segment();
+        let areas = Area::ALL.map(|area| AreaStatus {
+            name: area.name().to_owned(),
+            used_bytes: state.heap.used_bytes(area),
+            area_bytes: segment.geometry().allocated(area).len_bytes.into(),
+        });
+        let catalog = &state.catalog;
+        let mut units: Vec<_> = catalog
+            .units
+            .iter()
+            .map(|(name, unit)| UnitStatus::new(name, unit))
+            .collect();
+        units.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut symbols: Vec<_> = catalog
+            .symbols
+            .iter()
+            .map(|(name, symbol)| SymbolStatus {
+                quarantined: catalog.is_quarantined(name, symbol),
+                ..SymbolStatus::new(name, symbol)
+            })
+            .collect();
+        symbols.sort_by(|a, b| a.name.cmp(&b.name));
+        let holds = self.holds.lock();
+        let asked = catalog.asked.values().map(|unit| AskedStatus {
+            name: unit.name.clone(),
+            generation: unit.generation,
+            len_bytes: unit.len_bytes,
+            workers: holds.holders(unit.number),
+        });
+        let (asked, compiled_requests) = (asked.collect(), holds.compiled);
+        drop(holds);
+        let workers = self.workers.lock().status(&catalog.canaries);
+        let status = Status {
+            generation: state.generation(),
+            segment: segment.name().map(str::to_owned),
+            backed_bytes: state.heap.backed_bytes(),
+            older_bytes,
+            window_bytes: segment.geometry().window().len_bytes.into(),
+            retired_bytes: state.heap.retired_bytes(),
+            areas: areas.to_vec(),
+            units,
+            symbols,
+            asked,
+            compiled_requests,
+            kept: catalog.kept.iter().map(Into::into).collect(),
+            traps: catalog.traps(),
+            quarantined: catalog.quarantined.iter().cloned().collect(),
+            history: HistoryStatus::list(&state.history),
+            oldest_retained: state.history.oldest(),
+            canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
+            workers,
+            stragglers: self.stragglers(&state),
+        };
+        drop(state);
+        status.with_audiences()
     }
 }

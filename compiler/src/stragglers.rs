@@ -6,8 +6,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use jitcast_runtime::heap::SegmentFull;
 use serde::{Deserialize, Serialize};
 
+use crate::compiler::Compiler;
+use crate::error::PublishError;
+use crate::state::State;
 use crate::workers::WorkerEntry;
 
 /// A thread that is inside at a generation before the newest.
@@ -133,5 +137,71 @@ impl Seen {
         }
         self.0 = seen;
         inside
+    }
+}
+
+impl Compiler {
+    /// Refuses publications while more is held back than is allowed.
+    pub(crate) fn check_held(&self, state: &mut State) -> Result<(), PublishError> {
+        let Some(limit) = self.max_held_bytes else {
+            return Ok(());
+        };
+        if state.heap.retired_bytes() + self.older_bytes(state) <= limit {
+            return Ok(());
+        }
+        self.reclaim(state);
+        let held = state.heap.retired_bytes() + self.older_bytes(state);
+        if held <= limit {
+            return Ok(());
+        }
+        let why = format!("{held} bytes are retired and held back, {limit} may be (--max-held)");
+        Err(PublishError::HeldBack {
+            why,
+            stragglers: self.stragglers(state),
+        })
+    }
+
+    /// Says who holds back what is lacking, if somebody does.
+    pub(crate) fn name_stragglers(&self, state: &State, full: SegmentFull) -> PublishError {
+        let stragglers = self.stragglers(state);
+        if stragglers.is_empty() {
+            return full.into();
+        }
+        PublishError::HeldBack {
+            why: full.to_string(),
+            stragglers,
+        }
+    }
+
+    /// The threads that hold retired memory back, those that hold most first.
+    pub(crate) fn stragglers(&self, state: &State) -> Vec<Straggler> {
+        let older: Vec<u64> = state.older.iter().map(|older| older.object).collect();
+        let inside = self.workers.lock().stragglers(state.generation(), &older);
+        let straggler = |inside: Inside| {
+            let mut objects = state.older.iter();
+            let older = objects.find(|older| inside.older == Some(older.object));
+            let (held_bytes, units) = match older {
+                Some(older) => (older.bytes, Vec::new()),
+                None => {
+                    let held_bytes = state.heap.held_bytes(inside.pin);
+                    (held_bytes, state.units_retired_after(inside.pin))
+                }
+            };
+            Straggler {
+                worker: inside.worker,
+                pid: inside.pid,
+                thread: inside.thread,
+                generation: inside.pin,
+                since_ms: u64::try_from(inside.since.as_millis()).unwrap_or(u64::MAX),
+                held_bytes,
+                units,
+                older: older.is_some(),
+            }
+        };
+        let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
+        stragglers.retain(|straggler| straggler.held_bytes > 0);
+        stragglers
+            .sort_by_key(|straggler| (straggler.generation, straggler.worker, straggler.thread));
+        stragglers
     }
 }

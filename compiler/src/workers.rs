@@ -1,15 +1,17 @@
 //! The workers that are attached, and the oldest generation that any of their threads is inside.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
-use jitcast_runtime::segment::{Presence, Segment};
+use jitcast_runtime::segment::{self, Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
 use crate::catalog::Canary;
+use crate::compiler::Compiler;
 use crate::status::WorkerStatus;
 use crate::stragglers::{Inside, Seen};
 
@@ -229,4 +231,72 @@ pub(crate) struct Admission {
     pub(crate) mailbox: OwnedFd,
     /// Which it maps, in the object that its mailbox says.
     pub(crate) segment: Arc<Segment>,
+}
+
+impl Compiler {
+    /// Lets a worker in: a mailbox for it, known here before the worker is.
+    pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
+        let segment = self.segment();
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let mailbox = (mailbox, presence);
+        let number = self.workers.lock().add((pid, uid), label, mailbox);
+        Ok(Admission {
+            number,
+            mailbox: fd,
+            segment,
+        })
+    }
+
+    /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.
+    pub(crate) fn admit_again(
+        &self,
+        process: (i32, u32),
+        label: String,
+        mailbox: &std::os::fd::OwnedFd,
+    ) -> io::Result<u64> {
+        let mailbox = segment::adopt_mailbox(mailbox)?;
+        Ok(self.workers.lock().add_again(process, label, mailbox))
+    }
+
+    /// Which segment it is.
+    pub(crate) fn instance(&self) -> [u8; 16] {
+        self.segment().header().instance
+    }
+
+    /// What a child of worker `parent` takes over when it is forked; `None`: there is no such worker.
+    pub(crate) fn admit_child(&self, parent: u64) -> io::Result<Option<Admission>> {
+        let segment = self.segment();
+        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let number = self.workers.lock().add_spare(parent, (mailbox, presence));
+        if let Some(number) = number {
+            self.holds.lock().spare_given(parent, number);
+        }
+        Ok(number.map(|number| Admission {
+            number,
+            mailbox: fd,
+            segment,
+        }))
+    }
+
+    /// The child is there: process `pid`.
+    pub(crate) fn child_arrived(&self, number: u64, pid: i32) {
+        self.workers.lock().adopt(number, pid);
+        self.holds.lock().child_arrived(number);
+    }
+
+    /// A worker's process has ended.
+    pub(crate) fn worker_died(&self, number: u64) {
+        self.workers.lock().remove(number);
+        self.holds.lock().worker_gone(number);
+    }
+
+    /// Whether somebody has a worker's mailbox still.
+    pub(crate) fn worker_is_there(&self, number: u64) -> bool {
+        self.workers.lock().is_there(number)
+    }
+
+    /// Whether a worker has said that it is done.
+    pub(crate) fn worker_detached(&self, number: u64) -> bool {
+        self.workers.lock().is_detached(number)
+    }
 }

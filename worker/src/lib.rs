@@ -18,6 +18,7 @@ mod fork;
 mod guard;
 mod handle;
 mod host;
+mod inbox;
 pub mod invoke;
 mod life;
 mod link;
@@ -31,6 +32,7 @@ mod thread_local;
 mod transition;
 mod trap;
 mod unwind;
+mod watched;
 mod worker;
 
 /// What [`embed!`] expands to.

@@ -1,19 +1,17 @@
 //! The connection to the compiler process: what it sent ahead for a child that may be forked, what was asked for and answered, and
 //! how another one is found when it is gone.
 //!
-//! Frames are sent and received as far as that goes without waiting; what is left of them is kept.
-//! Invariant: nothing is done to a descriptor that is not the connection any more: a host may have closed it
-//! (closefrom(3)), and its number may be another file's.
+//! Frames are sent and received as far as that goes without waiting; what is left of them is kept. A host may have closed any
+//! descriptor ([`crate::watched`]).
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::mailbox::Mailbox;
-use jitcast_runtime::sys;
 use jitcast_runtime::wire::{
     self, ASK_BUSY, ASK_READY, AskReply, AttachReply, Frame, FrameHeader, FrameKind, ReleaseNotice,
     ResumeRequest,
@@ -25,6 +23,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::asked::Lease;
 use crate::attach::{self, Home};
 use crate::error::{AttachError, RequestError};
+use crate::inbox::Inbox;
+use crate::watched::Watched;
 
 /// How long a fork waits for what was asked for. It comes in some ten microseconds, if the compiler process is there.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -35,68 +35,6 @@ const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// How long one may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// A descriptor, and which file it led to when it was this library's.
-#[derive(Debug)]
-struct Watched {
-    /// `None` once it is not ours to close.
-    fd: Option<OwnedFd>,
-    identity: [AtomicU64; 2],
-}
-
-impl Watched {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        let watched = Self {
-            identity: identity(&fd)?.map(AtomicU64::new),
-            fd: Some(fd),
-        };
-        Ok(watched)
-    }
-
-    /// The descriptor, if it still leads where it led.
-    fn get(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.fd.as_ref()?;
-        let known = self
-            .identity
-            .each_ref()
-            .map(|word| word.load(Ordering::Relaxed));
-        (identity(fd).ok()? == known).then(|| fd.as_fd())
-    }
-
-    /// Lets the descriptor lead to what `other` leads to.
-    ///
-    /// # Errors
-    /// Where either was closed; as dup3(2).
-    fn replace(&self, other: &Self) -> io::Result<()> {
-        let closed = || io::Error::from(io::ErrorKind::NotConnected);
-        let (own, other) = (
-            self.get().ok_or_else(closed)?,
-            other.get().ok_or_else(closed)?,
-        );
-        // SAFETY: whoever borrowed the descriptor, which is this library's, goes on with what it leads to now.
-        unsafe { sys::replace_descriptor(own, other) }?;
-        for (word, value) in self.identity.iter().zip(identity(own)?) {
-            word.store(value, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if self.get().is_none()
-            && let Some(fd) = self.fd.take()
-        {
-            // Closed already, or somebody else's.
-            core::mem::forget(fd);
-        }
-    }
-}
-
-fn identity(fd: impl AsFd) -> io::Result<[u64; 2]> {
-    let stat = rustix::fs::fstat(fd)?;
-    Ok([stat.st_dev, stat.st_ino])
-}
 
 /// What a child takes over.
 #[derive(Debug)]
@@ -184,59 +122,6 @@ pub(crate) enum Answer {
         generation: u64,
     },
     Failed(RequestError),
-}
-
-/// A frame that is coming in.
-#[derive(Debug, Default)]
-struct Inbox {
-    header: Vec<u8>,
-    /// Its kind and the length of its payload, once they are known.
-    expected: Option<(FrameKind, usize)>,
-    payload: Vec<u8>,
-    fds: Vec<OwnedFd>,
-}
-
-impl Inbox {
-    /// The next frame, if all of it has come.
-    ///
-    /// # Errors
-    /// As recvmsg(2); `UnexpectedEof` if the other side closed, `InvalidData` if it speaks something else.
-    fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Frame>> {
-        let mut buffer = [0; 4096];
-        loop {
-            let wanted = match self.expected {
-                None => size_of::<FrameHeader>() - self.header.len(),
-                Some((_, len)) => len - self.payload.len(),
-            };
-            if wanted > 0 {
-                let wanted = wanted.min(buffer.len());
-                let received = wire::receive_now(socket, &mut buffer[..wanted], &mut self.fds);
-                let count = match received {
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                    received => received?,
-                };
-                let to = match self.expected {
-                    None => &mut self.header,
-                    Some(_) => &mut self.payload,
-                };
-                to.extend_from_slice(&buffer[..count]);
-            }
-            match self.expected {
-                None => {
-                    if let Ok(header) = self.header[..].try_into() {
-                        let (kind, len) = wire::check_header(header, wire::MAX_WORKER_PAYLOAD)?;
-                        self.expected = Some((kind, len as usize));
-                    }
-                }
-                Some((kind, len)) if self.payload.len() == len => {
-                    let Self { payload, fds, .. } = core::mem::take(self);
-                    return Ok(Some(Frame { kind, payload, fds }));
-                }
-                Some(_) => {}
-            }
-        }
-    }
 }
 
 impl Talk {
@@ -372,8 +257,7 @@ impl Link {
 
     /// The connection's descriptor, whatever it leads to by now.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        let fd = self.socket.fd.as_ref();
-        fd.expect("only taken when it is dropped").as_fd()
+        self.socket.descriptor()
     }
 
     pub(crate) fn talk(&self) -> MutexGuard<'_, Talk> {
@@ -688,10 +572,7 @@ impl Link {
 
     /// In a child that is no worker: closes its copy of the descriptor of the parent's mailbox.
     pub(crate) fn let_go(&self) {
-        if let Some(mailbox) = self.mailbox.get() {
-            // SAFETY: it is this library's (just compared), and whoever looks at it from now on compares again.
-            unsafe { rustix::io::close(mailbox.as_raw_fd()) };
-        }
+        self.mailbox.close();
     }
 
     /// In a child, which has a connection of its own: what its parent was at is the parent's.

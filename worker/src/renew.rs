@@ -15,7 +15,7 @@ use jitcast_runtime::geometry::{Area, Region};
 use jitcast_runtime::header::FLOOR;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{ThreadWord, Word};
-use jitcast_runtime::records::{AskedRecord, Root, UnitRecord};
+use jitcast_runtime::records::{AskedRecord, Root, StoredRegion, UnitRecord};
 use jitcast_runtime::{Corrupt, pin};
 
 use crate::error::UpdateError;
@@ -219,29 +219,22 @@ impl Inner {
         let view = self.window().control();
         let root: Root = view.read(state.root_at)?;
         let mut same = true;
-        index::walk(view, root.units, 0, &mut |at| {
-            let unit: UnitRecord = view.read(at)?;
-            let corrupt = Corrupt {
-                what: "range of a unit",
-                at,
-            };
-            for (area, stored) in [(Area::Text, unit.text), (Area::ReadOnly, unit.read_only)] {
-                let region = stored.region().ok_or(corrupt)?;
+        let mut compare = |at, text: StoredRegion, read_only: StoredRegion| {
+            for (area, stored) in [(Area::Text, text), (Area::ReadOnly, read_only)] {
+                let what = "range of a unit";
+                let region = stored.region().ok_or(Corrupt { what, at })?;
                 same = same && self.is_same_region(area, region, offer)?;
             }
             Ok::<_, UpdateError>(())
+        };
+        index::walk(view, root.units, 0, &mut |at| {
+            let unit: UnitRecord = view.read(at)?;
+            compare(at, unit.text, unit.read_only)
         })?;
         for number in state.asked.keys() {
             if let Some(at) = index::get(view, root.asked, (*number).into())? {
                 let unit: AskedRecord = view.read(at)?;
-                let corrupt = Corrupt {
-                    what: "range of a unit",
-                    at,
-                };
-                for (area, stored) in [(Area::Text, unit.text), (Area::ReadOnly, unit.read_only)] {
-                    let region = stored.region().ok_or(corrupt)?;
-                    same = same && self.is_same_region(area, region, offer)?;
-                }
+                compare(at, unit.text, unit.read_only)?;
             }
         }
         Ok(same && self.is_same_region(Area::Text, self.window().geometry().selectors(), offer)?)

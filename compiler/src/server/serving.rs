@@ -1,0 +1,568 @@
+//! The serving thread: it waits for everybody, and for nobody in particular.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TrySendError};
+use jitcast_runtime::header::FORMAT_VERSION;
+use jitcast_runtime::wire::{
+    self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
+};
+use rustix::event::epoll;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::connection::{Connection, Incoming};
+use super::{Answer, Job, Server};
+use crate::compiler::Compiler;
+use crate::renewal::Offering;
+use crate::requests::Asks;
+
+/// The most connections at once.
+const MAX_CONNECTIONS: usize = 8192;
+
+/// How long a peer may take for its request, and how long an idle one that is no worker may stay.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long nobody is let in when descriptors or memory ran out.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The most children of one worker that are waited for at once.
+const MAX_SPARES: usize = 4;
+
+/// How much is done for one peer before others have their turn.
+const STEPS: usize = 16;
+
+const LISTENER: u64 = 0;
+const WAKE: u64 = 1;
+const FIRST_CONNECTION: u64 = 2;
+
+/// The state of the serving thread.
+pub(super) struct Loop<'a> {
+    server: &'a Server,
+    compiler: Arc<Compiler>,
+    poller: OwnedFd,
+    connections: HashMap<u64, Connection>,
+    next: u64,
+    jobs: Sender<Job>,
+    asks: Asks,
+    answered: Receiver<Answer>,
+    /// Whether the listener is waited for.
+    accepting: bool,
+    /// The object that every worker has been offered.
+    offered: u64,
+    /// Who waits for that.
+    offering: Arc<Offering>,
+}
+
+impl<'a> Loop<'a> {
+    pub(super) fn new(
+        server: &'a Server,
+        compiler: Arc<Compiler>,
+        offering: Arc<Offering>,
+        (jobs, asks, answered): (Sender<Job>, Asks, Receiver<Answer>),
+    ) -> io::Result<Self> {
+        let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let readable = epoll::EventFlags::IN;
+        epoll::add(
+            &poller,
+            &server.listener,
+            epoll::EventData::new_u64(LISTENER),
+            readable,
+        )?;
+        epoll::add(
+            &poller,
+            &server.stopped,
+            epoll::EventData::new_u64(WAKE),
+            readable,
+        )?;
+        let connections = HashMap::new();
+        Ok(Self {
+            server,
+            compiler,
+            poller,
+            connections,
+            next: FIRST_CONNECTION,
+            jobs,
+            asks,
+            answered,
+            accepting: true,
+            offered: 0,
+            offering,
+        })
+    }
+
+    /// Workers go on, and may come to another server.
+    pub(super) fn end(self) {
+        self.asks.end();
+        let mut holds = self.compiler.holds.lock();
+        let workers = self.connections.values().filter_map(Connection::worker);
+        workers.for_each(|worker| holds.server_ends(worker));
+    }
+
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            let was_accepting = self.accepting;
+            events.clear();
+            let timeout = self.next_deadline();
+            match epoll::wait(
+                &self.poller,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    WAKE => {
+                        if self.woken() {
+                            return Ok(());
+                        }
+                    }
+                    token => self.connection_event(token),
+                }
+            }
+            self.drop_late();
+            self.offer();
+            if !was_accepting {
+                self.accept_again();
+            }
+        }
+    }
+
+    /// Waits for the listener again, after a pause.
+    fn accept_again(&mut self) {
+        let data = epoll::EventData::new_u64(LISTENER);
+        let (listener, flags) = (&self.server.listener, epoll::EventFlags::IN);
+        self.accepting = epoll::add(&self.poller, listener, data, flags).is_ok();
+    }
+
+    fn next_deadline(&self) -> Option<rustix::event::Timespec> {
+        let deadlines = self.connections.values().filter_map(Connection::deadline);
+        let now = Instant::now();
+        let waits = !self.accepting || self.offered != self.compiler.segment().header().object;
+        let retry = waits.then(|| now + RETRY);
+        let deadline = deadlines.chain(retry).min()?;
+        let left = deadline.saturating_duration_since(now) + Duration::from_millis(1);
+        Some(rustix::event::Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+
+    fn drop_late(&mut self) {
+        let now = Instant::now();
+        let late: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                connection
+                    .deadline()
+                    .is_some_and(|deadline| deadline <= now)
+            })
+            .map(|(token, _)| *token)
+            .collect();
+        late.into_iter().for_each(|token| self.close(token));
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..STEPS {
+            match self.server.listener.accept() {
+                Ok((stream, _)) if self.connections.len() < MAX_CONNECTIONS => {
+                    // A peer that vanished in between is no loss.
+                    let _ = self.adopt(stream);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors or memory: nobody is let in for a while.
+                    tracing::warn!(%error, "cannot accept connections for now");
+                    self.accepting = epoll::delete(&self.poller, &self.server.listener).is_err();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let token = self.next;
+        self.next += 2;
+        let data = epoll::EventData::new_u64(token);
+        epoll::add(&self.poller, &stream, data, epoll::EventFlags::IN)?;
+        let connection = Connection::new(stream.into(), Instant::now() + PATIENCE)?;
+        self.connections.insert(token, connection);
+        Ok(())
+    }
+
+    /// Handles what woke the loop: whether it is to end.
+    fn woken(&mut self) -> bool {
+        let mut bytes = [0; 64];
+        while let Ok(1..) = rustix::io::read(&self.server.stopped, &mut bytes) {}
+        while let Ok((token, kind, payload)) = self.answered.try_recv() {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.finish_job(Instant::now() + PATIENCE);
+                connection.queue(kind, &payload);
+                self.flush(token);
+            }
+        }
+        let connections = &self.connections;
+        let is_there = |token, worker| {
+            let connection: Option<&Connection> = connections.get(&token);
+            connection.is_some_and(|connection| connection.worker() == Some(worker))
+        };
+        for (token, payload) in self.asks.answers(is_there) {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.queue(FrameKind::AskReply, &payload);
+                self.flush(token);
+            }
+        }
+        // Acquire: pairs with the release in `Stop::stop`.
+        self.server.stopping.load(Ordering::Acquire)
+    }
+
+    fn connection_event(&mut self, token: u64) {
+        if token & 1 == 1 {
+            // The process behind the connection has ended.
+            self.close_dead(token & !1);
+            return;
+        }
+        self.flush(token);
+        // No peer keeps the thread for long: what is left makes the socket readable again.
+        for _ in 0..STEPS {
+            let Some(connection) = self.connections.get_mut(&token) else {
+                return;
+            };
+            match connection.read(&self.server.policy) {
+                Ok(Some(incoming)) => self.handle(token, incoming),
+                Ok(None) => return,
+                Err(reason) => {
+                    tracing::debug!(token, %reason, "connection ends");
+                    self.close(token);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, token: u64, incoming: Incoming) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        let answer = match incoming {
+            Incoming::Attach(payload) => match self.attach(token, &payload) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Resume(payload, fds) => match self.resume(token, &payload, fds) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Spare => match self.spare(token) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Adopt(pid) => {
+                if let Some(number) = connection.worker() {
+                    connection.arrive(pid);
+                    // It may have been forked from one that has gone on, or from one that has not.
+                    self.offered = 0;
+                    self.compiler.child_arrived(number, pid);
+                    self.watch(token);
+                }
+                return;
+            }
+            Incoming::Ask(asked) => match self.asks.take(token, connection.worker(), asked) {
+                Ok(None) => return,
+                Ok(Some(payload)) => (FrameKind::AskReply, payload),
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
+            Incoming::Release(payload) => {
+                let notice = ReleaseNotice::read_from_bytes(&payload);
+                if let (Ok(notice), Some(worker)) = (notice, connection.worker()) {
+                    let ReleaseNotice {
+                        forks,
+                        unit,
+                        grants,
+                    } = notice;
+                    let mut holds = self.compiler.holds.lock();
+                    holds.release(worker, unit, grants, forks);
+                }
+                return self.asks.sweep();
+            }
+            Incoming::Hold(payload) => {
+                if let (true, Some(worker)) = (connection.state_once(), connection.worker()) {
+                    let (units, _) = payload.as_chunks::<4>();
+                    let units = units.iter().map(|unit| u32::from_le_bytes(*unit));
+                    let limit = self.asks.units_per_worker();
+                    self.compiler.holds.lock().state(worker, units, limit);
+                }
+                return self.asks.sweep();
+            }
+            Incoming::Work(work) => match self.jobs.try_send((token, work)) {
+                Ok(()) => return connection.start_job(),
+                Err(TrySendError::Full(_)) => (
+                    FrameKind::Refused,
+                    b"busy: too many requests wait already\n  help: try again later".to_vec(),
+                ),
+                Err(TrySendError::Disconnected(_)) => (
+                    FrameKind::Refused,
+                    b"the compiler process is ending".to_vec(),
+                ),
+            },
+            Incoming::Refused(reason) => (FrameKind::Refused, reason.into_bytes()),
+        };
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.queue(answer.0, &answer.1);
+        }
+        self.flush(token);
+    }
+
+    fn attach(&mut self, token: u64, payload: &[u8]) -> Result<(), String> {
+        let connection = self
+            .connections
+            .get_mut(&token)
+            .ok_or("the connection is gone")?;
+        let request =
+            AttachRequest::read_from_bytes(payload).map_err(|_| "malformed request to attach")?;
+        let label = check_attach(connection, &request)?;
+        let (pid, uid) = (connection.pid(), connection.uid());
+        let admission = self
+            .compiler
+            .admit(pid, uid, label)
+            .map_err(|error| format!("no mailbox: {error}"))?;
+        let reply = AttachReply {
+            worker: admission.number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: self.compiler.needs_fences().into(),
+        };
+        let fds = [admission.segment.worker_fd(), admission.mailbox.as_fd()];
+        // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
+        let socket = connection.socket().ok_or("the connection is gone")?;
+        let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
+        if let Err(error) = sent {
+            self.compiler.worker_died(admission.number);
+            return Err(format!("the reply cannot be sent: {error}"));
+        }
+        connection.set_worker(admission.number);
+        connection.set_offered(admission.segment.header().object);
+        self.watch(token);
+        Ok(())
+    }
+
+    /// A worker goes on that was attached to the compiler process before this one.
+    fn resume(&mut self, token: u64, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
+        let connection = self
+            .connections
+            .get_mut(&token)
+            .ok_or("the connection is gone")?;
+        let request =
+            ResumeRequest::read_from_bytes(payload).map_err(|_| "malformed request to resume")?;
+        let label = check_attach(connection, &request.attach)?;
+        if request.instance != self.compiler.instance() {
+            return Err("this compiler process has another segment\n  help: start it with the journal of the one before, or attach afresh".to_owned());
+        }
+        let [mailbox] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| "other than one descriptor")?;
+        let process = (connection.pid(), connection.uid());
+        let number = self
+            .compiler
+            .admit_again(process, label, &mailbox)
+            .map_err(|error| format!("that is no mailbox: {error}"))?;
+        let reply = AttachReply {
+            worker: number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: self.compiler.needs_fences().into(),
+        };
+        let socket = connection.socket().ok_or("the connection is gone")?;
+        let segment = self.compiler.segment();
+        let fds = [segment.worker_fd()];
+        if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
+            self.compiler.worker_died(number);
+            return Err(format!("the reply cannot be sent: {error}"));
+        }
+        connection.set_worker(number);
+        connection.set_offered(segment.header().object);
+        self.watch(token);
+        Ok(())
+    }
+
+    /// Offers the object that the segment is in now to every worker that has not been offered it. One that has left something
+    /// unread is offered it later.
+    fn offer(&mut self) {
+        let segment = self.compiler.segment();
+        let object = segment.header().object;
+        if self.offered == object {
+            return;
+        }
+        let mut all = true;
+        for connection in self.connections.values_mut() {
+            let (Some(worker), Some(socket)) = (connection.worker(), connection.socket()) else {
+                continue;
+            };
+            if connection.child_of().is_some() || connection.offered() == object {
+                continue;
+            }
+            let reply = AttachReply {
+                worker,
+                sealed: self.compiler.is_sealed().into(),
+                fenced: self.compiler.needs_fences().into(),
+            };
+            let fds = [segment.worker_fd()];
+            // As for attaching: it goes out at once or not at all.
+            let sent = !connection.has_unsent()
+                && wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).is_ok();
+            if sent {
+                connection.set_offered(object);
+            }
+            all &= sent;
+        }
+        if all {
+            self.offered = object;
+        }
+        self.offering.done(object);
+    }
+
+    /// Waits for the end of the process behind a worker's connection, if that can be had.
+    fn watch(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        if let Some(pidfd) = connection.pidfd() {
+            let data = epoll::EventData::new_u64(token | 1);
+            if epoll::add(&self.poller, &pidfd, data, epoll::EventFlags::IN).is_ok() {
+                connection.keep_pidfd(pidfd);
+            }
+        }
+    }
+
+    /// Gives a worker what a child of it takes over at a fork, when there is no time to ask.
+    fn spare(&mut self, token: u64) -> Result<(), String> {
+        let parent = self
+            .connections
+            .get(&token)
+            .ok_or("the connection is gone")?;
+        if parent.has_unsent() {
+            return Err("read what was answered before you ask for more".to_owned());
+        }
+        let number = parent.worker().ok_or("only workers have children")?;
+        let waiting = self.connections.values();
+        let waiting = waiting
+            .filter(|connection| connection.child_of() == Some(number))
+            .count();
+        if waiting >= MAX_SPARES || self.connections.len() >= MAX_CONNECTIONS {
+            return Err(format!("{waiting} mailboxes wait for children already"));
+        }
+        let system = |error: io::Error| format!("no mailbox for a child: {error}");
+        let (ours, theirs) = UnixStream::pair().map_err(system)?;
+        ours.set_nonblocking(true).map_err(system)?;
+        // The kernel then says who sends.
+        rustix::net::sockopt::set_socket_passcred(&ours, true)
+            .map_err(|error| system(error.into()))?;
+        let child = self.next;
+        let data = epoll::EventData::new_u64(child);
+        epoll::add(&self.poller, &ours, data, epoll::EventFlags::IN)
+            .map_err(|error| system(error.into()))?;
+        let admission = self.compiler.admit_child(number).map_err(system)?;
+        let admission = admission.ok_or("the worker is gone")?;
+        let connection = parent.for_child(ours.into(), admission.number);
+        let connection = connection.ok_or("only workers have children")?;
+        let reply = AttachReply {
+            worker: admission.number,
+            sealed: self.compiler.is_sealed().into(),
+            fenced: self.compiler.needs_fences().into(),
+        };
+        let fds = [admission.mailbox.as_fd(), theirs.as_fd()];
+        // As for attaching: it goes out at once or not at all.
+        let sent = parent
+            .socket()
+            .map(|socket| wire::send(socket, FrameKind::SpareReply, reply.as_bytes(), &fds));
+        if !matches!(sent, Some(Ok(()))) {
+            self.compiler.worker_died(admission.number);
+            return Err("the reply cannot be sent".to_owned());
+        }
+        self.next += 2;
+        self.connections.insert(child, connection);
+        Ok(())
+    }
+
+    fn flush(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        match connection.flush() {
+            Ok(pending) => {
+                let mut flags = epoll::EventFlags::IN;
+                flags.set(epoll::EventFlags::OUT, pending);
+                let data = epoll::EventData::new_u64(token);
+                if let Some(socket) = connection.socket() {
+                    let _ = epoll::modify(&self.poller, socket, data, flags);
+                }
+            }
+            Err(_) => self.close(token),
+        }
+    }
+
+    /// The connection has ended; the worker may live on: then it is looked at again and again, since a thread of it may be
+    /// inside, or enter again.
+    fn close(&mut self, token: u64) {
+        let Some(connection) = self.connections.remove(&token) else {
+            return;
+        };
+        let Some(worker) = connection.worker() else {
+            return;
+        };
+        // What was asked for over a connection goes with it, else limits for each worker would be none. One that lives on without
+        // notices that its units are gone.
+        self.compiler.holds.lock().worker_gone(worker);
+        // Both who asked for it and whoever was forked meanwhile have ended.
+        let has_ended = connection.child_of().is_some()
+            || self.compiler.worker_detached(worker)
+            || !self.compiler.worker_is_there(worker);
+        if has_ended {
+            self.compiler.worker_died(worker);
+        } else {
+            self.connections.insert(token, connection.into_watch());
+        }
+        self.asks.sweep();
+    }
+
+    /// The process that connected has ended: a worker, unless it has handed its connection on.
+    fn close_dead(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        connection.forget_process();
+        let worker = connection.worker();
+        if worker.is_none_or(|worker| !self.compiler.worker_is_there(worker)) {
+            self.close(token);
+        }
+        self.asks.sweep();
+    }
+}
+
+/// What is asked of whoever wants to attach: its label.
+fn check_attach(connection: &Connection, request: &AttachRequest) -> Result<String, String> {
+    if request.format_version != FORMAT_VERSION {
+        return Err(format!(
+            "the worker reads format version {}, the compiler process writes {FORMAT_VERSION}\n  help: use the same version of jitcast for both",
+            request.format_version
+        ));
+    }
+    if connection.worker().is_some() {
+        return Err("this connection is attached already".to_owned());
+    }
+    if connection.has_unsent() {
+        return Err("read what was answered before you attach".to_owned());
+    }
+    let label = request.label.split(|byte| *byte == 0);
+    let label = label.into_iter().next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(label).into_owned())
+}
