@@ -409,7 +409,12 @@ fn no_pin_lets_the_floor_sink() {
     });
     let floor = || {
         let mut word = [0; 8];
-        rustix::io::pread(host.compiler.segment().worker_fd(), &mut word, FLOOR.into()).unwrap();
+        rustix::io::pread(
+            host.compiler.segment().worker_fd().unwrap(),
+            &mut word,
+            FLOOR.into(),
+        )
+        .unwrap();
         u64::from_le_bytes(word)
     };
     for _ in 0..10 {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use canaries::{Schedule, workers};
 use common::host::Host;
+use common::name::Name;
 use common::process::{Finished, Process};
 use common::remote::{self, Remote};
 use common::role;
@@ -76,13 +77,22 @@ fn cycle(target: &str) {
     role::next_line();
 }
 
+/// The name of no segment.
+const SEALED: &str = "-";
+
 /// Keeps a journal that is compacted often, and serves.
 fn serve(target: &str) -> Arc<Compiler> {
     let words: Vec<_> = target.split(' ').collect();
-    let [folder, socket, durable] = words[..] else {
-        panic!("a folder, a socket, and how durable it is")
+    let [folder, socket, durable, name] = words[..] else {
+        panic!("a folder, a socket, how durable it is, and a name")
+    };
+    let back_end = match name {
+        SEALED => BackEnd::Sealed,
+        name => BackEnd::Named(name.to_owned()),
     };
     let compiler = Compiler::create(&CompilerOptions {
+        back_end,
+        socket: socket.to_owned(),
         journal: Some(JournalOptions {
             durable: durable == "durable",
             compact_above_bytes: 1,
@@ -111,6 +121,7 @@ struct Place {
     scratch: Scratch,
     socket: String,
     durable: bool,
+    name: Option<Name>,
 }
 
 impl Place {
@@ -121,7 +132,23 @@ impl Place {
             scratch,
             socket,
             durable,
+            name: None,
         }
+    }
+
+    /// One of a named segment.
+    fn named(name: &str) -> Self {
+        Self {
+            name: Some(Name::new(name)),
+            ..Self::new(false)
+        }
+    }
+
+    /// Which object has the name.
+    fn object(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let name = self.name.as_ref()?;
+        Some(std::fs::metadata(name.path()).unwrap().ino())
     }
 
     /// Starts the role here, and waits until it serves.
@@ -129,14 +156,20 @@ impl Place {
         self.start_as(COMPILER, environment)
     }
 
-    fn start_as(&self, role: &str, environment: &[(&str, &str)]) -> Process {
+    /// What the roles are told.
+    fn target(&self) -> String {
         let durable = if self.durable {
             "durable"
         } else {
             "acknowledged"
         };
-        let target = format!("{} {} {durable}", self.scratch.path("journal"), self.socket);
-        let mut command = role::command(role, &target);
+        let name = self.name.as_ref().map_or(SEALED, |name| &name.0);
+        let journal = self.scratch.path("journal");
+        format!("{journal} {} {durable} {name}", self.socket)
+    }
+
+    fn start_as(&self, role: &str, environment: &[(&str, &str)]) -> Process {
+        let mut command = role::command(role, &self.target());
         let mut process = Process::start_listening(command.envs(environment.iter().copied()));
         assert_eq!(role::next_report(&mut process), "serves");
         process
@@ -178,49 +211,81 @@ fn what_was_acknowledged_outlives_a_kill_at_any_time() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn a_kill_at_every_crash_point_loses_nothing() {
-    let points = jitcast::compiler::CRASH_POINTS;
-    for (point, durable) in points
-        .iter()
-        .flat_map(|point| [(point, false), (point, true)])
-    {
-        let place = Place::new(durable);
-        let crash_at = format!("{point}:3");
-        let mut process = place.start(&[("JITCAST_CRASH_AT", &crash_at)]);
-        let mut worker = Remote::start(&place.socket);
-        process.send("go");
-        let finished = process.finish();
-        assert_eq!(
-            finished.signal,
-            Some(libc::SIGKILL),
-            "{point} is not reached: {finished:#?}"
-        );
-        let acknowledged = last_acknowledged(&finished);
-        let visible = version_of(&mut worker);
-        assert!(visible >= acknowledged, "{point}");
-        let mut restarted = place.start(&[]);
-        let mut fresh = Remote::start(&place.socket);
-        let found = version_of(&mut fresh);
-        assert!(
-            (visible..=acknowledged + 1).contains(&found),
-            "{point}: {found} is there, {acknowledged} was acknowledged, {visible} visible"
-        );
-        if found == visible {
-            assert_eq!(fresh.ask("place f"), worker.ask("place f"), "{point}");
-        }
-        // The worker that was there goes on, from whatever object it was at.
-        restarted.send("go");
-        let deadline = std::time::Instant::now() + common::process::PATIENCE;
-        while version_of(&mut worker) != VERSIONS {
-            assert!(std::time::Instant::now() < deadline, "{point}");
-            worker.ask("tend");
-        }
-        let log = std::fs::metadata(place.scratch.path("journal/log")).unwrap();
-        assert!(log.len() > 0, "{point}");
-        assert!(
-            !Path::new(&place.scratch.path("journal/log.new")).exists(),
-            "{point}"
-        );
+    let points = jitcast::compiler::CRASH_POINTS.iter();
+    // These are for what follows.
+    let points = points.filter(|point| !point.starts_with("adoption"));
+    for (point, durable) in points.flat_map(|point| [(point, false), (point, true)]) {
+        kill_at(&Place::new(durable), point, None);
     }
+}
+
+/// The same with a named segment, also where the next compiler process is killed at a point of going on in its object. Unless
+/// it was just being renewed, it has the same object after that.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_kill_at_every_crash_point_loses_nothing_of_a_named_segment() {
+    let points = jitcast::compiler::CRASH_POINTS.iter();
+    let (of_adoption, others): (Vec<_>, Vec<_>) =
+        points.partition(|point| point.starts_with("adoption"));
+    assert_eq!(of_adoption.len(), 2);
+    for (index, point) in others.into_iter().enumerate() {
+        let then = of_adoption[index % of_adoption.len()];
+        kill_at(&Place::named(&format!("crash-{index}")), point, Some(then));
+    }
+    // Of a publication that the first one has not completed, too.
+    for (then, point) in of_adoption.iter().zip(["after-log", "after-root"]) {
+        kill_at(&Place::named(&format!("crash-{then}")), point, Some(then));
+    }
+}
+
+/// Kills a compiler process at `point`, and then, if asked, the next one at another.
+#[cfg(feature = "seeded-faults")]
+fn kill_at(place: &Place, point: &str, then: Option<&str>) {
+    let crash_at = format!("{point}:3");
+    let mut process = place.start(&[("JITCAST_CRASH_AT", &crash_at)]);
+    let mut worker = Remote::start(&place.socket);
+    process.send("go");
+    let finished = process.finish();
+    assert_eq!(
+        finished.signal,
+        Some(libc::SIGKILL),
+        "{point} is not reached: {finished:#?}"
+    );
+    let acknowledged = last_acknowledged(&finished);
+    let visible = version_of(&mut worker);
+    assert!(visible >= acknowledged, "{point}");
+    let object = place.object();
+    if let Some(then) = then {
+        let mut command = role::command(COMPILER, &place.target());
+        let next = Process::start_listening(command.env("JITCAST_CRASH_AT", then));
+        assert_eq!(next.finish().signal, Some(libc::SIGKILL), "{point}, {then}");
+    }
+    let mut restarted = place.start(&[]);
+    if !point.starts_with("renewal") {
+        assert_eq!(place.object(), object, "{point}");
+    }
+    let mut fresh = Remote::start(&place.socket);
+    let found = version_of(&mut fresh);
+    assert!(
+        (visible..=acknowledged + 1).contains(&found),
+        "{point}: {found} is there, {acknowledged} was acknowledged, {visible} visible"
+    );
+    if found == visible {
+        assert_eq!(fresh.ask("place f"), worker.ask("place f"), "{point}");
+    }
+    // The worker that was there goes on, from whatever object it was at.
+    restarted.send("go");
+    let deadline = std::time::Instant::now() + common::process::PATIENCE;
+    while version_of(&mut worker) != VERSIONS {
+        assert!(std::time::Instant::now() < deadline, "{point}");
+        worker.ask("tend");
+    }
+    let log = std::fs::metadata(place.scratch.path("journal/log")).unwrap();
+    assert!(log.len() > 0, "{point}");
+    assert!(
+        !Path::new(&place.scratch.path("journal/log.new")).exists(),
+        "{point}"
+    );
 }
 
 /// The same with canaries: whichever of its publications is cut short, each worker runs what it is to run at the generation that
@@ -229,7 +294,8 @@ fn a_kill_at_every_crash_point_loses_nothing() {
 #[cfg(feature = "seeded-faults")]
 fn a_kill_at_every_crash_point_of_a_canary_leaves_one_of_two_generations() {
     let points = jitcast::compiler::CRASH_POINTS.iter();
-    let points = points.filter(|point| !point.starts_with("renewal"));
+    let others = ["renewal", "adoption"];
+    let points = points.filter(|point| !others.iter().any(|other| point.starts_with(other)));
     let counts = |point: &str| match point.starts_with("compaction") {
         // The log is written anew once in many publications.
         true => &[2, 3][..],

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::child;
 use common::host::{WINDOW_BYTES, clif_unit};
+use common::name::Name;
 use common::noise::Noise;
 use common::process::{PATIENCE, Process, Watched, await_some};
 use common::scratch::Scratch;
@@ -27,6 +28,7 @@ use jitcast::compiler::{
     Compiler, CompilerOptions, JournalOptions, Policy, PublishError, Server, Status, UnitSource,
     front, request,
 };
+use jitcast::runtime::segment::BackEnd;
 use jitcast::worker::{Endpoint, EnterError, Function, Worker, WorkerOptions};
 use rustix::process::Signal;
 use units::{Code, adders, handle, held_bytes};
@@ -189,8 +191,16 @@ fn fork_a_caller(worker: &Worker, handles: &Handles) {
 /// The role: publishes one batch after another, and writes the number of each that is acknowledged to a file; renews the
 /// segment now and then. Ends when the test says so.
 fn publish_batches(target: &str) {
-    let (folder, socket) = target.split_once(' ').unwrap();
+    let words: Vec<_> = target.split(' ').collect();
+    let [folder, socket, ref name @ ..] = words[..] else {
+        panic!("a folder, a socket, and maybe a name")
+    };
+    let back_end = match name.first() {
+        Some(name) => BackEnd::Named((*name).to_owned()),
+        None => BackEnd::Sealed,
+    };
     let compiler = Compiler::create(&CompilerOptions {
+        back_end,
         reclaim_above_bytes: 64 << 10,
         socket: socket.to_owned(),
         journal: Some(JournalOptions {
@@ -266,6 +276,8 @@ struct Counts {
 
 struct Driver {
     scratch: Scratch,
+    /// Where the segment lies, if it has a name.
+    name: Option<Name>,
     socket: String,
     random: Noise,
     compiler: Process,
@@ -275,15 +287,16 @@ struct Driver {
 }
 
 impl Driver {
-    fn new() -> Self {
+    fn new(name: Option<Name>) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("socket");
         let mut random = Noise(u64::from(std::process::id()) << 20 | 1);
-        let compiler = start_compiler(&scratch, &socket, None);
+        let compiler = start_compiler((&scratch, &socket, name.as_ref()), None);
         let workers = (0..WORKERS).map(|_| start_worker(&socket, &mut random));
         Self {
             workers: workers.collect(),
             scratch,
+            name,
             socket,
             random,
             compiler,
@@ -350,7 +363,8 @@ impl Driver {
     fn start_compiler(&mut self, crash_at: Option<&str>) {
         await_some("its end", || self.compiler.has_ended().then_some(()));
         // It may kill itself while it starts.
-        let compiler = start_compiler(&self.scratch, &self.socket, crash_at);
+        let place = (&self.scratch, self.socket.as_str(), self.name.as_ref());
+        let compiler = start_compiler(place, crash_at);
         let ended = std::mem::replace(&mut self.compiler, compiler).finish();
         assert_eq!(ended.signal, Some(libc::SIGKILL), "{ended:#?}");
     }
@@ -383,8 +397,15 @@ fn start_worker(socket: &str, random: &mut Noise) -> Process {
     Process::start_listening(&mut command)
 }
 
-fn start_compiler(scratch: &Scratch, socket: &str, crash_at: Option<&str>) -> Process {
-    let mut command = role::command(COMPILER, &format!("{} {socket}", scratch.path("")));
+fn start_compiler(
+    (scratch, socket, name): (&Scratch, &str, Option<&Name>),
+    crash_at: Option<&str>,
+) -> Process {
+    let mut target = format!("{} {socket}", scratch.path(""));
+    if let Some(name) = name {
+        target = format!("{target} {}", name.0);
+    }
+    let mut command = role::command(COMPILER, &target);
     command.envs(crash_at.map(|point| ("JITCAST_CRASH_AT", point)));
     Process::start_listening(&mut command)
 }
@@ -405,8 +426,17 @@ fn crash_point(_random: &mut Noise) -> Option<String> {
 
 #[test]
 fn whoever_is_killed_or_stopped_the_others_see_whole_generations() {
+    kill_and_stop(Driver::new(None));
+}
+
+/// The same where compiler processes go on in one object.
+#[test]
+fn whoever_is_killed_or_stopped_around_a_named_segment_the_others_see_whole_generations() {
+    kill_and_stop(Driver::new(Some(Name::new("kill"))));
+}
+
+fn kill_and_stop(mut driver: Driver) {
     let seconds = std::env::var("JITCAST_KILL_SECONDS").map_or(5, |text| text.parse().unwrap());
-    let mut driver = Driver::new();
     // Each has begun.
     role::next_report(&mut driver.compiler);
     let (mut acknowledged, begin) = (1, driver.status());
@@ -454,7 +484,8 @@ fn whoever_is_killed_or_stopped_the_others_see_whole_generations() {
     let generation = driver.status().generation;
     let counts = &driver.counts;
     println!(
-        "{seconds} s: {counts:?}, batch {newest}, generation {}",
+        "{seconds} s, {}: {counts:?}, batch {newest}, generation {}",
+        driver.name.as_ref().map_or("sealed", |_| "named"),
         generation
     );
     assert!(counts.workers_killed > 0);

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use common::attack;
 use common::host::{Host, clif_unit, object_unit};
 use common::mount;
+use common::name::Name;
 use common::object::Maker;
 use common::process::{Finished, Process, finish, jitcast};
 use common::remote::{self, Remote};
@@ -24,30 +25,6 @@ use rustix::process::Signal;
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
     role::play(&[(remote::ROLE, remote::play)]);
-}
-
-/// A name of a test's own, free again when the test ends.
-struct Name(String);
-
-impl Name {
-    fn new(test: &str) -> Self {
-        Self(format!("test-{test}-{}", std::process::id()))
-    }
-
-    fn path(&self) -> String {
-        format!("/dev/shm/jitcast-{}", self.0)
-    }
-
-    fn exists(&self) -> bool {
-        Path::new(&self.path()).exists()
-    }
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        // Most tests have removed it.
-        let _ = std::fs::remove_file(self.path());
-    }
 }
 
 /// Makes a test of each function of the suite for each back end.

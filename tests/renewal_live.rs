@@ -288,7 +288,7 @@ fn not_more_is_left_to_those_who_stay_than_is_allowed() {
 /// What the shared object takes of the system's memory, bytes.
 fn taken(host: &Host) -> u64 {
     let segment = host.compiler.segment();
-    let stat = rustix::fs::fstat(segment.worker_fd()).unwrap();
+    let stat = rustix::fs::fstat(segment.worker_fd().unwrap()).unwrap();
     stat.st_blocks.cast_unsigned() * 512
 }
 

@@ -9,10 +9,11 @@ use jitcast_runtime::directory::Edit;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::{Heap, Txn};
 use jitcast_runtime::records::Root;
-use jitcast_runtime::segment::{Segment, SegmentOptions};
+use jitcast_runtime::segment::{DeadSegment, Segment, SegmentError, SegmentOptions};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
+use crate::adoption;
 use crate::catalog::Catalog;
 use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
@@ -62,7 +63,10 @@ impl Compiler {
         storage: Box<dyn Storage>,
         past: Option<Past>,
     ) -> Result<Self, StartError> {
+        let dead = adoption::left_under(&options.back_end)?;
         let Some(past) = past else {
+            dead.map_or(Ok(()), DeadSegment::unlink)
+                .map_err(SegmentError::from)?;
             return Self::fresh(options, Some(storage));
         };
         let header = past.header();
@@ -72,8 +76,15 @@ impl Compiler {
             cpu: CpuFeatures::from_bits(cpu),
             ..options.segment()
         };
-        let segment = Segment::restore(&segment, header.instance, header.hash_seed)?;
-        let (state, journal) = past.replay(storage, &segment, options.retain)?;
+        let (instance, hash_seed) = (header.instance, header.hash_seed);
+        let Some(dead) = dead else {
+            let segment = Segment::restore(&segment, instance, hash_seed)?;
+            let (state, journal) = past.replay(storage, &segment, options.retain)?;
+            return Ok(Self::new(options, segment, state, Some(journal)));
+        };
+        let made = Segment::restore_beside(&segment, instance, hash_seed)?;
+        let (mut state, journal) = past.replay(storage, &made, options.retain)?;
+        let segment = adoption::adopt_or_replace((made, &mut state), dead, &segment)?;
         Ok(Self::new(options, segment, state, Some(journal)))
     }
 
@@ -379,6 +390,9 @@ impl Compiler {
         }
         let mut workers = self.workers.lock();
         let segment = self.segment();
+        if has_strangers(&segment) {
+            return;
+        }
         let object = segment.header().object;
         let control = Control::new(segment.memory()).expect("our own segment has a header");
         let reused = state.heap.floor();
@@ -436,6 +450,12 @@ impl Compiler {
     pub fn keep_name(&self) {
         self.segment().keep_name();
     }
+}
+
+/// Whether workers may be inside of whose pins this process knows nothing. To be asked before pins are looked at: whoever comes back
+/// hands over his mailbox first.
+pub(crate) fn has_strangers(segment: &Segment) -> bool {
+    !fault::seeded(Fault::StrangersIgnored) && segment.has_strangers()
 }
 
 /// Wakes workers that wait for something new in `segment`.

@@ -10,6 +10,8 @@ pub(crate) enum Fault {
     JournalAfterAck,
     /// What workers ask for is compiled in the compiler process itself.
     RequestCompiledInProcess,
+    /// Memory is reused without a look at whether workers map the object that have not come back.
+    StrangersIgnored,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -35,6 +37,8 @@ pub(crate) enum CrashPoint {
     RenewalShown,
     RenewalOffered,
     RenewalAnnounced,
+    AdoptionCompared,
+    AdoptionCompleted,
 }
 
 #[cfg(feature = "seeded-faults")]
@@ -51,16 +55,17 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 3] = [
+    const FAULTS: [(&str, Fault); 4] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
             "request-compiled-in-process",
             Fault::RequestCompiledInProcess,
         ),
+        ("strangers-ignored", Fault::StrangersIgnored),
     ];
 
-    const POINTS: [(&str, CrashPoint); 19] = [
+    const POINTS: [(&str, CrashPoint); 21] = [
         ("before-log", CrashPoint::BeforeLog),
         ("after-objects", CrashPoint::AfterObjects),
         ("after-log", CrashPoint::AfterLog),
@@ -80,6 +85,8 @@ mod seeding {
         ("renewal-shown", CrashPoint::RenewalShown),
         ("renewal-offered", CrashPoint::RenewalOffered),
         ("renewal-announced", CrashPoint::RenewalAnnounced),
+        ("adoption-compared", CrashPoint::AdoptionCompared),
+        ("adoption-completed", CrashPoint::AdoptionCompleted),
     ];
 
     /// The names of all points, for tests that go through them.

@@ -1,5 +1,6 @@
 //! The compiler process of jitcast: front ends, publisher, sockets.
 
+mod adoption;
 mod canaries;
 mod catalog;
 mod changeset;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jitcast_runtime::heap::SegmentFull;
 use serde::{Deserialize, Serialize};
 
-use crate::compiler::Compiler;
+use crate::compiler::{Compiler, has_strangers};
 use crate::error::PublishError;
 use crate::state::State;
 use crate::workers::WorkerEntry;
@@ -17,7 +17,8 @@ use crate::workers::WorkerEntry;
 /// A thread that is inside at a generation before the newest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Straggler {
-    /// The worker's number.
+    /// The worker's number; 0: workers that an earlier compiler process let in, and that have not come back. Of these, nothing else
+    /// is known.
     pub worker: u64,
     /// Its process, in the compiler's pid namespace.
     pub pid: i32,
@@ -49,6 +50,12 @@ impl fmt::Display for Straggler {
             units,
             older,
         } = self;
+        if *worker == 0 {
+            return write!(
+                f,
+                "workers that an earlier compiler process let in, and that have not come back: {held_bytes} bytes"
+            );
+        }
         if *older {
             write!(f, "worker {worker} (pid {pid})")?;
             if *thread != 0 {
@@ -199,6 +206,19 @@ impl Compiler {
             }
         };
         let mut stragglers: Vec<_> = inside.into_iter().map(straggler).collect();
+        if has_strangers(&self.segment()) {
+            let (pin, held_bytes) = (state.heap.floor(), state.heap.retired_bytes());
+            stragglers.push(Straggler {
+                worker: 0,
+                pid: 0,
+                thread: 0,
+                generation: pin,
+                since_ms: 0,
+                held_bytes,
+                units: state.units_retired_after(pin),
+                older: false,
+            });
+        }
         stragglers.retain(|straggler| straggler.held_bytes > 0);
         stragglers
             .sort_by_key(|straggler| (straggler.generation, straggler.worker, straggler.thread));

@@ -46,6 +46,11 @@ impl<'a> Ring<'a> {
         self.head.load(Ordering::Acquire)
     }
 
+    /// The newest generation whose record was begun. For the writer, and whoever takes its place.
+    pub fn announced(&self) -> u64 {
+        self.intent.load(Ordering::Relaxed)
+    }
+
     /// Publishes `record`, whose word 0 is the generation after the head. The release store of the head is
     /// the moment of publication. For the single writer only.
     pub fn publish(&self, record: &Record) {

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
@@ -343,41 +344,45 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
     Ok(Peer { pid, uid, gid })
 }
 
-/// Takes the lock of the whole file behind `fd` for its open file description: whether it was free. The kernel
+/// Takes the lock of byte 0 of the file behind `fd` for its open file description: whether it was free. The kernel
 /// drops it with the last descriptor of that description, however its owner ends.
 ///
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
-    match set_lock(fd.as_fd(), libc::F_WRLCK) {
+    match set_lock(fd.as_fd(), libc::F_WRLCK, 0) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Lets the open file description behind `fd` hold a lock that others may hold too. A mapping that was made from it holds the
-/// description, and so the lock, like a descriptor.
+/// Lets the open file description behind `fd` hold a lock of byte `at`, which need not be there, that others may hold too. A
+/// mapping that was made from it holds the description, and so the lock, like a descriptor.
 ///
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
-pub fn share_lock(fd: impl AsFd) -> io::Result<()> {
-    set_lock(fd.as_fd(), libc::F_RDLCK)
+pub fn share_lock(fd: impl AsFd, at: u64) -> io::Result<()> {
+    set_lock(fd.as_fd(), libc::F_RDLCK, at)
 }
 
-/// Whether another open file description of the file behind `fd` holds a lock.
+/// A lock that another open file description of the file behind `fd` holds of some of the bytes `range`, which is not empty: which
+/// bytes that one is of.
 ///
 /// # Errors
 /// As fcntl(2), `F_OFD_GETLK`.
-pub fn is_locked_by_another(fd: impl AsFd) -> io::Result<bool> {
+pub fn lock_of_another(fd: impl AsFd, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     use std::os::fd::AsRawFd;
-    let mut request = whole_file(libc::F_WRLCK);
+    let mut request = lock_of(libc::F_WRLCK, range)?;
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives across the call; the descriptor is borrowed.
     let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
-    if result == 0 {
-        return Ok(request.l_type != libc::F_UNLCK as i16);
+    if result != 0 {
+        return Err(io::Error::last_os_error());
     }
-    Err(io::Error::last_os_error())
+    let start = request.l_start.cast_unsigned();
+    // A length of 0 is one up to the last byte that a file can have.
+    let end = if request.l_len == 0 { i64::MAX.cast_unsigned() } else { start.saturating_add(request.l_len.cast_unsigned()) };
+    Ok((request.l_type != libc::F_UNLCK as i16).then_some(start..end))
 }
 
 /// Gives back what [`try_lock`] took, at once: a child that another thread has just forked may hold a descriptor
@@ -386,16 +391,24 @@ pub fn is_locked_by_another(fd: impl AsFd) -> io::Result<bool> {
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn unlock(fd: impl AsFd) -> io::Result<()> {
-    set_lock(fd.as_fd(), libc::F_UNLCK)
+    set_lock(fd.as_fd(), libc::F_UNLCK, 0)
 }
 
-fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+fn lock_of(kind: libc::c_int, range: Range<u64>) -> io::Result<libc::flock> {
+    let offset = |at: u64| i64::try_from(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let (start, end) = (offset(range.start)?, offset(range.end)?);
+    Ok(libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: end - start,
+        l_pid: 0,
+    })
 }
 
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int, at: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let request = whole_file(kind);
+    let request = lock_of(kind, at..at.saturating_add(1))?;
     // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     if result == 0 {

@@ -29,7 +29,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         ..front::Options::default()
     };
     let server = Server::bind(&args.socket, policy, options)?;
-    clear_leftover(&args.segment)?;
+    // With a journal it may be what the segment goes on in.
+    if args.journal.is_none() {
+        clear_leftover(&args.segment)?;
+    }
     let journal = args.journal.as_ref().map(|folder| JournalOptions {
         durable: args.durable,
         ..JournalOptions::new(folder)

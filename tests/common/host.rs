@@ -119,7 +119,7 @@ impl Host {
     /// Every byte of the shared object, as the descriptor that workers get shows it.
     pub(crate) fn shared_bytes(&self) -> Vec<u8> {
         let segment = self.compiler.segment();
-        let fd = segment.worker_fd();
+        let fd = &segment.worker_fd().unwrap();
         let len = rustix::fs::fstat(fd).unwrap().st_size;
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
         let mut filled = 0;

@@ -11,6 +11,7 @@ pub(crate) mod child;
 pub(crate) mod fault;
 pub(crate) mod host;
 pub(crate) mod mount;
+pub(crate) mod name;
 pub(crate) mod noise;
 pub(crate) mod object;
 pub(crate) mod process;

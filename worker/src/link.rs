@@ -255,6 +255,11 @@ impl Link {
         self.segment.get()
     }
 
+    /// Whether the segment is a sealed one.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// The connection's descriptor, whatever it leads to by now.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.descriptor()

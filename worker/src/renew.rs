@@ -154,7 +154,7 @@ impl Inner {
     fn renew(&self, state: &mut State, thread: u32, offer: &Offer) -> Result<Outcome, UpdateError> {
         let before = self.object().load(Ordering::Relaxed);
         if offer.object == before {
-            return Ok(Outcome::Renewed(offer.number));
+            return Ok(self.come_back(state, offer));
         }
         let others = self.close(state, thread);
         let held = self.mailbox().word(Word::Object);
@@ -171,6 +171,23 @@ impl Inner {
         let applied = state.applied;
         self.finish(state, &others, &Ok(applied));
         outcome
+    }
+
+    /// Goes on in the object that is mapped already, with another compiler process, or another connection to the same. That of a
+    /// named segment is mapped from the description that was offered now, in the place of the one before: so the compiler process
+    /// sees that this worker, whose mailbox it has, has come. Threads may be inside, whatever their generations: it is the same memory.
+    fn come_back(&self, _held: &mut State, offer: &Offer) -> Outcome {
+        if self.link().is_sealed() {
+            return Outcome::Renewed(offer.number);
+        }
+        let renewed = offer.segment().map(|object| {
+            // SAFETY: the same object, of the same geometry: the same bytes everywhere.
+            unsafe { self.window().renew(object) }
+        });
+        match renewed {
+            Some(Ok(())) => Outcome::Renewed(offer.number),
+            _ => Outcome::NotYet,
+        }
     }
 
     fn renew_held(

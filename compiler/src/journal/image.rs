@@ -23,7 +23,7 @@ pub(super) fn piece(memory: &Memory, region: Region) -> Piece {
 
 /// The part of the shared memory that is written when `region` of `area` is taken; none for private areas but
 /// call cells, which have stubs.
-pub(super) fn written(geometry: &Geometry, area: Area, region: Region) -> Option<Region> {
+pub(crate) fn written(geometry: &Geometry, area: Area, region: Region) -> Option<Region> {
     match area {
         Area::CallCells => Some(Region {
             start: geometry.stub_of(region.offset())?.get(),

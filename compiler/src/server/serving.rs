@@ -344,10 +344,12 @@ impl<'a> Loop<'a> {
             sealed: self.compiler.is_sealed().into(),
             fenced: self.compiler.needs_fences().into(),
         };
-        let fds = [admission.segment.worker_fd(), admission.mailbox.as_fd()];
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
-        let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
+        let sent = admission.segment.worker_fd().and_then(|segment| {
+            let fds = [segment.as_fd(), admission.mailbox.as_fd()];
+            wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds)
+        });
         if let Err(error) = sent {
             self.compiler.worker_died(admission.number);
             return Err(format!("the reply cannot be sent: {error}"));
@@ -383,8 +385,15 @@ impl<'a> Loop<'a> {
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
-        let fds = [segment.worker_fd()];
-        if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
+        let sent = segment.worker_fd().and_then(|segment| {
+            wire::send(
+                socket,
+                FrameKind::Attached,
+                reply.as_bytes(),
+                &[segment.as_fd()],
+            )
+        });
+        if let Err(error) = sent {
             self.compiler.worker_died(number);
             return Err(format!("the reply cannot be sent: {error}"));
         }
@@ -415,10 +424,12 @@ impl<'a> Loop<'a> {
                 sealed: self.compiler.is_sealed().into(),
                 fenced: self.compiler.needs_fences().into(),
             };
-            let fds = [segment.worker_fd()];
+            let send = |segment: OwnedFd| {
+                let fds = [segment.as_fd()];
+                wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds)
+            };
             // As for attaching: it goes out at once or not at all.
-            let sent = !connection.has_unsent()
-                && wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).is_ok();
+            let sent = !connection.has_unsent() && segment.worker_fd().and_then(send).is_ok();
             if sent {
                 connection.set_offered(object);
             }

@@ -1,11 +1,12 @@
 //! A segment from the compiler process's side: made, mapped, sealed, backed.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::FallocateFlags;
 
 use crate::cpu::CpuFeatures;
+use crate::frames::stub_frames;
 use crate::geometry::{Geometry, Region};
 use crate::header::{self, CONTROL_FIXED_BYTES, Header};
 use crate::heap::Backing;
@@ -13,7 +14,8 @@ use crate::memory::Memory;
 use crate::selector;
 use crate::sys;
 
-use super::{NameError, memfd, named};
+use super::named::{DeadSegment, NamedObject};
+use super::{NameError, memfd};
 
 /// What lies behind a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,33 @@ pub struct SegmentOptions {
     pub back_end: BackEnd,
     /// The path of the compiler's socket, at most 108 bytes; empty if it has none.
     pub socket: String,
+}
+
+impl SegmentOptions {
+    fn header(&self, numbers: ([u8; 16], u64), hash_seed: u64) -> Result<Header, SegmentError> {
+        let mut socket = [0; 108];
+        let path = self.socket.as_bytes();
+        let room = socket.get_mut(..path.len());
+        room.ok_or(SegmentError::Socket { len_bytes: path.len() })?.copy_from_slice(path);
+        Ok(Header::new(&self.geometry, self.cpu, numbers, hash_seed, socket))
+    }
+}
+
+/// Why a compiler process does not go on in the object that another one left.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is not what was written down.
+    #[error("its {what} is another one")]
+    Different {
+        /// What of it.
+        what: &'static str,
+    },
+    /// It cannot be had.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// It cannot be had.
+    #[error(transparent)]
+    Name(#[from] NameError),
 }
 
 /// Why a segment cannot be made.
@@ -75,7 +104,7 @@ pub struct Segment {
 #[derive(Debug)]
 enum Object {
     Sealed(memfd::SealedMemfd),
-    Named(named::NamedObject),
+    Named(NamedObject),
 }
 
 impl Segment {
@@ -99,18 +128,32 @@ impl Segment {
         instance: [u8; 16],
         hash_seed: u64,
     ) -> Result<Self, SegmentError> {
+        Self::make(options, (instance, hash_seed), NamedObject::create)
+    }
+
+    /// The same, but a named one gets its name with [`Segment::claim`]: until then another object may have it.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn restore_beside(
+        options: &SegmentOptions,
+        instance: [u8; 16],
+        hash_seed: u64,
+    ) -> Result<Self, SegmentError> {
+        Self::make(options, (instance, hash_seed), NamedObject::create_beside)
+    }
+
+    fn make(
+        options: &SegmentOptions,
+        (instance, hash_seed): ([u8; 16], u64),
+        named: fn(&str, u32) -> Result<NamedObject, SegmentError>,
+    ) -> Result<Self, SegmentError> {
         let geometry = options.geometry;
-        let mut socket = [0; 108];
-        let path = options.socket.as_bytes();
-        socket
-            .get_mut(..path.len())
-            .ok_or(SegmentError::Socket { len_bytes: path.len() })?
-            .copy_from_slice(path);
-        let header = Header::new(&geometry, options.cpu, (instance, object_number()?), hash_seed, socket);
+        let header = options.header((instance, object_number()?), hash_seed)?;
         let len_bytes = geometry.shared().len_bytes;
         let object = match &options.back_end {
             BackEnd::Sealed => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
-            BackEnd::Named(name) => Object::Named(named::NamedObject::create(name, len_bytes)?),
+            BackEnd::Named(name) => Object::Named(named(name, len_bytes)?),
         };
         Self::format(geometry, header, object)
     }
@@ -125,9 +168,44 @@ impl Segment {
         let len_bytes = self.geometry.shared().len_bytes;
         let object = match &self.object {
             Object::Sealed(_) => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
-            Object::Named(object) => Object::Named(named::NamedObject::create_beside(object.name(), len_bytes)?),
+            Object::Named(object) => Object::Named(NamedObject::create_beside(object.name(), len_bytes)?),
         };
         Self::format(self.geometry, header, object)
+    }
+
+    /// Goes on in the object that a dead compiler process left, if its header is what [`Segment::restore`] would give a new one;
+    /// nothing of it is changed.
+    ///
+    /// # Errors
+    /// [`AdoptError`].
+    pub fn adopt(
+        dead: DeadSegment,
+        options: &SegmentOptions,
+        (instance, hash_seed): ([u8; 16], u64),
+    ) -> Result<Self, AdoptError> {
+        let geometry = options.geometry;
+        let object = NamedObject::adopt(dead)?;
+        let needed_bytes = geometry.shared().len_bytes as usize;
+        if object.len_bytes() < needed_bytes {
+            return Err(AdoptError::Different { what: "length" });
+        }
+        // SAFETY: as in `format`: the object maps at least these bytes, and they stay as long as it.
+        let memory = unsafe { Memory::new(object.base(), geometry.shared()) };
+        let found: Header = memory.read(geometry.shared().offset()).map_err(|_| AdoptError::Different { what: "length" })?;
+        let header = options.header((instance, found.object), hash_seed)?;
+        for (what, same) in [
+            ("instance", found.instance == header.instance),
+            ("layout", found.areas == header.areas),
+            ("processor features", found.cpu_features == header.cpu_features),
+            ("socket", found.socket == header.socket),
+            ("header", found == header && found.object != 0),
+            ("code of selectors", has_selectors(&memory, &geometry)),
+        ] {
+            if !same {
+                return Err(AdoptError::Different { what });
+            }
+        }
+        Ok(Self { memory, object: Object::Named(object), geometry, header })
     }
 
     /// Gives a renewed object the name of the one before, or, the second time, gives it back.
@@ -138,6 +216,17 @@ impl Segment {
         match &self.object {
             Object::Sealed(_) => Ok(()),
             Object::Named(object) => Ok(object.install()?),
+        }
+    }
+
+    /// Gives an object that was made beside another one its name, which nobody has any more.
+    ///
+    /// # Errors
+    /// [`SegmentError::Name`].
+    pub fn claim(&self) -> Result<(), SegmentError> {
+        match &self.object {
+            Object::Sealed(_) => Ok(()),
+            Object::Named(object) => Ok(object.claim()?),
         }
     }
 
@@ -178,11 +267,22 @@ impl Segment {
         &self.header
     }
 
-    /// The descriptor for workers, open for reading only.
-    pub fn worker_fd(&self) -> BorrowedFd<'_> {
+    /// A descriptor for one worker, open for reading only.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn worker_fd(&self) -> io::Result<OwnedFd> {
         match &self.object {
-            Object::Sealed(object) => object.read_only(),
-            Object::Named(object) => object.read_only(),
+            Object::Sealed(object) => object.for_worker(),
+            Object::Named(object) => object.for_worker(),
+        }
+    }
+
+    /// Whether workers may map it that an earlier compiler process let in, and of whose pins this one knows nothing.
+    pub fn has_strangers(&self) -> bool {
+        match &self.object {
+            Object::Sealed(_) => false,
+            Object::Named(object) => object.has_strangers(),
         }
     }
 
@@ -207,6 +307,15 @@ impl Segment {
             Object::Named(object) => object.writable(),
         }
     }
+}
+
+/// Whether the code of selectors, and how stubs are unwound through, are those of this version.
+fn has_selectors(memory: &Memory, geometry: &Geometry) -> bool {
+    let code = selector::block_code();
+    let at = header::stub_frames_at(geometry);
+    let frames = stub_frames(geometry, at);
+    memory.bytes(geometry.selectors().offset(), code.len()).is_ok_and(|found| found[..] == code[..])
+        && memory.bytes(at, frames.len()).is_ok_and(|found| found[..] == frames[..])
 }
 
 /// A number for an object.

@@ -14,10 +14,13 @@ use crate::sys::{self, Mapping, MappingAdvice};
 #[derive(Debug)]
 pub struct Presence(OwnedFd);
 
+/// The byte of a mailbox whose lock says so.
+const PRESENT: u64 = 0;
+
 impl Presence {
     /// Whether somebody has the mailbox. If that cannot be found out: yes.
     pub fn is_there(&self) -> bool {
-        sys::is_locked_by_another(&self.0).unwrap_or(true)
+        sys::lock_of_another(&self.0, PRESENT..PRESENT + 1).map_or(true, |lock| lock.is_some())
     }
 }
 
@@ -58,7 +61,7 @@ pub fn create_mailbox(object: u64) -> io::Result<(Mailbox, OwnedFd, Presence)> {
     mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
     mailbox.word(Word::Object).store(object, Ordering::Relaxed);
     let theirs = sys::reopen(&own)?;
-    sys::share_lock(&theirs)?;
+    sys::share_lock(&theirs, PRESENT)?;
     Ok((mailbox, theirs, Presence(own)))
 }
 

@@ -49,7 +49,8 @@ impl SealedMemfd {
         self.writable.as_fd()
     }
 
-    pub(super) fn read_only(&self) -> BorrowedFd<'_> {
-        self.read_only.as_fd()
+    /// A descriptor for one worker.
+    pub(super) fn for_worker(&self) -> io::Result<OwnedFd> {
+        self.read_only.try_clone()
     }
 }

@@ -21,7 +21,7 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
-    create::{BackEnd, Segment, SegmentError, SegmentOptions},
+    create::{AdoptError, BackEnd, Segment, SegmentError, SegmentOptions},
     mailboxes::{Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };

@@ -1,8 +1,12 @@
 //! The named back end: an object in /dev/shm that outlives its compiler process.
 //!
 //! The `shared_memory` crate creates, maps and removes it. Who owns a name is told by an open file
-//! description lock on the object, never by a pid: the kernel drops it when its owner dies. The same user can
+//! description lock of the object's first byte, never by a pid: the kernel drops it when its owner dies. The same user can
 //! reopen the object for writing; that is the price of a name.
+//!
+//! The next compiler process can go on in the very object ([`Segment::adopt`](super::Segment::adopt)). It has to know whether
+//! workers map it of which it does not know, since they may be inside. So each worker is given an open file description of its own,
+//! which holds a lock of another byte, that of its compiler process's *era*; it is gone when the worker's last mapping from it is.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +18,7 @@ use shared_memory::{Shmem, ShmemConf, ShmemError};
 
 use super::{DEV_SHM, NameError, SegmentError, object_path};
 use crate::header::{HeaderError, MAGIC};
-use crate::sys::try_lock;
+use crate::sys::{self, try_lock};
 
 /// What lies under a name already.
 #[derive(Debug)]
@@ -28,8 +32,9 @@ pub enum Leftover {
 /// A segment without an owner, locked by us so that nobody else decides about it at the same time.
 #[derive(Debug)]
 pub struct DeadSegment {
+    name: String,
     path: String,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl DeadSegment {
@@ -84,7 +89,7 @@ pub fn examine(name: &str) -> Result<Leftover, NameError> {
     if !unborn && found[..len] != MAGIC {
         return Err(NameError::Foreign { path, why: HeaderError::Foreign { found } });
     }
-    Ok(Leftover::Dead(DeadSegment { path, _lock: object }))
+    Ok(Leftover::Dead(DeadSegment { name: name.to_owned(), path, lock: object }))
 }
 
 /// Whether `path` still leads to `object`. Whoever holds the object's lock is the only one that may remove it.
@@ -105,7 +110,28 @@ pub(super) struct NamedObject {
     kept: AtomicBool,
     /// Holds the lock.
     writable: OwnedFd,
-    read_only: OwnedFd,
+    /// The byte that workers' descriptions lock, of those that this process lets in: those of others are before it.
+    era: u64,
+    /// Whether there is nobody of an earlier era any more; nobody can come back.
+    alone: AtomicBool,
+}
+
+/// The era of a process that has made the object.
+const FIRST_ERA: u64 = 1;
+
+/// Where eras end: whoever locks bytes from there on is no worker of ours.
+const ERAS_END: u64 = 1 << 62;
+
+/// An era above all those of workers that map the object still.
+fn next_era(object: &OwnedFd) -> io::Result<u64> {
+    let mut era = FIRST_ERA + 1;
+    while let Some(lock) = sys::lock_of_another(object, era..ERAS_END)? {
+        era = lock.end;
+        if era >= ERAS_END {
+            return Err(io::Error::other("somebody has locked all of it"));
+        }
+    }
+    Ok(era)
 }
 
 // SAFETY: `Shmem` is a pointer, a descriptor and strings; it is not `Send` for the pointer's sake, and all
@@ -144,6 +170,16 @@ impl NamedObject {
         })
     }
 
+    /// Gets its name, which nobody has.
+    pub(super) fn claim(&self) -> Result<(), NameError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let path = object_path(&self.name)?;
+        renameat_with(CWD, staged(&path), CWD, &path, RenameFlags::NOREPLACE).map_err(|cause| match cause {
+            rustix::io::Errno::EXIST => NameError::InUse { name: self.name.clone() },
+            cause => NameError::System { step: "give a new object the name", path, cause: cause.into() },
+        })
+    }
+
     fn create_at(name: &str, path: String, len_bytes: u32) -> Result<Self, SegmentError> {
         let system = |step| {
             let path = path.clone();
@@ -161,23 +197,69 @@ impl NamedObject {
             }
             other => system("create")(io::Error::other(other.to_string())),
         })?;
-        // SAFETY: the range is the mapping that `shmem` just made; the advice leaves its contents alone.
-        unsafe { rustix::mm::madvise(shmem.as_ptr().cast(), shmem.len(), rustix::mm::Advice::LinuxDontFork) }
-            .map_err(io::Error::from)
-            .map_err(system("advise"))?;
-        let open = |access| rustix::fs::open(&path, access | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
-        let writable = open(OFlags::RDWR).map_err(system("open"))?;
-        let read_only = open(OFlags::RDONLY).map_err(system("open"))?;
+        // Whether the name is this object's is looked at when it is removed.
+        shmem.set_owner(false);
+        let writable = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let writable = writable.map_err(io::Error::from).map_err(system("open"))?;
         // Before we had the lock, another compiler process may have taken the object for a dead one's.
         let ours = try_lock(&writable).map_err(system("lock"))?
             && is_at(&writable, &path).map_err(io::Error::from).map_err(system("stat"))?;
-        // Whether the name is this object's is looked at when it is removed.
-        shmem.set_owner(false);
         if !ours {
             return Err(NameError::InUse { name: name.to_owned() }.into());
         }
-        let kept = AtomicBool::new(false);
-        Ok(Self { shmem, name: name.to_owned(), kept, writable, read_only })
+        Ok(Self::of(shmem, name.to_owned(), writable, FIRST_ERA).map_err(system("advise"))?)
+    }
+
+    /// The object of a dead compiler process, as its owner from now on.
+    pub(super) fn adopt(dead: DeadSegment) -> Result<Self, NameError> {
+        let DeadSegment { name, path, lock } = dead;
+        let system = |step| {
+            let path = path.clone();
+            move |cause: io::Error| NameError::System { step, path, cause }
+        };
+        let shmem = ShmemConf::new().os_id(path.replacen(DEV_SHM, "", 1)).open();
+        let mut shmem = shmem.map_err(|error| system("map")(io::Error::other(error.to_string())))?;
+        shmem.set_owner(false);
+        // Whoever has the lock is the only one that may put another object there.
+        if !is_at(&lock, &path).map_err(io::Error::from).map_err(system("stat"))? {
+            return Err(NameError::InUse { name });
+        }
+        let era = next_era(&lock).map_err(system("look at the locks of"))?;
+        Self::of(shmem, name, lock, era).map_err(system("advise"))
+    }
+
+    fn of(shmem: Shmem, name: String, writable: OwnedFd, era: u64) -> io::Result<Self> {
+        // SAFETY: the range is the mapping that `shmem` has made; the advice leaves its contents alone.
+        unsafe { rustix::mm::madvise(shmem.as_ptr().cast(), shmem.len(), rustix::mm::Advice::LinuxDontFork) }?;
+        let alone = AtomicBool::new(era == FIRST_ERA);
+        Ok(Self { shmem, name, kept: AtomicBool::new(false), writable, era, alone })
+    }
+
+    /// The length of the mapping, bytes.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.shmem.len()
+    }
+
+    /// Whether somebody maps the object whom an earlier compiler process let in, and who has not come back. If that cannot be found
+    /// out: yes.
+    pub(super) fn has_strangers(&self) -> bool {
+        // Acquire: pairs with the release below, so that whoever goes by it sees what the one saw who looked.
+        if self.alone.load(Ordering::Acquire) {
+            return false;
+        }
+        let lock = sys::lock_of_another(&self.writable, FIRST_ERA..self.era);
+        let there = lock.map_or(true, |lock| lock.is_some());
+        if !there {
+            self.alone.store(true, Ordering::Release);
+        }
+        there
+    }
+
+    /// A description for one worker.
+    pub(super) fn for_worker(&self) -> io::Result<OwnedFd> {
+        let theirs = sys::reopen_read_only(&self.writable)?;
+        sys::share_lock(&theirs, self.era)?;
+        Ok(theirs)
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {
@@ -194,10 +276,6 @@ impl NamedObject {
 
     pub(super) fn writable(&self) -> BorrowedFd<'_> {
         self.writable.as_fd()
-    }
-
-    pub(super) fn read_only(&self) -> BorrowedFd<'_> {
-        self.read_only.as_fd()
     }
 }
 
