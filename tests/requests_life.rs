@@ -40,7 +40,7 @@ fn units_go_with_the_last_function_of_the_last_worker_and_their_memory_is_reused
         assert_eq!(result(&other, &same, 1), 2 + round);
         assert_eq!(asked(&host).len(), 1);
         drop(same);
-        await_asked(&host, 0);
+        await_asked(&host, &[&worker, &other], 0);
         // Publishing looks for what can be reused.
         host.publish_adds("g", 1);
         let status = host.compiler.status();
@@ -62,7 +62,7 @@ fn units_go_with_the_last_function_of_the_last_worker_and_their_memory_is_reused
     assert!(extents(&host) < 2 << 20);
     // A request that nobody waits for any more leaves nothing behind either.
     drop(worker.request(&adds("f", 1)).unwrap());
-    await_asked(&host, 1);
+    await_asked(&host, &[], 1);
     await_some("its end", || {
         worker.tend();
         asked(&host).is_empty().then_some(())
@@ -71,7 +71,7 @@ fn units_go_with_the_last_function_of_the_last_worker_and_their_memory_is_reused
     let f = function(&other, &ask(&other, &adds("f", 1)), "f");
     assert_eq!(asked(&host).len(), 1);
     drop(other);
-    await_asked(&host, 0);
+    await_asked(&host, &[], 0);
     drop(f);
 }
 
@@ -87,7 +87,7 @@ fn units_of_a_killed_worker_go() {
         asker.send(&format!("ask h {round}"));
         asker.signal(Signal::KILL);
         asker.finish();
-        await_asked(&host, 0);
+        await_asked(&host, &[], 0);
         host.publish_adds("g", 1);
         assert_eq!(call(&worker, "g", 1), 2);
     }
@@ -379,7 +379,7 @@ fn what_a_journal_brought_back_and_nobody_has_goes_after_a_while() {
     tend_until(&worker, false);
     let host = Host::with_policy(options(), compiles(limits));
     assert_eq!(asked(&host).len(), 2);
-    await_asked(&host, 0);
+    await_asked(&host, &[], 0);
     // Nobody could come back: the socket is another. Who is alone goes on.
     assert_eq!((result(&worker, &f, 1), result(&late, &g, 1)), (2, 3));
 }
@@ -448,6 +448,5 @@ fn units_are_there_when_the_segment_goes_on_in_another_object() {
         assert_eq!(result(&worker, &other, 1), 2 + 2 * bonus);
         assert_eq!(result(&worker, &f, 1), 7 + bonus);
     }
-    worker.tend();
-    await_asked(&host, 1);
+    await_asked(&host, &[&worker], 1);
 }

@@ -58,9 +58,12 @@ pub(crate) fn asked(host: &Host) -> Vec<AskedStatus> {
     host.compiler.status().asked
 }
 
+/// Waits until there are so many. `workers` look after their connections meanwhile, as hosts do: one that was at it when a handle was
+/// dropped (a fork of this process holds it for a moment) says so then.
 #[track_caller]
-pub(crate) fn await_asked(host: &Host, count: usize) {
+pub(crate) fn await_asked(host: &Host, workers: &[&Worker], count: usize) {
     await_some("another number of asked-for units", || {
+        workers.iter().for_each(|worker| worker.tend());
         (asked(host).len() == count).then_some(())
     });
 }
