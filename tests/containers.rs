@@ -4,14 +4,16 @@ mod common;
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::process::{Process, await_some, finish, jitcast};
+use common::process::{Process, Stream, await_some, finish, jitcast};
 use common::remote::{self, Remote};
 use common::require;
 use common::role;
 use common::scratch::Scratch;
 use common::serve::Serve;
+use common::smaps;
 use rustix::process::Signal;
 
 #[test]
@@ -121,8 +123,12 @@ fn serves(serve: &Serve, mut worker: Remote) {
     serve.publish_adds("f", 42);
 }
 
-const NO_MEMBARRIER: [(libc::c_long, Option<(u32, u32)>); 2] =
-    [(libc::SYS_membarrier, None), (libc::SYS_pidfd_open, None)];
+/// What older kernels lack.
+const NEWER: [(libc::c_long, Option<(u32, u32)>); 3] = [
+    (libc::SYS_membarrier, None),
+    (libc::SYS_pidfd_open, None),
+    (libc::SYS_close_range, None),
+];
 
 #[test]
 fn workers_do_without_membarrier_and_pidfds() {
@@ -131,7 +137,7 @@ fn workers_do_without_membarrier_and_pidfds() {
     }
     let serve = Serve::start(&[]);
     serve.publish_adds("f", 0);
-    let worker = Remote::start_as(&mut after(worker(&serve.socket), forbid(&NO_MEMBARRIER)));
+    let worker = Remote::start_as(&mut after(worker(&serve.socket), forbid(&NEWER)));
     serves(&serve, worker);
 }
 
@@ -143,19 +149,28 @@ fn compiler_processes_do_without_membarrier_and_pidfds() {
     for also_workers in [false, true] {
         let scratch = Scratch::open_to_all();
         let socket = scratch.path("socket");
-        let command = jitcast(&["serve", "--socket", &socket]);
-        let process = Process::start(&mut after(command, forbid(&NO_MEMBARRIER)));
+        let serve = ["serve", "--socket", &socket];
+        let command = jitcast(&serve);
+        let process = Process::start(&mut after(command, forbid(&NEWER)));
         let mut serve = Serve::adopt(process, socket, scratch);
-        let note = |line: &str| line.contains("membarrier");
-        serve
-            .process
-            .await_line(common::process::Stream::Err, "a note", note);
+        for lacking in ["membarrier", "pidfd_open", "close_range"] {
+            let note = |line: &str| line.contains(&format!("note: {lacking}(2) is forbidden"));
+            serve.process.await_line(Stream::Err, "a note", note);
+        }
         serve.publish_adds("f", 0);
         let mut command = worker(&serve.socket);
         if also_workers {
-            command = after(command, forbid(&NO_MEMBARRIER));
+            command = after(command, forbid(&NEWER));
         }
         serves(&serve, Remote::start_as(&mut command));
+        // What workers ask for is compiled without them, too.
+        let worker = remote::attach(&serve.socket);
+        let mut pending = worker.request(&common::scratch::adds("own", 3)).unwrap();
+        assert!(pending.wait(Some(common::process::PATIENCE)));
+        let guard = worker.enter().unwrap();
+        let unit = pending.unit(&guard).unwrap();
+        let own = unit.function::<extern "C" fn(i64) -> i64>(&guard, "own");
+        assert_eq!(own.unwrap().call(&guard, 4), 7);
     }
 }
 
@@ -290,4 +305,110 @@ fn too_little_address_space_is_named_and_a_smaller_window_fits() {
     small.publish_adds("f", 1);
     let done = finish(&mut limited(call(&small))).succeeded();
     assert!(done.stdout.contains('2'), "{done:#?}");
+}
+
+/// A memory cgroup of a test's own, gone with it.
+struct Group(PathBuf);
+
+impl Group {
+    /// One of the first version, or of the second, whichever is there.
+    fn new(limit_bytes: u64) -> Option<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let first = own.lines().find_map(|line| line.split_once(":memory:"));
+        let second = own.lines().find_map(|line| line.strip_prefix("0::"));
+        let (mount, own, limit) = match (first, second) {
+            (Some((_, own)), _) => ("/sys/fs/cgroup/memory", own, "memory.limit_in_bytes"),
+            (None, Some(own)) => ("/sys/fs/cgroup", own, "memory.max"),
+            _ => return None,
+        };
+        let name = format!("jitcast-test-{}", std::process::id());
+        let folder = Path::new(mount)
+            .join(own.trim_start_matches('/'))
+            .join(name);
+        std::fs::create_dir(&folder).ok()?;
+        let group = Self(folder);
+        std::fs::write(group.0.join(limit), limit_bytes.to_string()).ok()?;
+        Some(group)
+    }
+
+    /// A command that runs in it.
+    fn command(&self, program: &Command) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
+        command
+            .arg(self.0.join("cgroup.procs"))
+            .arg(program.get_program());
+        command.args(program.get_args());
+        command
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its processes may take a moment to be gone.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+/// The story: the kernel refuses nobody who takes more than a memory cgroup allows, it kills. So the compiler process looks first.
+#[test]
+fn a_full_memory_cgroup_refuses_the_publication_and_what_ran_goes_on() {
+    if !require::cc() {
+        return;
+    }
+    let Some(group) = Group::new(96 << 20) else {
+        return require::unavailable("no memory cgroup can be made");
+    };
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("socket");
+    let process = Process::start(&mut group.command(&jitcast(&["serve", "--socket", &socket])));
+    let serve = Serve::adopt(process, socket, scratch);
+    serve.publish_adds("f", 1);
+    let mut worker = Remote::start(&serve.socket);
+    let fill = |number: usize| {
+        let text = format!("const char fill{number}[2 << 20] = {{1, {number}}};");
+        serve.scratch.object(&format!("fill{number}.o"), &text)
+    };
+    let files: Vec<_> = (0..60).map(fill).collect();
+    let refused = files
+        .iter()
+        .position(|file| serve.publish(&[file, "--reclaim"]).code != Some(0));
+    let refused = refused.expect("60 times 2 MiB do not fit into 96 MiB");
+    assert!(refused > 4, "{refused}");
+    let again = serve.publish(&[&files[refused]]);
+    again.refused(&[
+        "segment full",
+        "the memory cgroup /",
+        "bytes left",
+        "what was published goes on",
+    ]);
+    assert_eq!(worker.call("f", 1), "2");
+    serve.publish_adds("f", 2);
+    assert_eq!(worker.call("f", 1), "3");
+    // There is room again when something goes.
+    serve.command("remove", &["fill0", "fill1"]).succeeded();
+    serve.publish(&[&files[refused]]).succeeded();
+    assert_eq!(worker.call("f", 2), "4");
+}
+
+/// Where no more memory is promised than there is (`vm.overcommit_memory=2`), private mappings are charged at once that can be
+/// written. Of the window that is only what the worker has grown its private area to, whatever the window's length.
+#[test]
+fn a_worker_is_charged_for_its_private_data_and_for_nothing_else() {
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    let worker = remote::attach(&serve.socket);
+    assert_eq!(remote::call(&worker, "f", 1), Ok(2));
+    let window = smaps::of_window(&worker);
+    let writable = window
+        .iter()
+        .filter(|mapping| mapping.permissions.starts_with("rw-p"));
+    let charged: u64 = writable.map(|mapping| mapping.end - mapping.start).sum();
+    // Two kinds of cells and data: a granule each, at the most.
+    assert!((1..=3 * 65536).contains(&charged), "{charged} bytes");
 }

@@ -11,6 +11,7 @@ mod fault;
 pub mod front;
 pub mod history;
 mod journal;
+mod kernel;
 mod options;
 mod preview;
 mod publish;
@@ -30,6 +31,7 @@ pub use error::{PublishError, StartError};
 #[cfg(feature = "seeded-faults")]
 pub use fault::CRASH_POINTS;
 pub use journal::{JournalError, JournalOptions};
+pub use kernel::{Lacking, lacking};
 pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};

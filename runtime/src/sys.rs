@@ -461,6 +461,28 @@ pub fn receive_with_sender(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::
 /// # Errors
 /// As close_range(2), which is there since Linux 5.11 with this flag.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    match close_range_on_exec(first) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
+            // Each number that a descriptor can have.
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+            let end = limit.map_or(libc::c_int::MAX, |limit| libc::c_int::try_from(limit).unwrap_or(libc::c_int::MAX));
+            for fd in first as libc::c_int..end {
+                // SAFETY: touches no memory, and closes nothing yet. Numbers without a descriptor are refused.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Whether close_range(2) can do that.
+pub fn close_range_is_there() -> bool {
+    // No descriptor has such a number.
+    close_range_on_exec(u32::MAX).is_ok()
+}
+
+fn close_range_on_exec(first: u32) -> io::Result<()> {
     // SAFETY: touches no memory, and closes nothing yet.
     let result = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     if result == 0 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jitcast::compiler::front;
 use jitcast::compiler::{
     Access, Compiler, CompilerOptions, JournalOptions, Policy, RequestLimits, RequestOptions,
-    Server,
+    Server, lacking,
 };
 use jitcast::runtime::segment::{Leftover, examine};
 
@@ -55,10 +55,8 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         eprintln!("journal {folder}: generation {generation}, {units} units");
     }
     eprintln!("serving {what} at {}", args.socket);
-    if compiler.needs_fences() {
-        eprintln!(
-            "note: membarrier(2) is forbidden here or missing (Linux 4.16), so every guard of every worker executes a fence"
-        );
+    for lacking in lacking() {
+        eprintln!("note: {lacking}");
     }
     if args.allow_attach.is_empty() {
         eprintln!(

@@ -10,6 +10,15 @@ pub(crate) fn skipped(why: &str) {
         std::env::var("JITCAST_REQUIRE").as_deref() != Ok("all"),
         "JITCAST_REQUIRE=all, and this test cannot run here: {why}"
     );
+    say(why);
+}
+
+/// Says that a part of a test cannot run here for want of something that no package brings. It does not fail for that.
+pub(crate) fn unavailable(why: &str) {
+    say(why);
+}
+
+fn say(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test").to_owned();
     // Nothing is lost if standard error is closed.

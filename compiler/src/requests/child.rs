@@ -25,6 +25,9 @@ use super::{How, RequestLimits};
 /// How much of what it says on standard error is told, bytes.
 const TOLD_BYTES: u64 = 512;
 
+/// How often a child is looked at where there are no pidfds.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// A child that runs, killed when dropped.
 pub(super) struct Child {
     process: std::process::Child,
@@ -110,25 +113,37 @@ impl Child {
     ) -> io::Result<Option<ExitStatus>> {
         // It has not been waited for, so its number means no other process.
         let pid = Pid::from_child(&self.process);
-        let pidfd: OwnedFd = pidfd_open(pid, PidfdFlags::empty())?;
+        // Where there are none, it is looked at now and then.
+        let pidfd: Option<OwnedFd> = pidfd_open(pid, PidfdFlags::empty()).ok();
         let deadline = Instant::now() + patience;
         loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(Some(status));
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: left.as_secs().cast_signed(),
-                tv_nsec: left.subsec_nanos().into(),
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let patience = if pidfd.is_some() {
+                left
+            } else {
+                left.min(LOOK)
             };
-            let mut fds = [
-                PollFd::new(&pidfd, PollFlags::IN),
-                PollFd::new(ended, PollFlags::IN),
-            ];
+            let timeout = Timespec {
+                tv_sec: patience.as_secs().cast_signed(),
+                tv_nsec: patience.subsec_nanos().into(),
+            };
+            let mut fds = vec![PollFd::new(ended, PollFlags::IN)];
+            fds.extend(
+                pidfd
+                    .as_ref()
+                    .map(|pidfd| PollFd::new(pidfd, PollFlags::IN)),
+            );
             match poll(&mut fds, Some(&timeout)) {
-                Ok(0) => return Ok(None),
-                Ok(_) if fds[0].revents().is_empty() => {
+                Ok(_) if !fds[0].revents().is_empty() => {
                     return Err(io::Error::other("the compiler process is ending"));
                 }
-                Ok(_) => return self.process.wait().map(Some),
-                Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -15,7 +15,7 @@ use crate::selector;
 use crate::sys;
 
 use super::named::{DeadSegment, NamedObject};
-use super::{NameError, memfd};
+use super::{NameError, cgroup, memfd};
 
 /// What lies behind a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -330,6 +330,7 @@ fn no_random(cause: io::Error) -> SegmentError {
 
 impl Backing for Segment {
     fn reserve(&self, range: Region) -> io::Result<()> {
+        cgroup::check(range.len_bytes.into())?;
         let start = u64::from(range.start - self.geometry.shared().start);
         let flags = FallocateFlags::empty();
         loop {

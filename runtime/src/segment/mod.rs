@@ -5,6 +5,8 @@
 //! process made first can ever store to the object.
 
 #[cfg(feature = "create")]
+mod cgroup;
+#[cfg(feature = "create")]
 mod create;
 #[cfg(feature = "create")]
 mod mailboxes;
