@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::child::{finish_fork, fork, succeeded};
 use common::host::{Host, clif_unit};
-use common::process::{PATIENCE, Process};
+use common::process::{PATIENCE, Process, await_some};
 use common::{remote, require, role};
 use jitcast::worker::{EnterError, Worker};
 use rustix::process::Pid;
@@ -119,6 +119,18 @@ fn a_child_goes_on_under_its_copy_of_the_guard_and_holds_its_generation_itself()
     let old = publish_generation(&host);
     let mut parent = role::start(INSIDE, &host.socket);
     let child: i32 = next(&mut parent).parse().unwrap();
+    await_some("the child", || {
+        pins(&host)
+            .iter()
+            .any(|(pid, _)| *pid == child)
+            .then_some(())
+    });
+    // From its first instruction on.
+    assert!(
+        pins(&host).contains(&(child, Some(old))),
+        "{:?}",
+        pins(&host)
+    );
     await_pins(&host, vec![(parent.pid(), Some(old)), (child, Some(old))]);
     for _ in 0..300 {
         publish_generation(&host);
@@ -417,4 +429,14 @@ fn a_worker_outlives_whoever_connected_for_it() {
     assert_eq!(next(&mut process), new.to_string());
     process.send("end");
     await_pins(&host, Vec::new());
+}
+
+/// A child that nothing holds the generation of, which it is inside at, fails the test above.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_child_without_a_pin_is_noticed() {
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "child-unpinned"),
+        "a_child_goes_on_under_its_copy_of_the_guard_and_holds_its_generation_itself",
+    );
 }

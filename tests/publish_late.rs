@@ -129,16 +129,20 @@ fn a_worker_that_slept_catches_up_however_far_it_is_behind() {
 fn replacements_alone_are_read_from_the_ring_and_long_absences_from_the_directory() {
     let host = Host::sealed();
     let unit = |number| adders("f", &[("f", number)]);
-    publish(&host, &[unit(0)]);
+    let once = |number| adders("once", &[("once", number)]);
+    publish(&host, &[unit(0), once(0)]);
     let worker = attach(&host);
-    let handle = {
+    let (handle, first) = {
         let guard = worker.enter().unwrap();
-        function(&worker, &guard, "f").unwrap()
+        let handle = |name| function(&worker, &guard, name).unwrap();
+        (handle("f"), handle("once"))
     };
     let mut resyncs = worker.stats().resyncs;
     for (behind, reads_directory) in [(1, false), (10, false), (100, true), (RING + 10, true)] {
-        (0..behind).for_each(|number| drop(publish(&host, &[unit(number as i32)])));
+        publish(&host, &[once(behind as i32)]);
+        (1..behind).for_each(|number| drop(publish(&host, &[unit(number as i32)])));
         let guard = worker.enter().unwrap();
+        assert_eq!(first.call(&guard, 0), behind as i64);
         assert_eq!(handle.call(&guard, 0), behind as i64 - 1);
         let now = worker.stats().resyncs;
         assert_eq!(now > resyncs, reads_directory, "{behind} behind");
@@ -188,4 +192,14 @@ fn a_worker_that_waits_is_told_of_what_is_new() {
         while host.publish_adds("f", 1) < 100 {}
         assert_eq!(waiting.join().unwrap(), 100);
     });
+}
+
+/// A worker that passes over what was overwritten, fails the test above.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_worker_that_misses_publications_is_noticed() {
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "lap-unnoticed"),
+        "replacements_alone_are_read_from_the_ring_and_long_absences_from_the_directory",
+    );
 }

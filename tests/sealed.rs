@@ -361,3 +361,13 @@ fn compilers_that_do_not_keep_to_the_protocol_are_refused() {
         refusal_of(|socket| wire::send(socket, FrameKind::Refused, b"not today", &[]).unwrap());
     assert_eq!(no.to_string(), "the compiler process refused: not today");
 }
+
+/// A worker that takes what anybody may write, fails the test above.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_worker_that_looks_at_no_seals_is_noticed() {
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "seals-unchecked"),
+        "a_segment_without_all_the_seals_is_refused",
+    );
+}

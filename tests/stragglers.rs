@@ -170,3 +170,13 @@ fn what_fills_the_segment_is_named() {
     host.compiler.publish(&[big(0)]).unwrap();
     process.finish().succeeded();
 }
+
+/// A limit that is none, fails the test above.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn a_limit_that_is_none_is_noticed() {
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "held-unlimited"),
+        "publishing_goes_on_until_more_is_held_back_than_is_allowed",
+    );
+}

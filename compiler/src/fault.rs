@@ -12,6 +12,8 @@ pub(crate) enum Fault {
     RequestCompiledInProcess,
     /// Memory is reused without a look at whether workers map the object that have not come back.
     StrangersIgnored,
+    /// Publications go on whatever is held back.
+    HeldUnlimited,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -55,7 +57,7 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 4] = [
+    const FAULTS: [(&str, Fault); 5] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
@@ -63,6 +65,7 @@ mod seeding {
             Fault::RequestCompiledInProcess,
         ),
         ("strangers-ignored", Fault::StrangersIgnored),
+        ("held-unlimited", Fault::HeldUnlimited),
     ];
 
     const POINTS: [(&str, CrashPoint); 21] = [

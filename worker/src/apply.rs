@@ -306,7 +306,8 @@ impl Inner {
             .any(|import| import.address.is_none());
         // Texts that are registered with the unwinder may be in the way of new ones, which only the directory tells.
         let registers = state.registered.is_some() && !others.pins.is_empty();
-        if behind > RING_STEPS || lacks_something || registers || self.has_other_seat(state) {
+        let is_far = behind > RING_STEPS && !seeded(Fault::LapUnnoticed);
+        if is_far || lacks_something || registers || self.has_other_seat(state) {
             return self.resync(state, others);
         }
         let moves = behind as usize * INLINE_OPS;
@@ -326,6 +327,7 @@ impl Inner {
                         serialise = generation;
                     }
                 }
+                None if seeded(Fault::LapUnnoticed) => {}
                 _ => return self.resync(state, others),
             }
         }

@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::AttachError;
+use crate::fault::{Fault, seeded};
 use crate::link::LinkParts;
 
 /// Where the compiler process is found.
@@ -280,7 +281,7 @@ pub(crate) fn check_segment(
     if flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
         return Err(AttachError::Writable);
     }
-    if sealed {
+    if sealed && !seeded(Fault::SealsUnchecked) {
         let seals =
             rustix::fs::fcntl_get_seals(segment).map_err(system("F_GET_SEALS of the segment"))?;
         if !seals.contains(SEALS) {

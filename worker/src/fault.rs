@@ -15,6 +15,12 @@ pub(crate) enum Fault {
     AudienceIgnored,
     /// Another object is mapped whoever is inside.
     RenewUnderPins,
+    /// Publications whose records were overwritten are passed over.
+    LapUnnoticed,
+    /// A child begins without a pin of its own.
+    ChildUnpinned,
+    /// A segment is taken whoever may write it.
+    SealsUnchecked,
 }
 
 /// Whether `fault` was asked for.
@@ -28,6 +34,9 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("bound-everywhere") => Some(Fault::BoundEverywhere),
         Ok("audience-ignored") => Some(Fault::AudienceIgnored),
         Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
+        Ok("lap-unnoticed") => Some(Fault::LapUnnoticed),
+        Ok("child-unpinned") => Some(Fault::ChildUnpinned),
+        Ok("seals-unchecked") => Some(Fault::SealsUnchecked),
         _ => None,
     });
     *chosen == Some(fault)

@@ -16,6 +16,7 @@ use std::sync::{Arc, MutexGuard, Once, PoisonError};
 use jitcast_runtime::mailbox::{Mailbox, ThreadWord, Word};
 use jitcast_runtime::pin;
 
+use crate::fault::{Fault, seeded};
 use crate::guard;
 use crate::life::Life;
 use crate::link::{Spare, Talk};
@@ -134,6 +135,9 @@ fn copy(worker: &Inner, to: &Mailbox, thread: u32, generation: u64) {
         .store(this_thread(), Ordering::Relaxed);
     to.word(Word::Threads)
         .store(u64::from(thread) + 1, Ordering::Release);
+    if seeded(Fault::ChildUnpinned) {
+        return;
+    }
     // By a thread that is inside, and leaves only after the fork.
     pin::hand_over(
         to.thread(thread, ThreadWord::Pin),
@@ -205,9 +209,9 @@ extern "C" fn in_child() {
             worker.set_number(spare.number);
             worker.life().restore(&life, state.applied);
             worker.await_seat(&mut state);
-            if known {
+            if known && !seeded(Fault::ChildUnpinned) {
                 pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
-            } else {
+            } else if !known {
                 worker.mailbox().release(thread);
             }
         } else {
