@@ -10,6 +10,8 @@ pub(crate) enum Fault {
     JournalAfterAck,
     /// What workers ask for is compiled in the compiler process itself.
     RequestCompiledInProcess,
+    /// Publications are committed as they get ready, whatever came first.
+    CommitAsReady,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -40,7 +42,7 @@ pub(crate) enum CrashPoint {
 #[cfg(feature = "seeded-faults")]
 pub use seeding::CRASH_POINTS;
 #[cfg(feature = "seeded-faults")]
-pub(crate) use seeding::{crash_at, seeded};
+pub(crate) use seeding::{crash_at, hold_at, seeded};
 
 #[cfg(feature = "seeded-faults")]
 mod seeding {
@@ -51,13 +53,14 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 3] = [
+    const FAULTS: [(&str, Fault); 4] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
             "request-compiled-in-process",
             Fault::RequestCompiledInProcess,
         ),
+        ("commit-as-ready", Fault::CommitAsReady),
     ];
 
     const POINTS: [(&str, CrashPoint); 19] = [
@@ -130,6 +133,20 @@ mod seeding {
             kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
         }
     }
+
+    /// Waits while a unit is prepared, if that was asked for by the environment variable `JITCAST_HOLD`: `unit=path`, more of
+    /// them after commas. A path is that of a FIFO, which is read to its end. What is written to it may be `panic`.
+    pub(crate) fn hold_at(unit: &str) {
+        let Ok(chosen) = std::env::var("JITCAST_HOLD") else {
+            return;
+        };
+        let mut held = chosen.split(',').filter_map(|held| held.split_once('='));
+        let Some((_, path)) = held.find(|(name, _)| *name == unit) else {
+            return;
+        };
+        let told = std::fs::read(path).expect("a FIFO that can be read");
+        assert_ne!(told, b"panic", "as was asked for");
+    }
 }
 
 /// Whether `fault` was asked for: never, in a build without them.
@@ -141,3 +158,7 @@ pub(crate) fn seeded(_fault: Fault) -> bool {
 /// Kills the process, if it was asked for at this point: never, in a build without such points.
 #[cfg(not(feature = "seeded-faults"))]
 pub(crate) fn crash_at(_point: CrashPoint) {}
+
+/// Waits while a unit is prepared, if that was asked for: never, in a build without such points.
+#[cfg(not(feature = "seeded-faults"))]
+pub(crate) fn hold_at(_unit: &str) {}

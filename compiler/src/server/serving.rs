@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError};
+use crossbeam::channel::{Receiver, Sender};
 use jitcast_runtime::header::FORMAT_VERSION;
 use jitcast_runtime::wire::{
     self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
@@ -16,8 +16,10 @@ use jitcast_runtime::wire::{
 use rustix::event::epoll;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Server;
 use super::connection::{Connection, Incoming};
-use super::{Answer, Job, Server};
+use super::line::Line;
+use super::publishing::{Answer, Job};
 use crate::compiler::Compiler;
 use crate::renewal::Offering;
 use crate::requests::Asks;
@@ -48,6 +50,7 @@ pub(super) struct Loop<'a> {
     poller: OwnedFd,
     connections: HashMap<u64, Connection>,
     next: u64,
+    line: Arc<Line>,
     jobs: Sender<Job>,
     asks: Asks,
     answered: Receiver<Answer>,
@@ -64,7 +67,7 @@ impl<'a> Loop<'a> {
         server: &'a Server,
         compiler: Arc<Compiler>,
         offering: Arc<Offering>,
-        (jobs, asks, answered): (Sender<Job>, Asks, Receiver<Answer>),
+        (publishing, asks): ((Arc<Line>, Sender<Job>, Receiver<Answer>), Asks),
     ) -> io::Result<Self> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
@@ -81,12 +84,14 @@ impl<'a> Loop<'a> {
             readable,
         )?;
         let connections = HashMap::new();
+        let (line, jobs, answered) = publishing;
         Ok(Self {
             server,
             compiler,
             poller,
             connections,
             next: FIRST_CONNECTION,
+            line,
             jobs,
             asks,
             answered,
@@ -307,16 +312,13 @@ impl<'a> Loop<'a> {
                 }
                 return self.asks.sweep();
             }
-            Incoming::Work(work) => match self.jobs.try_send((token, work)) {
-                Ok(()) => return connection.start_job(),
-                Err(TrySendError::Full(_)) => (
-                    FrameKind::Refused,
-                    b"busy: too many requests wait already\n  help: try again later".to_vec(),
-                ),
-                Err(TrySendError::Disconnected(_)) => (
-                    FrameKind::Refused,
-                    b"the compiler process is ending".to_vec(),
-                ),
+            Incoming::Work(work) => match self.line.enter(token, work.len_bytes()) {
+                Ok(ticket) => {
+                    connection.start_job();
+                    // It ends after this thread.
+                    return drop(self.jobs.send((ticket, work)));
+                }
+                Err(busy) => (FrameKind::Refused, busy.into_bytes()),
             },
             Incoming::Refused(reason) => (FrameKind::Refused, reason.into_bytes()),
         };
