@@ -175,21 +175,24 @@ block0(v0: i64, v1: i64):
     brif v1, block1(v3, v1), block3(v3)
 block1(v4: i64, v5: i64):
     v6 = imul v4, v5
-    v7 = rotl_imm v6, 7
-    v8 = bxor v7, v2
-    v9 = iadd_imm v5, -1
-    brif v9, block1(v8, v9), block2(v8)
-block2(v10: i64):
-    v11 = ushr_imm v10, 3
-    v12 = band_imm v11, 1023
-    v13 = call fn0(v11, v12)
-    v14 = iadd v13, v10
-    jump block3(v14)
-block3(v15: i64):
-    v16 = icmp_imm slt v15, 0
-    v17 = ineg v15
-    v18 = select v16, v17, v15
-    return v18
+    v7 = iconst.i64 7
+    v8 = rotl v6, v7
+    v9 = bxor v8, v2
+    v10 = iconst.i64 -1
+    v11 = iadd v5, v10
+    brif v11, block1(v9, v11), block2(v9)
+block2(v12: i64):
+    v13 = ushr v12, v7
+    v14 = band v13, v2
+    v15 = call fn0(v13, v14)
+    v16 = iadd v15, v12
+    jump block3(v16)
+block3(v17: i64):
+    v18 = iconst.i64 0
+    v19 = icmp slt v17, v18
+    v20 = ineg v17
+    v21 = select v19, v20, v17
+    return v21
 }}
 "
     )

@@ -28,7 +28,7 @@ use crate::requests::Asks;
 pub use access::{Access, Policy};
 use line::Line;
 pub use line::PublishLimits;
-use publishing::Publishing;
+use publishing::{Desk, Publishing};
 use serving::Loop;
 
 /// Why the socket cannot be had.
@@ -156,8 +156,12 @@ impl Server {
             self.options.cpu,
             &self.stop,
         )?;
-        let publishing = (Arc::clone(&line), jobs, answered);
-        let serving = Loop::new(&self, compiler, offering, (publishing, asks));
+        let desk = Desk {
+            line: Arc::clone(&line),
+            jobs,
+            answered,
+        };
+        let serving = Loop::new(&self, compiler, offering, (desk, asks));
         let result = serving.and_then(|mut serving| {
             let result = serving.run();
             serving.end();

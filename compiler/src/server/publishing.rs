@@ -53,6 +53,13 @@ pub(super) type Job = (Ticket, Work);
 /// An answer on its way back: to which connection, and what.
 pub(super) type Answer = (u64, FrameKind, Vec<u8>);
 
+/// The serving thread's side: where requests go, and answers come from.
+pub(super) struct Desk {
+    pub(super) line: Arc<Line>,
+    pub(super) jobs: Sender<Job>,
+    pub(super) answered: Receiver<Answer>,
+}
+
 /// What the threads share.
 pub(super) struct Publishing {
     compiler: Arc<Compiler>,

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender};
 use jitcast_runtime::header::FORMAT_VERSION;
 use jitcast_runtime::wire::{
     self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
@@ -18,8 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Server;
 use super::connection::{Connection, Incoming};
-use super::line::Line;
-use super::publishing::{Answer, Job};
+use super::publishing::Desk;
 use crate::compiler::Compiler;
 use crate::renewal::Offering;
 use crate::requests::Asks;
@@ -50,10 +48,8 @@ pub(super) struct Loop<'a> {
     poller: OwnedFd,
     connections: HashMap<u64, Connection>,
     next: u64,
-    line: Arc<Line>,
-    jobs: Sender<Job>,
+    desk: Desk,
     asks: Asks,
-    answered: Receiver<Answer>,
     /// Whether the listener is waited for.
     accepting: bool,
     /// The object that every worker has been offered.
@@ -67,7 +63,7 @@ impl<'a> Loop<'a> {
         server: &'a Server,
         compiler: Arc<Compiler>,
         offering: Arc<Offering>,
-        (publishing, asks): ((Arc<Line>, Sender<Job>, Receiver<Answer>), Asks),
+        (desk, asks): (Desk, Asks),
     ) -> io::Result<Self> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
@@ -84,17 +80,14 @@ impl<'a> Loop<'a> {
             readable,
         )?;
         let connections = HashMap::new();
-        let (line, jobs, answered) = publishing;
         Ok(Self {
             server,
             compiler,
             poller,
             connections,
             next: FIRST_CONNECTION,
-            line,
-            jobs,
+            desk,
             asks,
-            answered,
             accepting: true,
             offered: 0,
             offering,
@@ -212,7 +205,7 @@ impl<'a> Loop<'a> {
     fn woken(&mut self) -> bool {
         let mut bytes = [0; 64];
         while let Ok(1..) = rustix::io::read(&self.server.stopped, &mut bytes) {}
-        while let Ok((token, kind, payload)) = self.answered.try_recv() {
+        while let Ok((token, kind, payload)) = self.desk.answered.try_recv() {
             if let Some(connection) = self.connections.get_mut(&token) {
                 connection.finish_job(Instant::now() + PATIENCE);
                 connection.queue(kind, &payload);
@@ -312,11 +305,11 @@ impl<'a> Loop<'a> {
                 }
                 return self.asks.sweep();
             }
-            Incoming::Work(work) => match self.line.enter(token, work.len_bytes()) {
+            Incoming::Work(work) => match self.desk.line.enter(token, work.len_bytes()) {
                 Ok(ticket) => {
                     connection.start_job();
                     // It ends after this thread.
-                    return drop(self.jobs.send((ticket, work)));
+                    return drop(self.desk.jobs.send((ticket, work)));
                 }
                 Err(busy) => (FrameKind::Refused, busy.into_bytes()),
             },
