@@ -139,7 +139,7 @@ fn watch_batches(socket: &str) {
         }
         drop(guard);
         let _ = worker.wait(
-            worker.poll().unwrap(),
+            worker.poll().unwrap().generation(),
             Some(std::time::Duration::from_millis(1)),
         );
     }
