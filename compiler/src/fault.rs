@@ -12,6 +12,8 @@ pub(crate) enum Fault {
     RequestCompiledInProcess,
     /// Publications are committed as they get ready, whatever came first.
     CommitAsReady,
+    /// The head is seen before the record and the root that it stands for.
+    CommitRelaxed,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -53,7 +55,7 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 4] = [
+    const FAULTS: [(&str, Fault); 5] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
@@ -61,6 +63,7 @@ mod seeding {
             Fault::RequestCompiledInProcess,
         ),
         ("commit-as-ready", Fault::CommitAsReady),
+        ("commit-relaxed", Fault::CommitRelaxed),
     ];
 
     const POINTS: [(&str, CrashPoint); 19] = [
