@@ -2,13 +2,16 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Serving, adds, attach, clif};
 use criterion::Criterion;
-use jitcast::compiler::UnitSource;
+use jitcast::compiler::front::{self, compile_bytes};
+use jitcast::compiler::{Compiler, CompilerOptions, Reclaim, Threads, UnitFile, UnitSource};
+use jitcast::linker::Dialect;
 use jitcast::runtime::sys;
 
 /// Where the other process finds the compiler.
@@ -113,6 +116,107 @@ fn to_called_in_another_process(criterion: &mut Criterion) {
     });
 }
 
+/// A batch is published in one thread and in as many as the machine has processors; says how many times faster that is.
+fn in_threads(criterion: &mut Criterion, name: &str, publish: impl Fn(&Compiler, &Threads)) {
+    let mut means_ns = Vec::new();
+    let all = Threads::default();
+    for threads in [Threads::new(1), all.clone()] {
+        let options = CompilerOptions {
+            threads: threads.clone(),
+            ..CompilerOptions::default()
+        };
+        let compiler = Compiler::create(&options).unwrap();
+        let total = Cell::new((Duration::ZERO, 0));
+        let id = format!("publish/{name}/{}_threads", threads.limit());
+        criterion.bench_function(&id, |bencher| {
+            bencher.iter_custom(|rounds| {
+                let start = Instant::now();
+                (0..rounds).for_each(|_| publish(&compiler, &threads));
+                let taken = start.elapsed();
+                let (before, count) = total.get();
+                total.set((before + taken, count + rounds));
+                taken
+            });
+        });
+        let (taken, count) = total.get();
+        means_ns.push(taken.as_nanos() as f64 / count.max(1) as f64);
+    }
+    if let [one, many] = means_ns[..]
+        && many > 0.0
+    {
+        let (ratio, limit) = (one / many, all.limit());
+        println!("publish/{name}: {limit} threads are {ratio:.2} times as fast as one");
+    }
+}
+
+/// One file of CLIF with a thousand functions.
+fn thousand_functions(criterion: &mut Criterion) {
+    let text: String = (0..1000).map(mixes).collect();
+    in_threads(criterion, "1000_clif_functions", |compiler, threads| {
+        let options = front::Options {
+            threads: threads.clone(),
+            ..front::Options::default()
+        };
+        let compiled = compile_bytes("mixes.clif", text.clone().into(), &options).unwrap();
+        let unit = UnitSource::new("mixes", [compiled]);
+        compiler.publish(&[unit]).unwrap();
+    });
+}
+
+/// CLIF of a function with two loops, calls and some arithmetic.
+fn mixes(number: usize) -> String {
+    let other = (number + 1) % 1000;
+    format!(
+        "function %mix_{number}(i64, i64) -> i64 {{
+    fn0 = %mix_{other}(i64, i64) -> i64
+block0(v0: i64, v1: i64):
+    v2 = iconst.i64 {number}
+    v3 = iadd v0, v2
+    brif v1, block1(v3, v1), block3(v3)
+block1(v4: i64, v5: i64):
+    v6 = imul v4, v5
+    v7 = iconst.i64 7
+    v8 = rotl v6, v7
+    v9 = bxor v8, v2
+    v10 = iconst.i64 -1
+    v11 = iadd v5, v10
+    brif v11, block1(v9, v11), block2(v9)
+block2(v12: i64):
+    v13 = ushr v12, v7
+    v14 = band v13, v2
+    v15 = call fn0(v13, v14)
+    v16 = iadd v15, v12
+    jump block3(v16)
+block3(v17: i64):
+    v18 = iconst.i64 0
+    v19 = icmp slt v17, v18
+    v20 = ineg v17
+    v21 = select v19, v20, v17
+    return v21
+}}
+"
+    )
+}
+
+/// One unit of many small objects.
+fn thousand_objects(criterion: &mut Criterion) {
+    let objects = common::generated_objects(1001);
+    let file = |(number, bytes)| UnitFile {
+        name: format!("{number}.o"),
+        bytes,
+        dialect: Dialect::Elf,
+    };
+    let unit = UnitSource {
+        files: objects.into_iter().enumerate().map(file).collect(),
+        // Each version's memory is used again.
+        reclaim: Reclaim::Yes,
+        ..UnitSource::new("objects", [])
+    };
+    in_threads(criterion, "1001_objects", |compiler, _| {
+        compiler.publish(std::slice::from_ref(&unit)).unwrap();
+    });
+}
+
 fn main() {
     if let Ok(socket) = std::env::var(SOCKET) {
         return call_in_a_loop(&socket);
@@ -120,5 +224,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     republish(&mut criterion);
     to_called_in_another_process(&mut criterion);
+    thousand_functions(&mut criterion);
+    thousand_objects(&mut criterion);
     criterion.final_summary();
 }

@@ -81,7 +81,10 @@ fn fork_inside_a_guard(socket: &str) {
         role::report(own_pid());
         role::next_line().unwrap();
         let inside = guard.take().unwrap();
-        assert_eq!((inside.generation(), worker.poll().unwrap()), (old, old));
+        assert_eq!(
+            (inside.generation(), worker.poll().unwrap().generation()),
+            (old, old)
+        );
         assert_eq!(f.call(&inside, 0), old.cast_signed());
         let stats = worker.stats();
         assert!(stats.number != number && stats.base == base, "{stats:?}");
@@ -95,7 +98,10 @@ fn fork_inside_a_guard(socket: &str) {
         succeeded(fork(|| {
             assert_eq!(f.call(&inside, 0), inside.generation().cast_signed());
             drop(inside);
-            assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+            assert_eq!(
+                call(&worker, "f", 0),
+                worker.poll().unwrap().generation().cast_signed()
+            );
         }));
         role::report("left");
         role::next_line().unwrap();
@@ -106,7 +112,10 @@ fn fork_inside_a_guard(socket: &str) {
     role::report("parent");
     role::next_line().unwrap();
     drop(inside);
-    assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+    assert_eq!(
+        call(&worker, "f", 0),
+        worker.poll().unwrap().generation().cast_signed()
+    );
 }
 
 fn next(process: &mut Process) -> String {
@@ -195,15 +204,15 @@ fn fork_while_threads_call(socket: &str) {
                     call_consistently(&worker, &f, &both);
                 }
                 drop(guard);
-                let before = worker.poll().unwrap();
+                let before = worker.poll().unwrap().generation();
                 let deadline = Instant::now() + PATIENCE;
-                while worker.poll().unwrap() < before + 3 {
+                while worker.poll().unwrap().generation() < before + 3 {
                     assert!(Instant::now() < deadline, "nothing new after {before}");
                     call_consistently(&worker, &f, &both);
                 }
             });
             succeeded(child);
-            generations = worker.poll().unwrap();
+            generations = worker.poll().unwrap().generation();
         }
         end.store(true, Ordering::Relaxed);
         role::report(generations);
@@ -274,7 +283,10 @@ fn close_all_descriptors(socket: &str) {
     succeeded(fork(|| {
         assert!(matches!(worker.enter().map(drop), Err(EnterError::Forked)));
     }));
-    assert_eq!(call(&worker, "f", 0), worker.poll().unwrap().cast_signed());
+    assert_eq!(
+        call(&worker, "f", 0),
+        worker.poll().unwrap().generation().cast_signed()
+    );
     drop((f, worker));
     for file in &mut files {
         file.write_all(b"mine")
@@ -303,8 +315,8 @@ fn become_a_daemon(socket: &str) {
     assert_eq!(unsafe { libc::daemon(1, 1) }, 0);
     role::report(own_pid());
     let deadline = Instant::now() + PATIENCE;
-    let before = worker.poll().unwrap();
-    while worker.poll().unwrap() == before {
+    let before = worker.poll().unwrap().generation();
+    while worker.poll().unwrap().generation() == before {
         assert!(Instant::now() < deadline);
         worker.wait(before, Some(Duration::from_millis(100)));
     }

@@ -215,6 +215,16 @@ fn reusing_text_too_early_is_noticed() {
     );
 }
 
+/// The story: a head that is seen before the record that it stands for lets a worker apply another publication's record.
+#[test]
+#[cfg(feature = "seeded-faults")]
+fn commits_without_their_order_are_noticed() {
+    common::fault::is_noticed(
+        ("JITCAST_FAULT", "commit-relaxed"),
+        "every_call_gives_the_version_of_its_generation",
+    );
+}
+
 fn swaps_run_in_bounded_memory(template: &Template, swaps: u32) {
     let host = Host::with(options(64 << 10));
     publish(&host, template.unit(1, Reclaim::Yes));

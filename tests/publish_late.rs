@@ -176,14 +176,14 @@ fn sleeping_processes_wake_up_to_the_present() {
 fn a_worker_that_waits_is_told_of_what_is_new() {
     let host = Host::sealed();
     let worker = attach(&host);
-    let seen = worker.poll().unwrap();
+    let seen = worker.poll().unwrap().generation();
     assert!(!worker.wait(seen, Some(std::time::Duration::from_millis(1))));
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let mut seen = seen;
             while seen < 100 {
                 assert!(worker.wait(seen, Some(common::process::PATIENCE)));
-                let now = worker.poll().unwrap();
+                let now = worker.poll().unwrap().generation();
                 assert!(now > seen);
                 seen = now;
             }

@@ -154,7 +154,7 @@ fn whoever_waits_notices_by_itself() {
     let serving = Serving::new(&compiler, &socket);
     let generation = publish(&compiler);
     let worker = remote::attach(&socket);
-    assert_eq!(worker.poll().unwrap(), generation);
+    assert_eq!(worker.poll().unwrap().generation(), generation);
     serving.end();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| worker.wait(generation, Some(PATIENCE)));

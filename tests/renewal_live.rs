@@ -378,7 +378,7 @@ fn renewals_and_publications_at_the_same_time_are_seen_whole() {
         let threads = [false, false, true].map(|holds| scope.spawn(move || call(holds)));
         let waits = scope.spawn(|| {
             while !end.load(Ordering::Relaxed) {
-                let seen = worker.poll().unwrap();
+                let seen = worker.poll().unwrap().generation();
                 worker.wait(seen, Some(Duration::from_millis(20)));
             }
         });
@@ -395,7 +395,7 @@ fn renewals_and_publications_at_the_same_time_are_seen_whole() {
         let last = host.compiler.status();
         let last = last.generation;
         let deadline = Instant::now() + PATIENCE;
-        while worker.poll().unwrap() < last {
+        while worker.poll().unwrap().generation() < last {
             assert!(Instant::now() < deadline);
             worker.tend();
         }

@@ -301,7 +301,10 @@ fn a_command_that_misbehaves_is_ended_and_told_of() {
         let worker = units::attach(&host);
         let reason = refused(request(&worker, &adds("f", 1)));
         assert!(reason.contains(phrase), "{script}: {reason}");
-        assert_eq!(host.publish_adds("f", 1), worker.poll().unwrap());
+        assert_eq!(
+            host.publish_adds("f", 1),
+            worker.poll().unwrap().generation()
+        );
     }
     // What it inherits: three files, no environment, no way to gain rights.
     let script = "ls /proc/self/fd | wc -l >&2; env >&2; grep NoNewPrivs /proc/self/status >&2; ulimit -c >&2; exit 1";
@@ -378,7 +381,10 @@ fn overload_is_told_at_once() {
     let reason = busy(request(&other, &adds("f", 7)));
     assert!(reason.contains("too many texts"), "{reason}");
     assert!(!same.is_ready() && pending.iter().all(|pending| !pending.is_ready()));
-    assert_eq!(host.publish_adds("f", 1), worker.poll().unwrap());
+    assert_eq!(
+        host.publish_adds("f", 1),
+        worker.poll().unwrap().generation()
+    );
 }
 
 #[test]

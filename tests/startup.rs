@@ -339,7 +339,7 @@ fn a_constructors_thread_holds_what_old_names_lead_to() {
     let host = Host::sealed();
     publish(&host, &[adders("old", &[("version", 1)])]);
     let worker = attach(&host);
-    let applied = worker.poll().unwrap();
+    let applied = worker.poll().unwrap().generation();
     let source = "#include <pthread.h>\n
         static volatile long go_on = 1; static pthread_t thread;
         static void *run(void *nothing) { while (go_on) {} return nothing; }

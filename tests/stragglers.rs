@@ -27,7 +27,7 @@ fn stay_inside(socket: &str) {
     role::report(rustix::thread::gettid().as_raw_nonzero());
     role::next_line().unwrap();
     drop(guard);
-    role::report(worker.poll().unwrap());
+    role::report(worker.poll().unwrap().generation());
     role::next_line();
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::host::{Host, clif_unit};
 use common::process::PATIENCE;
 use common::{require, role};
-use jitcast::worker::{EnterError, Function, Guard, HostTable, Worker};
+use jitcast::worker::{EnterError, Function, Guard, HostTable, Polled, Worker};
 use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publish_generation};
 
 /// The role of a process without membarrier.
@@ -207,6 +207,49 @@ fn while_threads_stay_inside_others_go_on() {
     assert_at(&worker.enter().unwrap(), [&f, &both], new);
 }
 
+/// What a poll says is what happened: inside a guard nothing is applied, whatever was published.
+#[test]
+fn a_poll_inside_a_guard_applies_nothing_and_says_so() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    let generation = publish_generation(&host);
+    assert_eq!(worker.poll().unwrap(), Polled::Applied { generation });
+    assert_eq!(worker.poll().unwrap(), Polled::Current { generation });
+    let guard = worker.enter().unwrap();
+    let newest = generation;
+    assert_eq!(
+        worker.poll().unwrap(),
+        Polled::Inside { generation, newest }
+    );
+    for newest in [(); 3].map(|()| publish_generation(&host)) {
+        assert!(worker.poll().unwrap().generation() < newest);
+    }
+    let newest = generation + 3;
+    let nested = worker.enter().unwrap();
+    assert_eq!(
+        worker.poll().unwrap(),
+        Polled::Inside { generation, newest }
+    );
+    assert_eq!(worker.stats().applied, generation, "nothing is applied");
+    assert_eq!(f.call(&nested, 0), generation.cast_signed());
+    // Another thread of the worker is not inside: it applies what is new, and this one stays where it is.
+    let other = std::thread::scope(|scope| scope.spawn(|| worker.poll().unwrap()).join().unwrap());
+    assert_eq!(other, Polled::Applied { generation: newest });
+    assert_eq!(
+        worker.poll().unwrap(),
+        Polled::Inside { generation, newest }
+    );
+    assert_eq!(f.call(&nested, 0), generation.cast_signed());
+    drop((nested, guard));
+    assert_eq!(
+        worker.poll().unwrap(),
+        Polled::Current { generation: newest }
+    );
+    assert_eq!(call(&worker, "f", 0), newest.cast_signed());
+}
+
 /// More generations than a worker keeps apart: it stays where it is, and goes on when there is room.
 #[test]
 fn threads_inside_at_too_many_generations_hold_only_their_worker_back() {
@@ -237,7 +280,7 @@ fn threads_inside_at_too_many_generations_hold_only_their_worker_back() {
             "{guard:?}"
         );
         assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
-        assert_eq!(other.poll().unwrap(), newest);
+        assert_eq!(other.poll().unwrap().generation(), newest);
         drop(guard);
         left.wait();
     });
@@ -326,7 +369,7 @@ fn one_thread_too_many_is_told_so() {
             .map(|thread| thread.join().unwrap())
             .collect()
     });
-    let generation = worker.poll().unwrap().cast_signed();
+    let generation = worker.poll().unwrap().generation().cast_signed();
     assert!(threads.iter().all(|number| *number == generation));
 }
 
@@ -352,7 +395,7 @@ fn guards_left_in_any_order_hold_their_generation_to_the_last() {
         }
         await_unpinned(&host);
     }
-    assert_eq!(worker.poll().unwrap(), generation + 3);
+    assert_eq!(worker.poll().unwrap().generation(), generation + 3);
 }
 
 #[test]
@@ -465,7 +508,7 @@ fn a_constructor_that_takes_its_time_keeps_nobody() {
     let replaced = c("slow", "long slow(long x) { return x + 1; }");
     std::thread::scope(|scope| {
         publish(&host, &[c("slow", source)]);
-        let starts = scope.spawn(|| worker.poll().unwrap());
+        let starts = scope.spawn(|| worker.poll().unwrap().generation());
         let deadline = Instant::now() + PATIENCE;
         while !BEGUN.load(Ordering::Acquire) {
             assert!(Instant::now() < deadline);

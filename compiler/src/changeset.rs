@@ -67,6 +67,15 @@ pub enum SymbolUpdate {
     Restore(String),
 }
 
+impl SymbolUpdate {
+    /// The name that it is about.
+    pub(crate) fn symbol(&self) -> &str {
+        match self {
+            Self::Quarantine(symbol) | Self::Restore(symbol) => symbol,
+        }
+    }
+}
+
 /// What the publisher asks for besides, and takes upon itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOptions {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use jitcast_linker::Prepared;
 use jitcast_runtime::cpu::CpuFeatures;
@@ -25,6 +26,8 @@ use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
 use crate::renewal::Offering;
 use crate::requests::Holds;
 use crate::state::{Commit, State, commit};
+use crate::threads::Threads;
+use crate::turn::Turn;
 use crate::workers::Workers;
 
 /// The compiler process's side of a segment. Shared between threads.
@@ -42,6 +45,7 @@ pub struct Compiler {
     pub(crate) holds: Mutex<Holds>,
     reclaim_above_bytes: u64,
     pub(crate) max_held_bytes: Option<u64>,
+    threads: Threads,
 }
 
 impl Compiler {
@@ -120,6 +124,7 @@ impl Compiler {
             servers: Mutex::default(),
             reclaim_above_bytes: options.reclaim_above_bytes,
             max_held_bytes: options.max_held_bytes,
+            threads: options.threads.clone(),
         }
     }
 
@@ -152,21 +157,39 @@ impl Compiler {
     /// # Errors
     /// [`PublishError`].
     pub fn change(&self, changes: &Changeset<'_>) -> Result<Publication, PublishError> {
-        let retained: Vec<_> = changes.units.iter().map(RetainedUnit::new).collect();
+        self.change_in_turn(changes, &mut ())
+    }
+
+    /// The same, where others go first. What depends neither on them nor on what is published is done before they have gone.
+    pub(crate) fn change_in_turn(
+        &self,
+        changes: &Changeset<'_>,
+        turn: &mut dyn Turn,
+    ) -> Result<Publication, PublishError> {
+        let start = Instant::now();
+        let retained = publish::retained(changes.units, &self.threads);
         // Who does not ask for it does not wait here for somebody else's publication.
-        if changes.options.if_changed
-            && let Some(published) = self.state.lock().unchanged(changes, &retained)
-        {
-            return Ok(published);
+        if changes.options.if_changed {
+            turn.wait()?;
+            if let Some(published) = self.state.lock().unchanged(changes, &retained) {
+                return Ok(published);
+            }
         }
         let inputs = publish::inputs(changes.units);
-        let units = publish::read(changes, &inputs)?;
+        let units = publish::read(changes, &inputs, &self.threads)?;
+        let prepared = start.elapsed();
+        turn.wait()?;
         let mut state = self.state.lock();
+        turn.begin();
+        let locked = start.elapsed();
         // Somebody may have published the same meanwhile.
-        match state.unchanged(changes, &retained) {
+        let done = match state.unchanged(changes, &retained) {
             Some(published) => Ok(published),
             None => self.publish_locked(&mut state, changes, &retained, &units),
-        }
+        };
+        let (waited, committed) = (locked - prepared, start.elapsed() - locked);
+        tracing::debug!(?prepared, ?waited, ?committed, "publication");
+        done
     }
 
     /// Moves functions to the fallbacks of their handles, at the next guard of every worker, until they are restored.
@@ -224,9 +247,10 @@ impl Compiler {
             };
             let inputs = publish::inputs(changes.units);
             let units = if others_wait {
-                publish::read(&changes, &inputs)?
+                publish::read(&changes, &inputs, &self.threads)?
             } else {
-                MutexGuard::unlocked(&mut state, || publish::read(&changes, &inputs))?
+                let read = || publish::read(&changes, &inputs, &self.threads);
+                MutexGuard::unlocked(&mut state, read)?
             };
             let now = state.history.undo(to)?;
             if now == undo {

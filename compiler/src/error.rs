@@ -35,6 +35,9 @@ pub enum PublishError {
     /// The segment cannot go on in another object.
     #[error("the segment is not renewed: {0}")]
     Renewal(#[from] SegmentError),
+    /// The server that it came through is being stopped.
+    #[error("the compiler process is ending\n  help: publish again once it has been started again")]
+    Ending,
     /// Nothing to publish.
     #[error("nothing to publish\n  help: give at least one file")]
     Empty,

@@ -14,6 +14,10 @@ pub(crate) enum Fault {
     StrangersIgnored,
     /// Publications go on whatever is held back.
     HeldUnlimited,
+    /// Publications are committed as they get ready, whatever came first.
+    CommitAsReady,
+    /// The head is seen before the record and the root that it stands for.
+    CommitRelaxed,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -46,7 +50,7 @@ pub(crate) enum CrashPoint {
 #[cfg(feature = "seeded-faults")]
 pub use seeding::CRASH_POINTS;
 #[cfg(feature = "seeded-faults")]
-pub(crate) use seeding::{crash_at, seeded};
+pub(crate) use seeding::{crash_at, hold_at, seeded};
 
 #[cfg(feature = "seeded-faults")]
 mod seeding {
@@ -57,7 +61,7 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 5] = [
+    const FAULTS: [(&str, Fault); 7] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
@@ -66,6 +70,8 @@ mod seeding {
         ),
         ("strangers-ignored", Fault::StrangersIgnored),
         ("held-unlimited", Fault::HeldUnlimited),
+        ("commit-as-ready", Fault::CommitAsReady),
+        ("commit-relaxed", Fault::CommitRelaxed),
     ];
 
     const POINTS: [(&str, CrashPoint); 21] = [
@@ -140,6 +146,20 @@ mod seeding {
             kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
         }
     }
+
+    /// Waits while a unit is prepared, if that was asked for by the environment variable `JITCAST_HOLD`: `unit=path`, more of
+    /// them after commas. A path is that of a FIFO, which is read to its end. What is written to it may be `panic`.
+    pub(crate) fn hold_at(unit: &str) {
+        let Ok(chosen) = std::env::var("JITCAST_HOLD") else {
+            return;
+        };
+        let mut held = chosen.split(',').filter_map(|held| held.split_once('='));
+        let Some((_, path)) = held.find(|(name, _)| *name == unit) else {
+            return;
+        };
+        let told = std::fs::read(path).expect("a FIFO that can be read");
+        assert_ne!(told, b"panic", "as was asked for");
+    }
 }
 
 /// Whether `fault` was asked for: never, in a build without them.
@@ -151,3 +171,7 @@ pub(crate) fn seeded(_fault: Fault) -> bool {
 /// Kills the process, if it was asked for at this point: never, in a build without such points.
 #[cfg(not(feature = "seeded-faults"))]
 pub(crate) fn crash_at(_point: CrashPoint) {}
+
+/// Waits while a unit is prepared, if that was asked for: never, in a build without such points.
+#[cfg(not(feature = "seeded-faults"))]
+pub(crate) fn hold_at(_unit: &str) {}

@@ -67,9 +67,16 @@ pub struct RetainedUnit {
 impl RetainedUnit {
     /// What is retained of `source`.
     pub fn new(source: &UnitSource) -> Self {
-        let files = source.files.iter().map(|file| RetainedFile {
+        let files = source.files.iter();
+        Self::with(source, files.map(|file| ContentHash::of(&file.bytes)))
+    }
+
+    /// The same, of which the hashes of the files' contents are known.
+    pub(crate) fn with(source: &UnitSource, hashes: impl Iterator<Item = ContentHash>) -> Self {
+        let files = source.files.iter().zip(hashes);
+        let files = files.map(|(file, content)| RetainedFile {
             name: file.name.clone(),
-            content: ContentHash::of(&file.bytes),
+            content,
             cranelift: file.dialect == Dialect::Cranelift,
         });
         let signatures = source.signatures.iter();

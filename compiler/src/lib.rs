@@ -23,6 +23,8 @@ mod state;
 mod status;
 mod stragglers;
 mod support;
+mod threads;
+mod turn;
 mod workers;
 
 pub use changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
@@ -36,9 +38,10 @@ pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use requests::{RequestLimits, RequestOptions, codegen};
-pub use server::{Access, Policy, ServeError, Server, Stop};
+pub use server::{Access, Policy, PublishLimits, ServeError, Server, Stop};
 pub use status::{
     AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, KeptStatus, Status, SymbolStatus,
     TrapStatus, UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;
+pub use threads::Threads;

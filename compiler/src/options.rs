@@ -5,6 +5,7 @@ use jitcast_runtime::geometry::{DEFAULT_WINDOW_BYTES, Geometry, GeometryError};
 use jitcast_runtime::segment::{BackEnd, SegmentOptions};
 
 use crate::journal::JournalOptions;
+use crate::threads::Threads;
 
 /// How many publications can be undone, unless more or fewer are asked for.
 pub const DEFAULT_RETAIN: usize = 3;
@@ -29,6 +30,8 @@ pub struct CompilerOptions {
     pub reclaim_above_bytes: u64,
     /// Where publications are written down, so that the next compiler process has them too; `None`: nowhere.
     pub journal: Option<JournalOptions>,
+    /// How many threads read the objects of a batch at once. What is published does not depend on it.
+    pub threads: Threads,
 }
 
 impl Default for CompilerOptions {
@@ -43,6 +46,7 @@ impl Default for CompilerOptions {
             max_held_bytes: None,
             reclaim_above_bytes: 256 << 10,
             journal: None,
+            threads: Threads::default(),
         }
     }
 }

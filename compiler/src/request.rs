@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
@@ -9,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
 use crate::compiler::Compiler;
-use crate::front::{self, FrontError};
+use crate::front;
 use crate::publish::{LinkOptions, Publication, Reclaim, UnitSource};
 use crate::status::Status;
+use crate::turn::Turn;
 
 /// The longest request that the compiler process accepts from a publisher, bytes.
 pub const MAX_REQUEST_BYTES: u32 = 512 << 20;
@@ -125,42 +127,53 @@ pub enum RequestError {
     Malformed(#[from] postcard::Error),
 }
 
-/// What is text is compiled here.
-fn unit_source(unit: RequestUnit, options: &front::Options) -> Result<UnitSource, String> {
-    let mut signatures = Vec::new();
-    for text in &unit.signatures {
-        let NamedSignature { name, signature } =
-            text.parse().map_err(|error| format!("{error}"))?;
-        signatures.push((name, signature));
-    }
-    let mut files = Vec::new();
-    for file in unit.files {
-        let is_c = file.name.ends_with(".c") && !file.bytes.starts_with(b"\x7fELF");
-        if is_c {
-            return Err(format!(
-                "{}: C is compiled by the publisher, not by the compiler process",
-                file.name
-            ));
+/// What the units of a request become: what is text is compiled, all files at once.
+fn unit_sources(
+    units: Vec<RequestUnit>,
+    options: &front::Options,
+) -> Result<Vec<UnitSource>, String> {
+    let (mut sources, mut counts, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    for unit in units {
+        let mut source = UnitSource::new(unit.name, []);
+        for text in &unit.signatures {
+            let NamedSignature { name, signature } =
+                text.parse().map_err(|error| format!("{error}"))?;
+            source.signatures.push((name, signature));
         }
-        let compiled = front::compile_bytes(&file.name, file.bytes, options);
-        files.push(compiled.map_err(|error: FrontError| error.to_string())?);
+        source.reclaim = unit.reclaim;
+        source.link = unit.link;
+        counts.push(unit.files.len());
+        for file in unit.files {
+            let is_c = file.name.ends_with(".c") && !file.bytes.starts_with(b"\x7fELF");
+            if is_c {
+                return Err(format!(
+                    "{}: C is compiled by the publisher, not by the compiler process",
+                    file.name
+                ));
+            }
+            files.push((file.name, file.bytes));
+        }
+        sources.push(source);
     }
-    let mut source = UnitSource::new(unit.name, files);
-    // The first one counts, and what was said explicitly comes first.
-    source.signatures.splice(0..0, signatures);
-    source.reclaim = unit.reclaim;
-    source.link = unit.link;
-    Ok(source)
+    let start = Instant::now();
+    let compiled = front::compile_all(files, options);
+    tracing::debug!(compiled = ?start.elapsed(), "publication");
+    let mut compiled = compiled.map_err(|error| error.to_string())?.into_iter();
+    for (source, count) in sources.iter_mut().zip(counts) {
+        // The first signature counts, and what was said explicitly comes first.
+        source.add(compiled.by_ref().take(count));
+    }
+    Ok(sources)
 }
 
-/// Carries a request out.
+/// Carries a publication out, in its turn.
 pub(crate) fn carry_out(
     compiler: &Compiler,
-    payload: &[u8],
+    request: PublishRequest,
     options: &front::Options,
+    turn: &mut dyn Turn,
 ) -> (FrameKind, Vec<u8>) {
-    let published = read(payload).and_then(|request| publish_request(compiler, request, options));
-    reply(published)
+    reply(publish_request(compiler, request, options, turn))
 }
 
 /// Goes back to an earlier state.
@@ -193,11 +206,9 @@ fn publish_request(
     compiler: &Compiler,
     request: PublishRequest,
     options: &front::Options,
+    turn: &mut dyn Turn,
 ) -> Result<Publication, String> {
-    let units = request.units.into_iter();
-    let units: Vec<_> = units
-        .map(|unit| unit_source(unit, options))
-        .collect::<Result<_, _>>()?;
+    let units = unit_sources(request.units, options)?;
     let changes = Changeset {
         units: &units,
         removals: &request.removals,
@@ -205,10 +216,12 @@ fn publish_request(
         options: request.options,
         canary: request.canary.as_ref(),
     };
-    compiler.change(&changes).map_err(|error| error.to_string())
+    let done = compiler.change_in_turn(&changes, turn);
+    done.map_err(|error| error.to_string())
 }
 
-fn read<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
+/// What a payload says.
+pub(crate) fn read<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
     postcard::from_bytes(payload).map_err(|error| format!("the request cannot be read: {error}"))
 }
 
@@ -222,9 +235,13 @@ fn reply(published: Result<Publication, String>) -> (FrameKind, Vec<u8>) {
     }
 }
 
-/// Tells the state of the segment.
-pub(crate) fn tell(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
-    match postcard::to_stdvec(&compiler.status()) {
+/// Tells the state of the segment, and how many publications are under way.
+pub(crate) fn tell(compiler: &Compiler, publishing: usize) -> (FrameKind, Vec<u8>) {
+    let status = Status {
+        publishing: publishing as u64,
+        ..compiler.status()
+    };
+    match postcard::to_stdvec(&status) {
         Ok(status) => (FrameKind::StatusReply, status),
         Err(error) => (FrameKind::Refused, error.to_string().into_bytes()),
     }
@@ -235,8 +252,25 @@ pub(crate) fn tell(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
 /// # Errors
 /// [`RequestError`].
 pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publication, RequestError> {
+    begin_publish(&socket, request)?;
+    await_published(&socket)
+}
+
+/// Sends a request, whose answer [`await_published`] waits for. More may be sent before: they are prepared meanwhile, and are
+/// committed and answered in the order in which they were sent.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn begin_publish(socket: impl AsFd, request: &PublishRequest) -> Result<(), RequestError> {
     let payload = postcard::to_stdvec(request)?;
-    wire::send(&socket, FrameKind::Publish, &payload, &[])?;
+    Ok(wire::send(&socket, FrameKind::Publish, &payload, &[])?)
+}
+
+/// Waits for the answer to the oldest request that was sent and has none.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn await_published(socket: impl AsFd) -> Result<Publication, RequestError> {
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

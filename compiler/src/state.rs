@@ -18,7 +18,7 @@ use jitcast_runtime::sys;
 use crate::catalog::Catalog;
 use crate::changeset::Changeset;
 use crate::contents::Contents;
-use crate::fault::{CrashPoint, crash_at};
+use crate::fault::{CrashPoint, Fault, crash_at, seeded};
 use crate::history::{ContentHash, History, RetainedUnit};
 use crate::publish::{Changes, Publication, UnitSource};
 
@@ -211,6 +211,9 @@ pub(crate) fn commit<E: From<SegmentFull>>(
     };
     write_ahead(&txn, &commit)?;
     let control = Control::new(segment.memory()).expect("our own segment has a header");
+    if seeded(Fault::CommitRelaxed) {
+        show_head_early(&control, ring[0]);
+    }
     for area in Area::ALL {
         control.set_extent(area, extents[area.index()]);
     }
@@ -220,4 +223,15 @@ pub(crate) fn commit<E: From<SegmentFull>>(
     crash_at(CrashPoint::AfterHead);
     txn.commit();
     Ok(commit)
+}
+
+/// What a reader may see where nothing orders the stores of a commit: the head, and the first word of a record whose other words
+/// are those of the one that lay there before; for as long as another processor may lag.
+fn show_head_early(control: &Control<'_>, generation: u64) {
+    let ring = control.ring();
+    if let Some(mut stale) = ring.read(generation.wrapping_sub(ring.places())) {
+        stale[0] = generation;
+        ring.publish(&stale);
+        (0..10_000).for_each(|_| std::hint::spin_loop());
+    }
 }

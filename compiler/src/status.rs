@@ -51,6 +51,8 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Threads that hold retired memory back, those that hold most first.
     pub stragglers: Vec<Straggler>,
+    /// How many publications are under way over sockets: read, and not answered yet.
+    pub publishing: u64,
 }
 
 /// A publication that can be undone.
@@ -335,6 +337,7 @@ impl Compiler {
             canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
             workers,
             stragglers: self.stragglers(&state),
+            publishing: 0,
         };
         drop(state);
         status.with_audiences()

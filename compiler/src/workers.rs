@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
+use jitcast_runtime::pin;
 use jitcast_runtime::segment::{self, Presence, Segment};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
@@ -200,27 +201,16 @@ impl Workers {
         }
         // A fork hands a pin over from one mailbox to another, like the start of a thread inside one.
         const TRIES: u32 = 8;
-        for _ in 0..TRIES {
-            let before = self.handed_over();
-            let pins = self
-                .entries
-                .iter()
-                .filter(|entry| entry.object() == object)
-                .filter_map(|entry| entry.mailbox.oldest_pin());
-            let oldest = pins.min();
-            if self.handed_over() == before {
-                return oldest.unwrap_or(u64::MAX);
-            }
-        }
-        0
-    }
-
-    /// How many pins were handed over, by all.
-    fn handed_over(&self) -> u64 {
-        // Acquire: pairs with the release in `pin::hand_over`, which comes before the giver leaves.
-        let count =
-            |entry: &WorkerEntry| entry.mailbox.word(Word::HandedOver).load(Ordering::Acquire);
-        self.entries.iter().map(count).fold(0, u64::wrapping_add)
+        let handed_over = || {
+            let counts = self.entries.iter().map(|entry| entry.mailbox.handed_over());
+            counts.fold(0, u64::wrapping_add)
+        };
+        let look = || {
+            let entries = self.entries.iter().filter(|entry| entry.object() == object);
+            entries.filter_map(|entry| entry.mailbox.oldest_pin()).min()
+        };
+        let oldest = pin::settled(handed_over, TRIES, look);
+        oldest.map_or(0, |oldest| oldest.unwrap_or(u64::MAX))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The linker of jitcast: relocatable ELF objects and archives in, a linked unit and its patch table out.
 //!
-//! Pure: no processes, no system calls, no shared memory. First everything that a unit asks for is found
-//! ([`Prepared::read`]); then, once it has a place, arithmetic ([`Prepared::link`]).
+//! Pure: no processes, no threads, no system calls, no shared memory. First each file is read by itself ([`File`]), then everything
+//! that a unit asks for is found ([`Prepared::read`]); then, once it has a place, arithmetic ([`Prepared::link`]).
 //!
 //! Invariant: shared output (text, read-only data) is the same bytes in every process; whatever depends
 //! on a process is a [`Patch`](jitcast_runtime::Patch) whose site lies in the private area.
@@ -67,5 +67,5 @@ pub use input::{
     Area, Binding, Carried, Definition, Dialect, Extent, Extents, Input, Linked, Needs, Options,
     Place, PlacedSymbol, Placement, Reference, SymbolKind,
 };
-pub use prepared::Prepared;
+pub use prepared::{File, Prepared};
 pub use unwind::Unwinding;

@@ -1,16 +1,49 @@
 //! A unit that is ready to be placed.
 
+use crate::archive;
 use crate::atoms::Atoms;
 use crate::error::LinkError;
 use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
 use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
 use crate::names::{self, Named};
 use crate::needs;
+use crate::object_file::ObjectFile;
 use crate::plan::{self, Plan};
 use crate::startup::{self, Order};
 use crate::thunk;
 use crate::unit::Unit;
 use crate::unwind::{self, Unwound};
+
+/// A file of a unit, read by itself: all that can be known of it without the others. So files can be read in any order, or
+/// at once.
+///
+/// It borrows the file's bytes.
+#[derive(Debug)]
+pub struct File<'a>(pub(crate) Kind<'a>);
+
+/// What a file is.
+#[derive(Debug)]
+pub(crate) enum Kind<'a> {
+    /// An object.
+    Object(Box<ObjectFile<'a>>),
+    /// An archive, of which nothing is read yet: which members are needed depends on the other files.
+    Archive(Input<'a>),
+}
+
+impl<'a> File<'a> {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it by itself.
+    pub fn read(input: &Input<'a>) -> Result<Self, LinkError> {
+        if archive::is_archive(input.bytes) {
+            return Ok(Self(Kind::Archive(*input)));
+        }
+        let object = ObjectFile::read(input.name.to_owned(), input.bytes, input.dialect)?;
+        Ok(Self(Kind::Object(Box::new(object))))
+    }
+}
 
 /// A unit, read and resolved: all that can be known before it has a place.
 ///
@@ -39,8 +72,18 @@ impl<'a> Prepared<'a> {
     ///
     /// Whatever cannot be linked correctly, named with its place.
     pub fn read(unit: &'a str, inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
+        let files: Result<_, LinkError> = inputs.iter().map(File::read).collect();
+        Self::of(unit, files?, options)
+    }
+
+    /// As [`Prepared::read`], of files that have been read already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::read`].
+    pub fn of(unit: &'a str, files: Vec<File<'a>>, options: &Options) -> Result<Self, LinkError> {
         let name = unit;
-        let mut unit = Unit::read(inputs, options)?;
+        let mut unit = Unit::read(files, options)?;
         let mut plan = plan::plan(&unit)?;
         let atoms = Atoms::of(&unit);
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;

@@ -6,13 +6,14 @@ use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::Sym as _;
 
-use crate::archive::{self, Archives};
+use crate::archive::Archives;
 use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
 use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
+use crate::prepared::{File, Kind};
 use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Globals, Strength, SymbolUse, Value};
@@ -94,8 +95,8 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
-    /// Reads the objects, and the members that they pull from the archives.
-    pub(crate) fn read(inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
+    /// Puts the objects together, and the members that they pull from the archives.
+    pub(crate) fn read(files: Vec<File<'a>>, options: &Options) -> Result<Self, LinkError> {
         let mut unit = Self {
             objects: Vec::new(),
             uses: Vec::new(),
@@ -113,20 +114,17 @@ impl<'a> Unit<'a> {
             frames: Vec::new(),
         };
         let mut archives = Archives::default();
-        for input in inputs {
-            if archive::is_archive(input.bytes) {
-                archives.add(input)?;
-                if options.whole_archive {
-                    for member in archives.pull_all()? {
-                        unit.add(member)?;
+        for File(kind) in files {
+            match kind {
+                Kind::Object(object) => unit.add(*object)?,
+                Kind::Archive(input) => {
+                    archives.add(&input)?;
+                    if options.whole_archive {
+                        for member in archives.pull_all()? {
+                            unit.add(member)?;
+                        }
                     }
                 }
-            } else {
-                unit.add(ObjectFile::read(
-                    input.name.to_owned(),
-                    input.bytes,
-                    input.dialect,
-                )?)?;
             }
         }
         if let Some((name, bytes)) = options.support {

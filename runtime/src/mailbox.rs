@@ -160,8 +160,13 @@ impl Mailbox {
     pub fn oldest_pin(&self) -> Option<u64> {
         // A worker that hands over all the time holds everything back: itself alone pays with memory.
         const TRIES: u32 = 8;
-        let oldest = pin::settled(self.word(Word::HandedOver), TRIES, || self.pins(None).min());
+        let oldest = pin::settled(|| self.handed_over(), TRIES, || self.pins(None).min());
         oldest.unwrap_or(Some(PIN_EVERYTHING))
+    }
+
+    /// How many pins were handed over to threads of this mailbox. Acquire: pairs with the release in [`pin::hand_over`].
+    pub fn handed_over(&self) -> u64 {
+        self.word(Word::HandedOver).load(Ordering::Acquire)
     }
 
     /// The generations that threads are inside at, ascending, each once.
@@ -181,7 +186,7 @@ impl Mailbox {
             pins.dedup();
             pins
         };
-        let looked = pin::settled(self.word(Word::HandedOver), u32::MAX, look);
+        let looked = pin::settled(|| self.handed_over(), u32::MAX, look);
         looked.unwrap_or_else(|| vec![PIN_EVERYTHING])
     }
 

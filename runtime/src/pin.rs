@@ -59,14 +59,15 @@ pub fn hold<T>(held: &AtomicU64, object: u64, look: impl FnOnce() -> T) -> T {
 }
 
 /// What `look` says of all pins, looked at while none was handed over: whoever sees that the giver has left would
-/// otherwise have looked at the taker too early. `None`: there was one each of `tries` times.
-pub fn settled<T>(handed: &AtomicU64, tries: u32, mut look: impl FnMut() -> T) -> Option<T> {
+/// otherwise have looked at the taker too early. `handed` says how many were, in all mailboxes that are looked at, by loads that
+/// acquire. `None`: there was one each of `tries` times.
+pub fn settled<T>(handed: impl Fn() -> u64, tries: u32, mut look: impl FnMut() -> T) -> Option<T> {
     for _ in 0..tries {
-        // Acquire: pairs with the release in `hand_over`.
-        let before = handed.load(Ordering::Acquire);
+        // Its loads acquire, and pair with the release in `hand_over`.
+        let before = handed();
         // Its loads acquire: one that sees the giver's leaving sees the count that came before it.
         let seen = look();
-        if handed.load(Ordering::Acquire) == before {
+        if handed() == before {
             return Some(seen);
         }
     }

@@ -218,7 +218,8 @@ fn hand_over_against_reuse(settles: bool) {
     };
     let look = || pin::oldest([&shared.taker, &shared.giver].into_iter());
     let oldest = if settles {
-        pin::settled(&shared.handed, 2, look).unwrap_or(Some(1))
+        let handed = || shared.handed.load(Ordering::Acquire);
+        pin::settled(handed, 2, look).unwrap_or(Some(1))
     } else {
         look()
     };
@@ -236,6 +237,156 @@ fn a_pin_that_is_handed_over_is_not_missed() {
 #[test]
 fn a_look_that_is_not_repeated_is_caught() {
     assert!(fails(|| hand_over_against_reuse(false)));
+}
+
+/// Two mailboxes: a thread that is inside forks, so that its child begins inside with a mailbox of its own, and leaves. The
+/// compiler process looks at the child's first, and at each as it always does. `looks_again`: at all of them, if a pin was
+/// handed over meanwhile, whoever's.
+fn fork_against_reuse(looks_again: bool) {
+    struct Mailbox {
+        pin: AtomicU64,
+        handed: AtomicU64,
+    }
+    impl Mailbox {
+        fn new(pin: u64) -> Self {
+            let (pin, handed) = (AtomicU64::new(pin), AtomicU64::new(0));
+            Self { pin, handed }
+        }
+
+        fn handed(&self) -> u64 {
+            self.handed.load(Ordering::Acquire)
+        }
+
+        fn oldest_pin(&self) -> Option<u64> {
+            let look = || pin::oldest([&self.pin].into_iter());
+            pin::settled(|| self.handed(), 2, look).unwrap_or(Some(1))
+        }
+    }
+    let mailboxes = Arc::new([Mailbox::new(0), Mailbox::new(1)]);
+    let text = Arc::new(AtomicU64::new(1));
+    let forking = {
+        let (mailboxes, text) = (Arc::clone(&mailboxes), Arc::clone(&text));
+        thread::spawn(move || {
+            let [child, parent] = &*mailboxes;
+            pin::hand_over(&child.pin, 1, &child.handed);
+            pin::leave(&parent.pin, 0);
+            let found = text.load(Ordering::Relaxed);
+            assert_eq!(found, 1, "reused under the child");
+            pin::leave(&child.pin, 0);
+        })
+    };
+    let look = || mailboxes.iter().filter_map(Mailbox::oldest_pin).min();
+    let oldest = if looks_again {
+        let handed = || mailboxes.iter().map(Mailbox::handed).sum::<u64>();
+        pin::settled(handed, 2, look).unwrap_or(Some(1))
+    } else {
+        look()
+    };
+    if oldest.is_none() {
+        text.store(2, Ordering::Relaxed);
+    }
+    forking.join().unwrap();
+}
+
+#[test]
+fn a_pin_that_is_handed_over_to_another_mailbox_is_not_missed() {
+    explore("pin handed over to a child", || fork_against_reuse(true));
+}
+
+#[test]
+fn a_look_at_all_mailboxes_that_is_not_repeated_is_caught() {
+    assert!(fails(|| fork_against_reuse(false)));
+}
+
+/// How a commit goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slip {
+    Nothing,
+    /// The root is stored without release.
+    RootRelaxed,
+    /// The head is.
+    HeadRelaxed,
+    /// The head is stored before the root.
+    HeadFirst,
+}
+
+/// The compiler process commits generation 2: it writes a node, stores the root that refers to it, and publishes the record. One
+/// worker is told by the head, and another one, which attaches, by nobody.
+fn commit_and_read(slip: Slip) {
+    struct Shared {
+        ring: SmallRing,
+        root: AtomicU64,
+        /// The nodes of the roots 0 and 1: the generation that wrote each.
+        nodes: [AtomicU64; 2],
+    }
+    impl Shared {
+        fn publish(&self, slip: Slip) {
+            if slip != Slip::HeadRelaxed {
+                return self.ring.ring().publish(&record(2));
+            }
+            // As `Ring::publish`, but for the last store.
+            self.ring.intent.store(2, Ordering::Relaxed);
+            fence(Ordering::Release);
+            for (word, value) in self.ring.words.iter().zip(record(2)) {
+                word.store(value, Ordering::Relaxed);
+            }
+            self.ring.head.store(2, Ordering::Relaxed);
+        }
+
+        /// The generation of the directory that there is.
+        fn read(&self) -> u64 {
+            let root = self.root.load(Ordering::Acquire);
+            let generation = self.nodes[root as usize].load(Ordering::Relaxed);
+            assert_eq!(generation, root + 1, "what the root refers to is not there");
+            generation
+        }
+    }
+    let shared = Arc::new(Shared {
+        ring: SmallRing::new(),
+        root: AtomicU64::new(0),
+        nodes: [AtomicU64::new(1), AtomicU64::new(0)],
+    });
+    let told = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let head = shared.ring.ring().head();
+            assert!(shared.read() >= head, "a directory older than the head");
+            if head == 2 {
+                assert_eq!(shared.ring.ring().read(2), Some(record(2)));
+            }
+        })
+    };
+    let attaches = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || drop(shared.read()))
+    };
+    shared.nodes[1].store(2, Ordering::Relaxed);
+    if slip == Slip::HeadFirst {
+        shared.publish(slip);
+    }
+    // As `Control::commit`.
+    let release = match slip {
+        Slip::RootRelaxed => Ordering::Relaxed,
+        _ => Ordering::Release,
+    };
+    shared.root.store(1, release);
+    if slip != Slip::HeadFirst {
+        shared.publish(slip);
+    }
+    told.join().unwrap();
+    attaches.join().unwrap();
+}
+
+#[test]
+fn a_commit_is_seen_whole_by_root_and_by_head() {
+    explore("commit", || commit_and_read(Slip::Nothing));
+}
+
+#[test]
+fn a_commit_without_its_order_is_caught() {
+    for slip in [Slip::RootRelaxed, Slip::HeadRelaxed, Slip::HeadFirst] {
+        assert!(fails(move || commit_and_read(slip)), "{}", slip as u8);
+    }
 }
 
 /// A worker with a thread inside at generation 1 goes on to another object, in which generation 2 has retired what that

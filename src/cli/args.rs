@@ -286,6 +286,12 @@ pub(super) struct ServeArgs {
     pub(super) allow_request: Vec<Who>,
     #[command(flatten)]
     pub(super) requests: RequestArgs,
+    /// How many threads compile and read the files of a batch at once [default: as many as there are processors].
+    #[arg(long, value_name = "COUNT")]
+    pub(super) threads: Option<usize>,
+    /// How long the requests of publishers may be together that are under way, MiB; more are told "busy".
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub(super) publish_mib: u64,
     /// Refuse publications while threads that stay inside hold back more retired memory than this, MiB.
     #[arg(long, value_name = "MIB")]
     pub(super) max_held: Option<u64>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use jitcast::compiler::front::{self, compile_file};
+use jitcast::compiler::front::{self, compile_files};
 use jitcast::compiler::{Compiler, CompilerOptions, Policy, Publication, Server, Stop, UnitSource};
 use jitcast::runtime::Geometry;
 use jitcast::runtime::segment::BackEnd;
@@ -101,12 +101,8 @@ pub(super) fn with_types_of_calls(
 
 /// Compiles the files of a unit.
 pub(super) fn compile(args: &UnitArgs, options: &front::Options) -> Result<UnitSource, Failure> {
-    let mut files = Vec::new();
-    for path in &args.files {
-        let compiled = compile_file(path, options)?;
-        eprint!("{}", compiled.messages);
-        files.push(compiled);
-    }
+    let files = compile_files(&args.files, options)?;
+    files.iter().for_each(|file| eprint!("{}", file.messages));
     let mut unit = UnitSource::new(args.name(), files);
     let given = args.signatures.iter();
     let given = given.map(|named| (named.name.clone(), named.signature.clone()));

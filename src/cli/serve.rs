@@ -7,7 +7,7 @@ use std::time::Duration;
 use jitcast::compiler::front;
 use jitcast::compiler::{
     Access, Compiler, CompilerOptions, JournalOptions, Policy, RequestLimits, RequestOptions,
-    Server, lacking,
+    Server, Threads, lacking,
 };
 use jitcast::runtime::segment::{Leftover, examine};
 
@@ -24,8 +24,11 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     grant(&mut policy.publish, &args.allow_publish);
     grant(&mut policy.request, &args.allow_request);
     policy.requests = requests(&args.requests);
+    policy.publishing.bytes = args.publish_mib.saturating_mul(1 << 20);
+    let threads = args.threads.map_or_else(Threads::default, Threads::new);
     let options = front::Options {
         cpu: args.segment.cpu.into(),
+        threads: threads.clone(),
         ..front::Options::default()
     };
     let server = Server::bind(&args.socket, policy, options)?;
@@ -41,6 +44,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         retain: args.retain,
         journal,
         max_held_bytes: args.max_held.map(|mib| mib << 20),
+        threads,
         ..compiler_options(&args.segment, &args.socket)?
     };
     let compiler = Arc::new(Compiler::create(&options)?);

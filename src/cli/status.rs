@@ -58,6 +58,9 @@ fn show(status: &Status) {
         status.generation,
         kib(status.window_bytes)
     );
+    if status.publishing > 0 {
+        println!("publications under way: {}", status.publishing);
+    }
     let mut units = new_table(&[
         "unit",
         "generation",

@@ -56,7 +56,7 @@ pub(crate) fn play(target: &str) {
                 role::report(result.map_or_else(|error| error, |value| value.to_string()));
             }
             ["place", name] => role::report(places(&worker, name)),
-            ["generation"] => role::report(worker.poll().unwrap()),
+            ["generation"] => role::report(worker.poll().unwrap().generation()),
             ["tend"] => {
                 worker.tend();
                 role::report(worker.is_connected());

@@ -28,6 +28,24 @@ impl Serve {
         }
     }
 
+    /// Starts one in which whatever prepares the unit waits for the test, see [`Gate`].
+    #[cfg(feature = "seeded-faults")]
+    pub(crate) fn holding(unit: &str, options: &[&str]) -> (Self, Gate) {
+        let scratch = Scratch::open_to_all();
+        let socket = scratch.path("socket");
+        let gate = Gate::new(scratch.path("gate"));
+        let mut command = jitcast(&["serve", "--socket", &socket]);
+        command.args(options);
+        command.env("JITCAST_HOLD", format!("{unit}={}", gate.0));
+        let process = Self::await_service(&mut command);
+        let serve = Self {
+            process,
+            socket,
+            scratch,
+        };
+        (serve, gate)
+    }
+
     /// Starts one as another user, in a folder of that user's; for root only.
     pub(crate) fn start_as(uid: u32, options: &[&str]) -> Self {
         let scratch = Scratch::open_to_all();
@@ -138,4 +156,28 @@ pub(crate) fn table(stdout: &str) -> Vec<Vec<String>> {
         )
     });
     rows.collect()
+}
+
+/// Where a compiler process waits while it prepares a unit: a FIFO.
+#[cfg(feature = "seeded-faults")]
+#[derive(Debug)]
+pub(crate) struct Gate(String);
+
+#[cfg(feature = "seeded-faults")]
+impl Gate {
+    fn new(path: String) -> Self {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        Self(path)
+    }
+
+    /// Waits until somebody waits there: until what this returns is dropped. Bytes that are written to it are what happens then.
+    #[track_caller]
+    pub(crate) fn await_held(&self) -> std::fs::File {
+        use rustix::fs::{Mode, OFlags, open};
+        super::process::await_some("somebody at the gate", || {
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            open(&self.0, flags, Mode::empty()).ok().map(Into::into)
+        })
+    }
 }

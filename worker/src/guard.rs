@@ -11,13 +11,14 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord};
+use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord, Word};
 use jitcast_runtime::pin;
 
 use crate::barrier::serialise_this;
 use crate::error::EnterError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
+use crate::polled::Polled;
 use crate::worker::{Inner, Worker};
 
 /// A thread's permission to call published code; everything called under the outermost one belongs to one
@@ -106,13 +107,24 @@ impl Worker {
         self.enter_with(record)
     }
 
-    /// Looks for what is new and applies it, unless this thread is inside a guard. Returns the generation
-    /// that is applied then.
+    /// Looks for what is new and applies it, unless this thread is inside a guard: then nothing is applied, whatever is new.
     ///
     /// # Errors
     /// [`EnterError`].
-    pub fn poll(&self) -> Result<u64, EnterError> {
-        self.enter().map(|guard| guard.generation())
+    pub fn poll(&self) -> Result<Polled, EnterError> {
+        let (inner, record) = (self.inner(), self.record()?);
+        if record.depth.get() > 0 {
+            let generation = record.pin(inner).load(Ordering::Relaxed);
+            let newest = record.head(inner).load(Ordering::Acquire);
+            return Ok(Polled::Inside { generation, newest });
+        }
+        let before = inner.mailbox().word(Word::Applied).load(Ordering::Relaxed);
+        let generation = self.enter()?.generation();
+        Ok(if generation > before {
+            Polled::Applied { generation }
+        } else {
+            Polled::Current { generation }
+        })
     }
 
     /// Leaves every guard that was entered after `token` was taken: for hosts that jump out of published

@@ -37,11 +37,15 @@ use jitcast_runtime::signature::Signature;
 pub use error::{ClifError, ClifFault, Place};
 pub use target::{Target, TargetError};
 
+use crate::threads::Threads;
 use abi::listed;
 use names::{Defined, Symbols};
 
 /// How much text is compiled unless said otherwise, in bytes.
 pub const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
+
+/// How much text makes up for starting a thread, bytes: several times as long as that takes.
+const BYTES_FOR_A_THREAD: usize = 4 << 10;
 
 /// What CLIF text became.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,15 +71,21 @@ pub struct ClifObject {
 ///
 /// The first thing that is wrong, and where.
 pub fn compile(name: &str, text: &str, target: &Target) -> Result<ClifObject, ClifError> {
-    compile_limited(name, text, target, DEFAULT_MAX_TEXT_BYTES)
+    let (limit, threads) = (DEFAULT_MAX_TEXT_BYTES, Threads::default());
+    compile_limited(name, text, target, limit, &threads)
 }
 
-/// [`compile`], for text of at most `limit` bytes.
+/// [`compile`], for text of at most `limit` bytes, in so many threads at once. How many does not change what comes out.
+///
+/// # Errors
+///
+/// As [`compile`].
 pub fn compile_limited(
     name: &str,
     text: &str,
     target: &Target,
     limit: usize,
+    threads: &Threads,
 ) -> Result<ClifObject, ClifError> {
     let file = File { name };
     if text.len() > limit {
@@ -93,9 +103,9 @@ pub fn compile_limited(
     let parsed = file.parse(&body)?;
     let (functions, details): (Vec<_>, Vec<_>) = parsed.into_iter().unzip();
     let unit = Unit::declare(file, &body, target, &functions, details)?;
-    let functions = functions.into_iter().enumerate();
-    let functions = functions.map(|(index, func)| unit.compile(index, func));
-    unit.assemble(functions.collect::<Result<Vec<_>, _>>()?)
+    let worth = body.len() / BYTES_FOR_A_THREAD;
+    let functions = threads.map(worth, functions, |index, func| unit.compile(index, func));
+    unit.assemble(functions?)
 }
 
 /// The name that messages call the text by.

@@ -20,6 +20,7 @@ use jitcast_runtime::signature::Signature;
 pub use cc::CcError;
 pub use clif::ClifError;
 
+use crate::threads::Threads;
 use clif::{Target, TargetError};
 
 /// How large a file can be, in bytes: no window holds more.
@@ -83,6 +84,8 @@ pub struct Options {
     pub cpu: Cpu,
     /// The longest CLIF text, in bytes.
     pub max_text_bytes: usize,
+    /// How many threads compile at once. What comes out does not depend on it.
+    pub threads: Threads,
 }
 
 impl Default for Options {
@@ -92,6 +95,7 @@ impl Default for Options {
             cflags: cc::DEFAULT_CFLAGS.map(str::to_owned).to_vec(),
             cpu: Cpu::Host,
             max_text_bytes: clif::DEFAULT_MAX_TEXT_BYTES,
+            threads: Threads::default(),
         }
     }
 }
@@ -227,6 +231,17 @@ pub fn compile_file(path: &Path, options: &Options) -> Result<Compiled, FrontErr
     compile(path, bytes, options, true)
 }
 
+/// Compiles the files of one batch as [`compile_file`] does each, several at once. What comes out is in their order.
+///
+/// # Errors
+///
+/// As [`compile_file`], of the first file that has any.
+pub fn compile_files(paths: &[PathBuf], options: &Options) -> Result<Vec<Compiled>, FrontError> {
+    let files: Vec<_> = paths.iter().collect();
+    let threads = &options.threads;
+    threads.map(paths.len(), files, |_, path| compile_file(path, options))
+}
+
 /// Reads a regular file of at most `limit` bytes.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FrontError> {
     let unreadable = |source| FrontError::Unreadable {
@@ -274,6 +289,25 @@ pub fn compile_bytes(
     compile(Path::new(name), bytes, options, false)
 }
 
+/// Compiles files of one batch as [`compile_bytes`] does each, several at once. What comes out is in their order.
+///
+/// # Errors
+///
+/// As [`compile_bytes`], of the first file that has any.
+pub fn compile_all(
+    files: Vec<(String, Vec<u8>)>,
+    options: &Options,
+) -> Result<Vec<Compiled>, FrontError> {
+    let is_text = |(name, bytes): &&(String, Vec<u8>)| {
+        matches!(Kind::of(Path::new(name), bytes), Some(Kind::Clif | Kind::C))
+    };
+    // What is an object already costs nothing.
+    let worth = files.iter().filter(is_text).count();
+    options.threads.map(worth, files, |_, (name, bytes)| {
+        compile_bytes(&name, bytes, options)
+    })
+}
+
 /// Compiles the contents of `path`, which the C compiler can open itself if they are `on_disk`.
 fn compile(
     path: &Path,
@@ -317,8 +351,8 @@ fn compile(
                 Cpu::Host => Target::host(),
                 Cpu::Baseline => Target::baseline(),
             }?;
-            let done =
-                clif::compile_limited(&compiled.name, text, &target, options.max_text_bytes)?;
+            let (limit, threads) = (options.max_text_bytes, &options.threads);
+            let done = clif::compile_limited(&compiled.name, text, &target, limit, threads)?;
             compiled.dialect = Dialect::Cranelift;
             compiled.bytes = done.object;
             compiled.signatures = done.signatures;

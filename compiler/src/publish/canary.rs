@@ -40,10 +40,8 @@ impl Batch<'_, '_> {
         let units = units.map(|name| (catalog.canary_of_unit(name), "the unit", *name));
         let defined = self.defined.keys();
         let defined = defined.map(|name| (catalog.canary_of_symbol(name), "the symbol", *name));
-        let updated = self.asked.updates.iter().map(|update| match update {
-            SymbolUpdate::Quarantine(name) | SymbolUpdate::Restore(name) => name,
-        });
-        let updated = updated.map(|name| (catalog.canary_of_symbol(name), "the symbol", &**name));
+        let updated = self.asked.updates.iter().map(SymbolUpdate::symbol);
+        let updated = updated.map(|name| (catalog.canary_of_symbol(name), "the symbol", name));
         let mut touched: Vec<_> = units.chain(defined).chain(updated).collect();
         touched.sort_unstable_by_key(|(_, what, name)| (*what == "the symbol", *name));
         for (canary, what, name) in touched {

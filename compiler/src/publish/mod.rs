@@ -13,6 +13,7 @@ mod describe;
 mod frames;
 mod place;
 mod quarantine;
+mod read;
 mod remove;
 mod settle;
 
@@ -37,6 +38,7 @@ use crate::support;
 
 pub(crate) use asked::{dismiss_asked, read_asked, remove_asked, write_asked};
 pub(crate) use canary::Ending;
+pub(crate) use read::{inputs, read, retained};
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]
@@ -93,7 +95,20 @@ pub struct LinkOptions {
 impl UnitSource {
     /// The unit `name` of these files, with the signatures that their compilers know.
     pub fn new(name: impl Into<String>, compiled: impl IntoIterator<Item = Compiled>) -> Self {
-        let (mut files, mut signatures, mut uncallable) = (Vec::new(), Vec::new(), Vec::new());
+        let mut unit = Self {
+            name: name.into(),
+            files: Vec::new(),
+            signatures: Vec::new(),
+            uncallable: Vec::new(),
+            reclaim: Reclaim::Auto,
+            link: LinkOptions::default(),
+        };
+        unit.add(compiled);
+        unit
+    }
+
+    /// Adds files, with the signatures that their compilers know.
+    pub(crate) fn add(&mut self, compiled: impl IntoIterator<Item = Compiled>) {
         for file in compiled {
             let Compiled {
                 name,
@@ -101,21 +116,13 @@ impl UnitSource {
                 dialect,
                 ..
             } = file;
-            signatures.extend(file.signatures);
-            uncallable.extend(file.unlisted);
-            files.push(UnitFile {
+            self.signatures.extend(file.signatures);
+            self.uncallable.extend(file.unlisted);
+            self.files.push(UnitFile {
                 name,
                 bytes,
                 dialect,
             });
-        }
-        Self {
-            name: name.into(),
-            files,
-            signatures,
-            uncallable,
-            reclaim: Reclaim::Auto,
-            link: LinkOptions::default(),
         }
     }
 
@@ -214,34 +221,6 @@ pub(crate) struct Changes {
     pub(crate) overlay_cells: Vec<(String, SegmentOffset)>,
     pub(crate) next_unit: u32,
     pub(crate) next_import: u32,
-}
-
-/// Reads every unit of the batch.
-pub(crate) fn read<'a>(
-    changes: &Changeset<'a>,
-    inputs: &'a [Vec<Input<'a>>],
-) -> Result<Vec<Prepared<'a>>, PublishError> {
-    let sources = changes.units;
-    if changes.is_empty() || sources.iter().any(|source| source.files.is_empty()) {
-        return Err(PublishError::Empty);
-    }
-    let mut names = HashSet::new();
-    let published = sources.iter().map(|source| &source.name);
-    for name in published.chain(changes.removals) {
-        check_name(name)?;
-        if !names.insert(name) {
-            return Err(PublishError::SameUnit { unit: name.clone() });
-        }
-    }
-    let prepare = |(source, inputs): (&'a UnitSource, &'a Vec<Input<'a>>)| {
-        Ok(Prepared::read(&source.name, inputs, &source.options())?)
-    };
-    sources.iter().zip(inputs).map(prepare).collect()
-}
-
-/// The linker's view of the files.
-pub(crate) fn inputs(sources: &[UnitSource]) -> Vec<Vec<Input<'_>>> {
-    sources.iter().map(UnitSource::inputs).collect()
 }
 
 /// A publication in the making.

@@ -23,6 +23,7 @@ use crate::fault::{Fault, seeded};
 use crate::front::{self, Cpu, compile_bytes};
 use crate::publish::{self, Reclaim, UnitFile, UnitSource};
 use crate::state::State;
+use crate::threads::Threads;
 
 pub use codegen::codegen;
 pub(crate) use holds::Holds;
@@ -188,6 +189,8 @@ fn compile(request: CodegenRequest) -> Result<Generated, String> {
         } else {
             Cpu::Host
         },
+        // The child has its limits, and what it takes is counted against who asked.
+        threads: Threads::new(1),
         ..front::Options::default()
     };
     let compiled = compile_bytes(REQUEST_FILE, request.text, &options);

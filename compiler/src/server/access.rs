@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::line::PublishLimits;
 use crate::requests::RequestOptions;
 
 /// Users and groups that have a right.
@@ -61,6 +62,8 @@ pub struct Policy {
     pub request: Access,
     /// How what they ask for is made.
     pub requests: RequestOptions,
+    /// How much publishers may have under way.
+    pub publishing: PublishLimits,
 }
 
 impl Default for Policy {
@@ -70,6 +73,7 @@ impl Default for Policy {
             publish: Access::same_user(),
             request: Access::same_user(),
             requests: RequestOptions::default(),
+            publishing: PublishLimits::default(),
         }
     }
 }

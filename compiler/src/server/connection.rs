@@ -9,7 +9,8 @@ use jitcast_runtime::wire::{self, AskRequest, FrameHeader, FrameKind, MAX_WORKER
 use rustix::net::SendFlags;
 use zerocopy::IntoBytes;
 
-use super::{Policy, Work};
+use super::Policy;
+use super::publishing::Work;
 use crate::request::MAX_REQUEST_BYTES;
 use crate::requests;
 

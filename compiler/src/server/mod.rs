@@ -1,11 +1,13 @@
 //! The socket of the compiler process: who may attach, ask and publish, who has died.
 //!
-//! One thread waits for everything; a second one publishes, so that a long link keeps nobody from
-//! attaching. Invariant: no peer can block either of them. What a peer sends is read as it comes, within
+//! One thread waits for everything; what takes a while has threads of its own, so that a long link keeps nobody from
+//! attaching. Invariant: no peer can block any of them. What a peer sends is read as it comes, within
 //! limits; what it does not read is dropped with it.
 
 mod access;
 mod connection;
+mod line;
+mod publishing;
 mod serving;
 
 use std::io;
@@ -16,20 +18,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use jitcast_runtime::wire::FrameKind;
+use crossbeam::channel::unbounded;
 
 use crate::compiler::Compiler;
 use crate::front;
 use crate::renewal::Offering;
-use crate::request;
 use crate::requests::Asks;
 
 pub use access::{Access, Policy};
+use line::Line;
+pub use line::PublishLimits;
+use publishing::{Desk, Publishing};
 use serving::Loop;
-
-/// The most publications that wait their turn.
-const MAX_QUEUE: usize = 64;
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -135,16 +135,20 @@ impl Server {
     /// # Errors
     /// What the system says when it cannot even wait.
     pub fn run(self, compiler: Arc<Compiler>) -> io::Result<()> {
-        let (jobs, queue) = bounded(MAX_QUEUE);
+        // The line is what limits it.
+        let (jobs, queue) = unbounded();
         let (replies, answered) = unbounded();
+        let line = Arc::new(Line::new(self.policy.publishing));
         let wake = self.stop.try_clone()?;
         let offering = Arc::new(Offering::new(self.stop.try_clone()?));
         compiler.tell_of_renewals(Arc::clone(&offering));
         let publisher = {
             let (compiler, options) = (Arc::clone(&compiler), self.options.clone());
+            let back = (replies, wake);
+            let publishing = Publishing::new(compiler, options, Arc::clone(&line), back);
             std::thread::Builder::new()
-                .name("publisher".into())
-                .spawn(move || publish_all(&compiler, &options, &queue, &replies, &wake))?
+                .name("dispatcher".into())
+                .spawn(move || publishing.run(&queue))?
         };
         let asks = Asks::start(
             &compiler,
@@ -152,13 +156,20 @@ impl Server {
             self.options.cpu,
             &self.stop,
         )?;
-        let serving = Loop::new(&self, compiler, offering, (jobs, asks, answered));
+        let desk = Desk {
+            line: Arc::clone(&line),
+            jobs,
+            answered,
+        };
+        let serving = Loop::new(&self, compiler, offering, (desk, asks));
         let result = serving.and_then(|mut serving| {
             let result = serving.run();
             serving.end();
             result
         });
-        // The loop has dropped its end of the queue, so the publisher ends after what it is at.
+        // What is being committed is; what waits is not, and nobody would be told.
+        line.close();
+        // The loop has dropped its end of the queue.
         let _ = publisher.join();
         result
     }
@@ -205,51 +216,4 @@ impl Drop for Server {
 fn identity(path: &str) -> Option<(u64, u64)> {
     let found = std::fs::symlink_metadata(path).ok()?;
     Some((found.dev(), found.ino()))
-}
-
-/// A request on its way to the publisher, by its connection.
-type Job = (u64, Work);
-
-/// What takes a while.
-#[derive(Debug)]
-enum Work {
-    Publish(Vec<u8>),
-    Rollback(Vec<u8>),
-    /// Promotes or aborts a canary.
-    Decide(Vec<u8>),
-    Renew,
-    /// Waits for a publication that is under way, which the serving thread must not.
-    Status,
-}
-
-/// An answer on its way back.
-type Answer = (u64, FrameKind, Vec<u8>);
-
-fn publish_all(
-    compiler: &Compiler,
-    options: &front::Options,
-    queue: &Receiver<Job>,
-    replies: &Sender<Answer>,
-    wake: &UnixStream,
-) {
-    for (connection, work) in queue {
-        // Whatever goes wrong in one publication, the next one is served: a transaction that is dropped leaves
-        // no trace.
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match work {
-            Work::Publish(payload) => request::carry_out(compiler, &payload, options),
-            Work::Rollback(payload) => request::roll_back(compiler, &payload),
-            Work::Decide(payload) => request::end_canary(compiler, &payload),
-            Work::Renew => request::renew_segment(compiler),
-            Work::Status => request::tell(compiler),
-        }));
-        let (kind, reply) = done.unwrap_or_else(|_| {
-            let text =
-                "the compiler process has a fault: it panicked\n  help: report this with the files";
-            (FrameKind::Refused, text.into())
-        });
-        if replies.send((connection, kind, reply)).is_err() {
-            return;
-        }
-        let _ = rustix::io::write(wake, &[0]);
-    }
 }

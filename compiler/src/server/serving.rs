@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError};
 use jitcast_runtime::header::FORMAT_VERSION;
 use jitcast_runtime::wire::{
     self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
@@ -16,8 +15,9 @@ use jitcast_runtime::wire::{
 use rustix::event::epoll;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Server;
 use super::connection::{Connection, Incoming};
-use super::{Answer, Job, Server};
+use super::publishing::Desk;
 use crate::compiler::Compiler;
 use crate::renewal::Offering;
 use crate::requests::Asks;
@@ -48,9 +48,8 @@ pub(super) struct Loop<'a> {
     poller: OwnedFd,
     connections: HashMap<u64, Connection>,
     next: u64,
-    jobs: Sender<Job>,
+    desk: Desk,
     asks: Asks,
-    answered: Receiver<Answer>,
     /// Whether the listener is waited for.
     accepting: bool,
     /// The object that every worker has been offered.
@@ -64,7 +63,7 @@ impl<'a> Loop<'a> {
         server: &'a Server,
         compiler: Arc<Compiler>,
         offering: Arc<Offering>,
-        (jobs, asks, answered): (Sender<Job>, Asks, Receiver<Answer>),
+        (desk, asks): (Desk, Asks),
     ) -> io::Result<Self> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
@@ -87,9 +86,8 @@ impl<'a> Loop<'a> {
             poller,
             connections,
             next: FIRST_CONNECTION,
-            jobs,
+            desk,
             asks,
-            answered,
             accepting: true,
             offered: 0,
             offering,
@@ -207,7 +205,7 @@ impl<'a> Loop<'a> {
     fn woken(&mut self) -> bool {
         let mut bytes = [0; 64];
         while let Ok(1..) = rustix::io::read(&self.server.stopped, &mut bytes) {}
-        while let Ok((token, kind, payload)) = self.answered.try_recv() {
+        while let Ok((token, kind, payload)) = self.desk.answered.try_recv() {
             if let Some(connection) = self.connections.get_mut(&token) {
                 connection.finish_job(Instant::now() + PATIENCE);
                 connection.queue(kind, &payload);
@@ -307,16 +305,13 @@ impl<'a> Loop<'a> {
                 }
                 return self.asks.sweep();
             }
-            Incoming::Work(work) => match self.jobs.try_send((token, work)) {
-                Ok(()) => return connection.start_job(),
-                Err(TrySendError::Full(_)) => (
-                    FrameKind::Refused,
-                    b"busy: too many requests wait already\n  help: try again later".to_vec(),
-                ),
-                Err(TrySendError::Disconnected(_)) => (
-                    FrameKind::Refused,
-                    b"the compiler process is ending".to_vec(),
-                ),
+            Incoming::Work(work) => match self.desk.line.enter(token, work.len_bytes()) {
+                Ok(ticket) => {
+                    connection.start_job();
+                    // It ends after this thread.
+                    return drop(self.desk.jobs.send((ticket, work)));
+                }
+                Err(busy) => (FrameKind::Refused, busy.into_bytes()),
             },
             Incoming::Refused(reason) => (FrameKind::Refused, reason.into_bytes()),
         };

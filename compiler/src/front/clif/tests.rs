@@ -423,7 +423,14 @@ fn refused_texts() {
         .filter(|(error, _, start)| !error.starts_with(start))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let long = compile_limited("long.clif", &"; ".repeat(600), &host(), 1000).unwrap_err();
+    let long = compile_limited(
+        "long.clif",
+        &"; ".repeat(600),
+        &host(),
+        1000,
+        &Threads::default(),
+    )
+    .unwrap_err();
     assert!(
         long.to_string()
             .starts_with("long.clif: 1200 bytes of text, the limit is 1000\n")
