@@ -372,7 +372,8 @@ impl Compiler {
     /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
     /// the pins are looked at again: a thread that decides to stay at an older generation in between either
     /// has its pin seen, or sees the announcement. Whatever pins come later, what was reused stays announced: a thread that
-    /// attaches, or lies, pins all that ever was.
+    /// attaches, or lies, pins all that ever was. Shared data are the same ones in every object that the segment has been in, so
+    /// those wait for workers at older objects too, which see no announcement.
     pub(crate) fn reclaim(&self, state: &mut State) {
         if state.heap.oldest_retired().is_none() {
             return;
@@ -390,11 +391,14 @@ impl Compiler {
         state
             .retired_units
             .retain(|(generation, _)| *generation > oldest);
-        state.heap.reclaim(if fault::seeded(Fault::ReuseEarly) {
-            u64::MAX
-        } else {
-            oldest
-        });
+        let shared = match state.heap.oldest_retired_shared() {
+            Some(_) => workers.oldest_user(object).min(oldest),
+            None => oldest,
+        };
+        let early = fault::seeded(Fault::ReuseEarly);
+        state.heap.reclaim(if early { u64::MAX } else { oldest });
+        let shared = if early { u64::MAX } else { shared };
+        state.heap.reclaim_shared(shared);
     }
 
     /// Wakes workers that wait for something new.

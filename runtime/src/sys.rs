@@ -81,7 +81,8 @@ impl Mapping {
         self.len_bytes
     }
 
-    /// Replaces the part `start..start + len_bytes` by an inaccessible shared mapping of `fd` from its start.
+    /// Replaces the part `start..start + len_bytes` by an inaccessible shared mapping of `fd` from its start: what it can be made
+    /// accessible as later, `fd` says.
     ///
     /// # Errors
     /// As mmap(2).
@@ -172,6 +173,37 @@ impl Mapping {
         // SAFETY: the range lies in this mapping, and stays mapped, at each moment, to the one or to the other; the caller
         // answers for what is there.
         unsafe { rustix::mm::mmap(at, len_bytes, prot, MapFlags::SHARED | MapFlags::FIXED, fd, offset) }?;
+        Ok(())
+    }
+
+    /// Has the kernel copy from `fd`, beginning at `offset`, into a part of this mapping, which others may write: whatever it
+    /// cannot have of the one or the other is an error, where an access would end the process.
+    ///
+    /// # Errors
+    /// As pread(2): EFAULT if the part has no memory; `UnexpectedEof` if `fd` is too short.
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, (start, len_bytes): (usize, usize)) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let at = self.part(start, len_bytes);
+        let mut done = 0;
+        while done < len_bytes {
+            let from = (offset + done as u64).cast_signed();
+            let to = at.wrapping_byte_add(done);
+            // SAFETY: the kernel stores into this mapping only (checked by `part`), of which no Rust value is made.
+            let count = unsafe { libc::pread(fd.as_raw_fd(), to, len_bytes - done, from) };
+            match count {
+                1.. => done += count.cast_unsigned(),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
         Ok(())
     }
 

@@ -64,6 +64,7 @@ fn show(status: &Status) {
         "text",
         "read-only",
         "private",
+        "shared",
         "when replaced",
     ]);
     for unit in &status.units {
@@ -73,6 +74,7 @@ fn show(status: &Status) {
             kib(unit.text_bytes),
             kib(unit.read_only_bytes),
             kib(unit.private_bytes),
+            kib(unit.shared_bytes),
             when_replaced(unit).to_owned(),
         ]);
     }

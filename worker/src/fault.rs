@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     AudienceIgnored,
     /// Another object is mapped whoever is inside.
     RenewUnderPins,
+    /// Each worker maps shared data of its own.
+    SharedDataApart,
 }
 
 /// Whether `fault` was asked for.
@@ -28,6 +30,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("bound-everywhere") => Some(Fault::BoundEverywhere),
         Ok("audience-ignored") => Some(Fault::AudienceIgnored),
         Ok("renew-under-pins") => Some(Fault::RenewUnderPins),
+        Ok("shared-data-apart") => Some(Fault::SharedDataApart),
         _ => None,
     });
     *chosen == Some(fault)

@@ -51,6 +51,7 @@ pub(crate) struct Offer {
     /// The connection to another compiler process; `None`: it is still the same.
     socket: Option<Watched>,
     segment: Watched,
+    shared_data: Watched,
     /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
     pub(crate) object: u64,
     pub(crate) number: u64,
@@ -60,6 +61,11 @@ impl Offer {
     /// The object that is offered.
     pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
         self.segment.get()
+    }
+
+    /// The object of the shared data.
+    pub(crate) fn shared_data(&self) -> Option<BorrowedFd<'_>> {
+        self.shared_data.get()
     }
 }
 
@@ -217,6 +223,8 @@ pub(crate) struct Link {
     mailbox: Watched,
     /// What is mapped, for areas that grow.
     segment: Watched,
+    /// What is mapped as shared data.
+    shared_data: Watched,
     /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
     home: Option<Home>,
     /// What a new one is told, and who it may be.
@@ -233,6 +241,7 @@ impl Link {
             socket,
             mailbox,
             segment,
+            shared_data,
             home,
             identity,
             trusted_uids,
@@ -242,6 +251,7 @@ impl Link {
             socket: Watched::new(socket)?,
             mailbox: Watched::new(mailbox)?,
             segment: Watched::new(segment)?,
+            shared_data: Watched::new(shared_data)?,
             home,
             identity,
             trusted_uids,
@@ -253,6 +263,11 @@ impl Link {
     /// What is mapped; `None`: the host has closed it.
     pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
         self.segment.get()
+    }
+
+    /// Whether `offer` comes with other shared data than those that are mapped.
+    pub(crate) fn has_other_shared_data(&self, offer: &Offer) -> bool {
+        !self.shared_data.led_where(&offer.shared_data)
     }
 
     /// The connection's descriptor, whatever it leads to by now.
@@ -340,8 +355,7 @@ impl Link {
             }
             FrameKind::Attached => {
                 let answer = attach::read_answer(frame);
-                let offer =
-                    answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), None));
+                let offer = answer.and_then(|(reply, objects)| self.offer(objects, reply, None));
                 // One that is none leaves the worker where it is.
                 talk.offer = offer.ok().or(talk.offer.take());
             }
@@ -508,8 +522,7 @@ impl Link {
             };
         }
         let answer = attach::answer(&socket);
-        let offer =
-            answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), Some(socket)));
+        let offer = answer.and_then(|(reply, objects)| self.offer(objects, reply, Some(socket)));
         match offer {
             Ok(offer) => {
                 *offered = Some(offer);
@@ -519,14 +532,16 @@ impl Link {
         }
     }
 
-    /// What is offered to worker `number`, checked as when it attached.
+    /// What is offered to a worker, checked as when it attached.
     fn offer(
         &self,
-        (segment, number): (OwnedFd, u64),
+        [segment, shared_data]: [OwnedFd; 2],
+        reply: AttachReply,
         socket: Option<OwnedFd>,
     ) -> Result<Offer, AttachError> {
         let broken = |cause| AttachError::Protocol { cause };
-        let (header, _) = attach::check_segment(&segment, self.sealed)?;
+        let (header, geometry) = attach::check_segment(&segment, self.sealed)?;
+        attach::check_shared_data(&shared_data, self.sealed, &geometry)?;
         if header.instance != self.identity.instance {
             return Err(broken(io::ErrorKind::InvalidData.into()));
         }
@@ -534,8 +549,9 @@ impl Link {
         Ok(Offer {
             socket,
             segment: Watched::new(segment).map_err(broken)?,
+            shared_data: Watched::new(shared_data).map_err(broken)?,
             object: header.object,
-            number,
+            number: reply.worker,
         })
     }
 
@@ -551,6 +567,7 @@ impl Link {
         };
         // As below.
         let _ = self.segment.replace(&offer.segment);
+        let _ = self.shared_data.replace(&offer.shared_data);
         if let Some(socket) = offer.socket {
             talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
@@ -587,6 +604,7 @@ pub(crate) struct LinkParts {
     pub(crate) socket: OwnedFd,
     pub(crate) mailbox: OwnedFd,
     pub(crate) segment: OwnedFd,
+    pub(crate) shared_data: OwnedFd,
     pub(crate) home: Option<Home>,
     pub(crate) identity: ResumeRequest,
     pub(crate) trusted_uids: Vec<u32>,

@@ -35,6 +35,12 @@ impl Watched {
         (identity(fd).ok()? == known).then(|| fd.as_fd())
     }
 
+    /// Whether both led to one file, when they were this library's.
+    pub(crate) fn led_where(&self, other: &Self) -> bool {
+        let mut words = self.identity.iter().zip(&other.identity);
+        words.all(|(own, other)| own.load(Ordering::Relaxed) == other.load(Ordering::Relaxed))
+    }
+
     /// Lets the descriptor lead to what `other` leads to.
     ///
     /// # Errors

@@ -344,7 +344,12 @@ impl<'a> Loop<'a> {
             sealed: self.compiler.is_sealed().into(),
             fenced: self.compiler.needs_fences().into(),
         };
-        let fds = [admission.segment.worker_fd(), admission.mailbox.as_fd()];
+        let segment = &admission.segment;
+        let fds = [
+            segment.worker_fd(),
+            segment.shared_fd(),
+            admission.mailbox.as_fd(),
+        ];
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
         let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
@@ -383,7 +388,7 @@ impl<'a> Loop<'a> {
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
-        let fds = [segment.worker_fd()];
+        let fds = [segment.worker_fd(), segment.shared_fd()];
         if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
             self.compiler.worker_died(number);
             return Err(format!("the reply cannot be sent: {error}"));
@@ -415,7 +420,7 @@ impl<'a> Loop<'a> {
                 sealed: self.compiler.is_sealed().into(),
                 fenced: self.compiler.needs_fences().into(),
             };
-            let fds = [segment.worker_fd()];
+            let fds = [segment.worker_fd(), segment.shared_fd()];
             // As for attaching: it goes out at once or not at all.
             let sent = !connection.has_unsent()
                 && wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).is_ok();

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
 use crate::cpu::CpuFeatures;
-use crate::geometry::{Geometry, Region};
+use crate::geometry::{Area, Geometry, Region};
 use crate::header::{self, CONTROL_FIXED_BYTES, Header};
 use crate::heap::Backing;
 use crate::memory::Memory;
 use crate::selector;
 use crate::sys;
 
+use super::shared::{SharedObject, Template};
 use super::{NameError, memfd, named};
 
 /// What lies behind a segment.
@@ -68,6 +70,8 @@ pub struct Segment {
     // Declared, and so dropped, before the mapping that it looks at.
     memory: Memory,
     object: Object,
+    /// The same one in each object that the segment is renewed in.
+    shared: Arc<SharedObject>,
     geometry: Geometry,
     header: Header,
 }
@@ -108,11 +112,18 @@ impl Segment {
             .copy_from_slice(path);
         let header = Header::new(&geometry, options.cpu, (instance, object_number()?), hash_seed, socket);
         let len_bytes = geometry.shared().len_bytes;
-        let object = match &options.back_end {
-            BackEnd::Sealed => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
-            BackEnd::Named(name) => Object::Named(named::NamedObject::create(name, len_bytes)?),
+        let region = geometry.region(Area::SharedData);
+        let (object, shared) = match &options.back_end {
+            BackEnd::Sealed => {
+                let object = memfd::SealedMemfd::create(len_bytes)?;
+                (Object::Sealed(object), SharedObject::sealed(region)?)
+            }
+            BackEnd::Named(name) => {
+                let object = named::NamedObject::create(name, len_bytes)?;
+                (Object::Named(object), SharedObject::named(name, region)?)
+            }
         };
-        Self::format(geometry, header, object)
+        Self::format(geometry, header, object, Arc::new(shared))
     }
 
     /// Creates another object for the same segment, with the same header but for its own number; nothing else is in it
@@ -127,7 +138,7 @@ impl Segment {
             Object::Sealed(_) => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
             Object::Named(object) => Object::Named(named::NamedObject::create_beside(object.name(), len_bytes)?),
         };
-        Self::format(self.geometry, header, object)
+        Self::format(self.geometry, header, object, Arc::clone(&self.shared))
     }
 
     /// Gives a renewed object the name of the one before, or, the second time, gives it back.
@@ -141,7 +152,12 @@ impl Segment {
         }
     }
 
-    fn format(geometry: Geometry, header: Header, object: Object) -> Result<Self, SegmentError> {
+    fn format(
+        geometry: Geometry,
+        header: Header,
+        object: Object,
+        shared: Arc<SharedObject>,
+    ) -> Result<Self, SegmentError> {
         let base = match &object {
             Object::Sealed(object) => object.base(),
             Object::Named(object) => object.base(),
@@ -149,7 +165,7 @@ impl Segment {
         // SAFETY: the object maps `len_bytes` bytes from `base`, page-aligned, readable and writable; it is
         // dropped after the memory, and hands out no other access to them.
         let memory = unsafe { Memory::new(base, geometry.shared()) };
-        let segment = Self { memory, object, geometry, header };
+        let segment = Self { memory, object, shared, geometry, header };
         let header_region = Region { start: geometry.shared().start, len_bytes: CONTROL_FIXED_BYTES };
         for fixed in [header_region, geometry.selectors()] {
             segment.reserve(fixed).map_err(|cause| SegmentError::System {
@@ -186,6 +202,11 @@ impl Segment {
         }
     }
 
+    /// The descriptor of the shared data for workers, open for reading and writing.
+    pub fn shared_fd(&self) -> BorrowedFd<'_> {
+        self.shared.descriptor()
+    }
+
     /// Its name, if it has one.
     pub fn name(&self) -> Option<&str> {
         match &self.object {
@@ -198,6 +219,7 @@ impl Segment {
     pub fn keep_name(&self) {
         if let Object::Named(object) = &self.object {
             object.keep();
+            self.shared.keep();
         }
     }
 
@@ -229,6 +251,12 @@ impl Backing for Segment {
                 other => return Ok(other?),
             }
         }
+    }
+
+    fn fill(&self, range: Region, template: Region) -> io::Result<()> {
+        let at = template.start.saturating_sub(self.geometry.shared().start);
+        let object = self.writable_fd();
+        self.shared.fill(range, Template { object, at: at.into(), len_bytes: template.len_bytes })
     }
 }
 

@@ -57,6 +57,7 @@ pub fn create_mailbox(object: u64) -> io::Result<(Mailbox, OwnedFd, Presence)> {
     sys::seal(&own, SIZED)?;
     mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
     mailbox.word(Word::Object).store(object, Ordering::Relaxed);
+    mailbox.word(Word::Mapped).store(object, Ordering::Relaxed);
     let theirs = sys::reopen(&own)?;
     sys::share_lock(&theirs)?;
     Ok((mailbox, theirs, Presence(own)))

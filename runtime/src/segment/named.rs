@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
+use super::shared::unlink_leftover;
 use super::{DEV_SHM, NameError, SegmentError, object_path};
 use crate::header::{HeaderError, MAGIC};
 use crate::sys::try_lock;
@@ -28,6 +29,7 @@ pub enum Leftover {
 /// A segment without an owner, locked by us so that nobody else decides about it at the same time.
 #[derive(Debug)]
 pub struct DeadSegment {
+    name: String,
     path: String,
     _lock: OwnedFd,
 }
@@ -43,6 +45,7 @@ impl DeadSegment {
     /// # Errors
     /// [`NameError::System`].
     pub fn unlink(self) -> Result<(), NameError> {
+        unlink_leftover(&self.name)?;
         rustix::fs::unlink(&self.path).map_err(|cause| NameError::System {
             step: "unlink",
             path: self.path.clone(),
@@ -84,11 +87,11 @@ pub fn examine(name: &str) -> Result<Leftover, NameError> {
     if !unborn && found[..len] != MAGIC {
         return Err(NameError::Foreign { path, why: HeaderError::Foreign { found } });
     }
-    Ok(Leftover::Dead(DeadSegment { path, _lock: object }))
+    Ok(Leftover::Dead(DeadSegment { name: name.to_owned(), path, _lock: object }))
 }
 
 /// Whether `path` still leads to `object`. Whoever holds the object's lock is the only one that may remove it.
-fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
+pub(super) fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
     let own = rustix::fs::fstat(object)?;
     match rustix::fs::stat(path) {
         Ok(there) => Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)),
