@@ -1,4 +1,4 @@
-//! What becomes of shared data when their unit is replaced, tried out, or their compiler process goes on, or ends.
+//! What becomes of shared data when their unit is replaced or tried out, and when the segment goes on in another object.
 
 #[path = "publish/canaries.rs"]
 mod canaries;
@@ -6,23 +6,17 @@ mod common;
 #[path = "publish/units.rs"]
 mod units;
 
-use std::time::Instant;
-
 use canaries::{abort, begin, promote, workers};
 use common::host::Host;
-use common::process::{PATIENCE, Process};
 use common::remote::{self, Remote};
-use common::scratch::Scratch;
-use common::serve::Serve;
 use common::{require, role};
 use jitcast::compiler::{Changeset, PublishError, PublishOptions, Reclaim, UnitSource};
 use jitcast::worker::Worker;
-use rustix::process::Signal;
 use units::{adders, attach, c, call, change_refused, handle, publish, signed};
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(remote::ROLE, remote::play), (COUNTS, count)]);
+    role::play(&[(remote::ROLE, remote::play)]);
 }
 
 const KEEP: PublishOptions = PublishOptions {
@@ -269,149 +263,4 @@ fn reuse_under_such_a_thread_is_noticed() {
         fault,
         "nobody_is_given_what_a_thread_at_an_older_object_uses",
     );
-}
-
-/// A `serve` with a journal, in a scratch folder.
-fn serve(scratch: Scratch, options: &[&str]) -> Serve {
-    let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
-    let all = [&["--journal", &journal][..], options].concat();
-    Serve {
-        process: Serve::start_at(&socket, &all),
-        socket,
-        scratch,
-    }
-}
-
-/// Kills it and, once it is gone, starts another one.
-fn kill_and_restart(killed: Serve, options: &[&str]) -> Serve {
-    killed.process.signal(Signal::KILL);
-    assert_eq!(killed.process.finish().signal, Some(libc::SIGKILL));
-    serve(killed.scratch, options)
-}
-
-/// Publishes a file of C.
-#[track_caller]
-fn publish_file(serve: &Serve, name: &str, source: &str, options: &[&str]) {
-    let file = serve.scratch.write(&format!("{name}.c"), source);
-    serve
-        .publish(&[&[file.as_str()], options].concat())
-        .succeeded();
-}
-
-const COUNTS: &str = "counts";
-
-/// The role: calls, and looks for its compiler process, as it is told.
-fn count(socket: &str) {
-    let worker = remote::attach(socket);
-    role::report("attached");
-    while let Some(line) = role::next_line() {
-        match line.split_once(' ') {
-            Some((name, argument)) => {
-                role::report(call(&worker, name, argument.parse().unwrap()));
-            }
-            None => {
-                worker.tend();
-                role::report(worker.is_connected());
-            }
-        }
-    }
-}
-
-/// The test's end of it.
-struct Counts(Process);
-
-impl Counts {
-    fn start(serve: &Serve) -> Self {
-        let mut process = role::start(COUNTS, &serve.socket);
-        role::next_report(&mut process);
-        Self(process)
-    }
-
-    #[track_caller]
-    fn ask(&mut self, line: &str) -> String {
-        self.0.send(line);
-        role::next_report(&mut self.0)
-    }
-
-    #[track_caller]
-    fn await_next_compiler(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        // First it has to notice that the one before is gone.
-        for wanted in ["false", "true"] {
-            while self.ask("tend") != wanted {
-                assert!(Instant::now() < deadline);
-            }
-        }
-    }
-}
-
-/// After a restart all workers have one and the same data, from the beginning; one whose thread is inside has the old ones until
-/// that has left.
-fn start_afresh(options: &[&str]) {
-    if !require::cc() {
-        return;
-    }
-    let serve = serve(Scratch::open_to_all(), options);
-    publish_file(&serve, "counter", &counter_source(100), &[]);
-    let (worker, mut far) = (remote::attach(&serve.socket), Counts::start(&serve));
-    let add = handle(&worker, "add");
-    assert_eq!(
-        [call(&worker, "add", 1), call(&worker, "add", 1)],
-        [101, 102]
-    );
-    assert_eq!(far.ask("add 1"), "103");
-    let guard = worker.enter().unwrap();
-    let serve = kill_and_restart(serve, options);
-    assert_eq!(add.call(&guard, 1), 104);
-    far.await_next_compiler();
-    assert_eq!(far.ask("add 1"), "101");
-    let mut late = Counts::start(&serve);
-    assert_eq!(late.ask("add 1"), "102");
-    // The thread is inside: what it uses does not change under it.
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..1000 {
-                worker.tend();
-                std::thread::yield_now();
-            }
-        });
-    });
-    assert_eq!(add.call(&guard, 1), 105);
-    drop(guard);
-    let deadline = Instant::now() + PATIENCE;
-    while !worker.is_connected() {
-        assert!(Instant::now() < deadline);
-        worker.tend();
-    }
-    assert_eq!(call(&worker, "add", 1), 103);
-    assert_eq!([far.ask("add 1"), late.ask("add 1")], ["104", "105"]);
-    // And so on: kept ones start with what their present version does.
-    publish_file(&serve, "counter", &counter_source(2000), &["--keep-data"]);
-    assert_eq!(
-        [call(&worker, "add", 1), call(&worker, "zero", 2)],
-        [106, 6]
-    );
-    let serve = kill_and_restart(serve, options);
-    for counts in [&mut far, &mut late] {
-        counts.await_next_compiler();
-    }
-    assert_eq!([far.ask("add 1"), late.ask("add 1")], ["2001", "2002"]);
-    let newest = remote::attach(&serve.socket);
-    assert_eq!(
-        [call(&newest, "add", 1), call(&newest, "zero", 2)],
-        [2003, 3]
-    );
-    publish_file(&serve, "counter", &counter_source(7), &[]);
-    assert_eq!(far.ask("add 1"), "8");
-}
-
-#[test]
-fn a_restart_starts_them_afresh_for_all_sealed() {
-    start_afresh(&[]);
-}
-
-#[test]
-fn a_restart_starts_them_afresh_for_all_named() {
-    let name = format!("shared-life-{}", std::process::id());
-    start_afresh(&["--name", &name]);
 }

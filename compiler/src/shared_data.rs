@@ -1,4 +1,5 @@
-//! What shared data start with, in an object that is fresh: as many units have brought them, they are brought again.
+//! Shared data after a restart: those of the compiler process before, which a worker brings, or which lie beside a named segment; or
+//! else fresh ones.
 
 use std::collections::HashSet;
 
@@ -8,12 +9,27 @@ use jitcast_runtime::records::StoredRegion;
 use jitcast_runtime::segment::Segment;
 
 use crate::catalog::{Catalog, Symbol, Unit, Variable};
+use crate::error::StartError;
 use crate::state::State;
 
 impl State {
+    /// Sees to it that the shared data of all units are there, or are owed.
+    pub(crate) fn restore_shared_data(&mut self, segment: &Segment) -> Result<(), StartError> {
+        if segment.has_adopted_shared_data() {
+            return Ok(());
+        }
+        self.start_shared_data(segment)?;
+        segment.end_of_fresh_shared_data();
+        if segment.shared_fd().is_none() && self.heap.used_bytes(Area::SharedData) == 0 {
+            // There is nothing to wait for.
+            segment.begin_shared_data()?;
+        }
+        Ok(())
+    }
+
     /// Fills the shared data of every unit, and then variables whose contents outlived the version that brought them: these
     /// start as their present version would.
-    pub(crate) fn start_shared_data(&mut self, segment: &Segment) -> Result<(), SegmentFull> {
+    fn start_shared_data(&mut self, segment: &Segment) -> Result<(), SegmentFull> {
         let area = segment.geometry().region(Area::SharedData);
         let generation = self.generation();
         let txn = self.heap.begin(segment.memory(), segment, generation);

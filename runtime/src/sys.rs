@@ -381,7 +381,7 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
-    match set_lock(fd.as_fd(), libc::F_WRLCK) {
+    match set_lock(fd.as_fd(), whole_file(libc::F_WRLCK)) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
@@ -394,7 +394,15 @@ pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn share_lock(fd: impl AsFd) -> io::Result<()> {
-    set_lock(fd.as_fd(), libc::F_RDLCK)
+    set_lock(fd.as_fd(), whole_file(libc::F_RDLCK))
+}
+
+/// The same, of the one byte at `at`, which need not exist.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_SETLK`.
+pub fn share_lock_at(fd: impl AsFd, at: u64) -> io::Result<()> {
+    set_lock(fd.as_fd(), part_of_file(libc::F_RDLCK, at, 1))
 }
 
 /// Whether another open file description of the file behind `fd` holds a lock.
@@ -402,10 +410,23 @@ pub fn share_lock(fd: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// As fcntl(2), `F_OFD_GETLK`.
 pub fn is_locked_by_another(fd: impl AsFd) -> io::Result<bool> {
+    is_locked(fd.as_fd(), whole_file(libc::F_WRLCK))
+}
+
+/// Whether another one holds a lock of any byte but the one at `at`.
+///
+/// # Errors
+/// As fcntl(2), `F_OFD_GETLK`.
+pub fn is_locked_elsewhere(fd: impl AsFd, at: u64) -> io::Result<bool> {
+    // A length of 0 goes to the end of all files.
+    let before = at > 0 && is_locked(fd.as_fd(), part_of_file(libc::F_WRLCK, 0, at))?;
+    Ok(before || is_locked(fd.as_fd(), part_of_file(libc::F_WRLCK, at + 1, 0))?)
+}
+
+fn is_locked(fd: BorrowedFd<'_>, mut request: libc::flock) -> io::Result<bool> {
     use std::os::fd::AsRawFd;
-    let mut request = whole_file(libc::F_WRLCK);
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives across the call; the descriptor is borrowed.
-    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
     if result == 0 {
         return Ok(request.l_type != libc::F_UNLCK as i16);
     }
@@ -418,16 +439,25 @@ pub fn is_locked_by_another(fd: impl AsFd) -> io::Result<bool> {
 /// # Errors
 /// As fcntl(2), `F_OFD_SETLK`.
 pub fn unlock(fd: impl AsFd) -> io::Result<()> {
-    set_lock(fd.as_fd(), libc::F_UNLCK)
+    set_lock(fd.as_fd(), whole_file(libc::F_UNLCK))
 }
 
 fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+    part_of_file(kind, 0, 0)
 }
 
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+fn part_of_file(kind: libc::c_int, start: u64, len_bytes: u64) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start.cast_signed(),
+        l_len: len_bytes.cast_signed(),
+        l_pid: 0,
+    }
+}
+
+fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let request = whole_file(kind);
     // SAFETY: F_OFD_SETLK reads one `flock`, which lives across the call; the descriptor is borrowed.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     if result == 0 {

@@ -63,6 +63,11 @@ impl Offer {
         self.segment.get()
     }
 
+    /// Whether another compiler process offers it.
+    pub(crate) fn is_anothers(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// The object of the shared data.
     pub(crate) fn shared_data(&self) -> Option<BorrowedFd<'_>> {
         self.shared_data.get()
@@ -484,12 +489,12 @@ impl Link {
             attach::check_peer(&socket, &self.trusted_uids)?;
             let mailbox = self.mailbox.get().ok_or(io::ErrorKind::NotConnected);
             let mailbox = mailbox.map_err(|kind| AttachError::Protocol { cause: kind.into() })?;
-            let sent = wire::send(
-                &socket,
-                FrameKind::Resume,
-                self.identity.as_bytes(),
-                &[mailbox],
-            );
+            // The next compiler process may have nobody else to get the shared data from.
+            let fds: Vec<_> = [Some(mailbox), self.shared_data.get()]
+                .into_iter()
+                .flatten()
+                .collect();
+            let sent = wire::send(&socket, FrameKind::Resume, self.identity.as_bytes(), &fds);
             sent.map_err(|cause| AttachError::Protocol { cause })?;
             Ok::<_, AttachError>(socket)
         });

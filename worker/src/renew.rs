@@ -187,14 +187,17 @@ impl Inner {
         let data = self.window().geometry().region(Area::SharedData);
         let has_others = self.link().has_other_shared_data(offer);
         let has_data = self.window().end(Area::SharedData) > data.start;
-        let shared_data = offer.shared_data().filter(|_| has_others);
+        // Of another compiler process they are mapped anew, also if they are the same: by the description that is had, that one
+        // knows who has come.
+        let is_mapped = !has_others && !offer.is_anothers();
+        let shared_data = offer.shared_data().filter(|_| !is_mapped);
         Ok(match oldest {
             // They would see the data change under them.
             Some(_) if has_others && has_data => Outcome::NotYet,
             Some(oldest) if oldest < floor && !seeded(Fault::RenewUnderPins) => Outcome::NotYet,
             Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
-                let is_there = !has_others || shared_data.is_some();
+                let is_there = is_mapped || shared_data.is_some();
                 // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
                 // reachable at their generations has not been reused, and was compared, and there are no shared data, or the
                 // same ones.

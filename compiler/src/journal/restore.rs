@@ -180,7 +180,7 @@ impl Past {
         let synced = self.log.sync().and_then(|()| storage.sync_folder(TOP));
         synced.map_err(options.system("sync"))?;
         let objects = Objects::open(&*storage).map_err(options.system("read the objects of"))?;
-        state.start_shared_data(segment)?;
+        state.restore_shared_data(segment)?;
         state.show(segment);
         let same_processor = self.header.cpu_features == segment.header().cpu_features;
         let mut journal = Journal {
@@ -193,6 +193,7 @@ impl Past {
             compact_at: 0,
             failed: None,
             late: None,
+            noted: None,
         };
         journal.compact_after(base_bytes);
         if !same_processor {

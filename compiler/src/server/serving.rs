@@ -31,6 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nobody is let in when descriptors or memory ran out.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How long after the start workers that are new wait for one that brings the shared data of the compiler process before.
+const SHARED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What nobody is told.
+const UNKNOWN: &str = "it is not known yet which the shared data are";
+
 /// The most children of one worker that are waited for at once.
 const MAX_SPARES: usize = 4;
 
@@ -57,6 +63,10 @@ pub(super) struct Loop<'a> {
     offered: u64,
     /// Who waits for that.
     offering: Arc<Offering>,
+    /// Who wants to attach, but waits until it is known which object the shared data are in.
+    waiting: Vec<(u64, Incoming)>,
+    /// How long.
+    patience: Instant,
 }
 
 impl<'a> Loop<'a> {
@@ -93,6 +103,8 @@ impl<'a> Loop<'a> {
             accepting: true,
             offered: 0,
             offering,
+            waiting: Vec::new(),
+            patience: Instant::now() + SHARED_PATIENCE,
         })
     }
 
@@ -130,6 +142,7 @@ impl<'a> Loop<'a> {
                 }
             }
             self.drop_late();
+            self.let_wait_no_longer();
             self.offer();
             if !was_accepting {
                 self.accept_again();
@@ -149,7 +162,8 @@ impl<'a> Loop<'a> {
         let now = Instant::now();
         let waits = !self.accepting || self.offered != self.compiler.segment().header().object;
         let retry = waits.then(|| now + RETRY);
-        let deadline = deadlines.chain(retry).min()?;
+        let patience = (!self.waiting.is_empty()).then_some(self.patience);
+        let deadline = deadlines.chain(retry).chain(patience).min()?;
         let left = deadline.saturating_duration_since(now) + Duration::from_millis(1);
         Some(rustix::event::Timespec {
             tv_sec: left.as_secs().cast_signed(),
@@ -254,6 +268,10 @@ impl<'a> Loop<'a> {
     }
 
     fn handle(&mut self, token: u64, incoming: Incoming) {
+        let incoming = match self.wait(token, incoming) {
+            Some(incoming) => incoming,
+            None => return,
+        };
         let Some(connection) = self.connections.get_mut(&token) else {
             return;
         };
@@ -326,6 +344,56 @@ impl<'a> Loop<'a> {
         self.flush(token);
     }
 
+    /// Lets whoever wants to attach wait while it is not known which object the shared data are in; one that was attached before
+    /// may bring it.
+    fn wait(&mut self, token: u64, incoming: Incoming) -> Option<Incoming> {
+        let attaches = matches!(incoming, Incoming::Attach(_) | Incoming::Resume(..));
+        let segment = self.compiler.segment();
+        if !attaches || segment.shared_fd().is_some() {
+            return Some(incoming);
+        }
+        if let Incoming::Resume(_, fds) = &incoming
+            && let Some(shared) = fds.get(1)
+            && let Err(error) = segment.adopt_shared_data(shared.as_fd())
+        {
+            tracing::warn!(%error, "the shared data that a worker has cannot be taken");
+        }
+        if segment.shared_fd().is_some() {
+            return Some(incoming);
+        }
+        if self.waiting.iter().any(|(waiting, _)| *waiting == token) {
+            return Some(Incoming::Refused(
+                "this connection waits already".to_owned(),
+            ));
+        }
+        self.waiting.push((token, incoming));
+        None
+    }
+
+    /// Lets those attach that have waited, if the shared data have come, or long enough.
+    fn let_wait_no_longer(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let segment = self.compiler.segment();
+        if segment.shared_fd().is_none() {
+            if Instant::now() < self.patience {
+                return;
+            }
+            tracing::info!(
+                "no worker has brought the shared data of the compiler process before: they start afresh"
+            );
+            if let Err(error) = segment.begin_shared_data() {
+                tracing::warn!(%error, "shared data cannot be had for now");
+                self.patience = Instant::now() + RETRY;
+                return;
+            }
+        }
+        for (token, incoming) in std::mem::take(&mut self.waiting) {
+            self.handle(token, incoming);
+        }
+    }
+
     fn attach(&mut self, token: u64, payload: &[u8]) -> Result<(), String> {
         let connection = self
             .connections
@@ -345,11 +413,8 @@ impl<'a> Loop<'a> {
             fenced: self.compiler.needs_fences().into(),
         };
         let segment = &admission.segment;
-        let fds = [
-            segment.worker_fd(),
-            segment.shared_fd(),
-            admission.mailbox.as_fd(),
-        ];
+        let shared = segment.shared_fd().ok_or(UNKNOWN)?;
+        let fds = [segment.worker_fd(), shared, admission.mailbox.as_fd()];
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
         let sent = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds);
@@ -375,7 +440,8 @@ impl<'a> Loop<'a> {
         if request.instance != self.compiler.instance() {
             return Err("this compiler process has another segment\n  help: start it with the journal of the one before, or attach afresh".to_owned());
         }
-        let [mailbox] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| "other than one descriptor")?;
+        // The shared data that it has came along; they have been looked at.
+        let mailbox = fds.into_iter().next().ok_or("no descriptor came along")?;
         let process = (connection.pid(), connection.uid());
         let number = self
             .compiler
@@ -388,7 +454,8 @@ impl<'a> Loop<'a> {
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
-        let fds = [segment.worker_fd(), segment.shared_fd()];
+        let shared = segment.shared_fd().ok_or(UNKNOWN)?;
+        let fds = [segment.worker_fd(), shared];
         if let Err(error) = wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds) {
             self.compiler.worker_died(number);
             return Err(format!("the reply cannot be sent: {error}"));
@@ -404,9 +471,9 @@ impl<'a> Loop<'a> {
     fn offer(&mut self) {
         let segment = self.compiler.segment();
         let object = segment.header().object;
-        if self.offered == object {
+        let Some(shared) = segment.shared_fd().filter(|_| self.offered != object) else {
             return;
-        }
+        };
         let mut all = true;
         for connection in self.connections.values_mut() {
             let (Some(worker), Some(socket)) = (connection.worker(), connection.socket()) else {
@@ -420,7 +487,7 @@ impl<'a> Loop<'a> {
                 sealed: self.compiler.is_sealed().into(),
                 fenced: self.compiler.needs_fences().into(),
             };
-            let fds = [segment.worker_fd(), segment.shared_fd()];
+            let fds = [segment.worker_fd(), shared];
             // As for attaching: it goes out at once or not at all.
             let sent = !connection.has_unsent()
                 && wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).is_ok();

@@ -15,7 +15,8 @@ use crate::selector;
 use crate::sys;
 
 use super::shared::{SharedObject, Template};
-use super::{NameError, memfd, named};
+use super::sharing::SharedData;
+use super::{NameError, ObjectIdentity, memfd, named};
 
 /// What lies behind a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,18 @@ pub struct SegmentOptions {
     pub back_end: BackEnd,
     /// The path of the compiler's socket, at most 108 bytes; empty if it has none.
     pub socket: String,
+    /// Where its shared data come from.
+    pub shared: SharedOrigin,
+}
+
+/// Where shared data come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedOrigin {
+    /// A fresh object.
+    Fresh,
+    /// The object of the compiler process before. A sealed one is waited for ([`Segment::adopt_shared_data`],
+    /// [`Segment::begin_shared_data`]); a named one is there, or else it is a fresh one.
+    Awaited(ObjectIdentity),
 }
 
 /// Why a segment cannot be made.
@@ -71,7 +84,7 @@ pub struct Segment {
     memory: Memory,
     object: Object,
     /// The same one in each object that the segment is renewed in.
-    shared: Arc<SharedObject>,
+    shared: Arc<SharedData>,
     geometry: Geometry,
     header: Header,
 }
@@ -113,14 +126,30 @@ impl Segment {
         let header = Header::new(&geometry, options.cpu, (instance, object_number()?), hash_seed, socket);
         let len_bytes = geometry.shared().len_bytes;
         let region = geometry.region(Area::SharedData);
+        // A byte that no file reaches, and most likely no other process marks.
+        let mark = header.object >> 2;
         let (object, shared) = match &options.back_end {
             BackEnd::Sealed => {
                 let object = memfd::SealedMemfd::create(len_bytes)?;
-                (Object::Sealed(object), SharedObject::sealed(region)?)
+                let shared = match options.shared {
+                    SharedOrigin::Fresh => SharedData::known(SharedObject::sealed(region, mark)?, region, mark, false),
+                    SharedOrigin::Awaited(identity) => SharedData::awaited(identity, region, mark),
+                };
+                (Object::Sealed(object), shared)
             }
             BackEnd::Named(name) => {
+                // Whoever has the name has what lies beside it.
                 let object = named::NamedObject::create(name, len_bytes)?;
-                (Object::Named(object), SharedObject::named(name, region)?)
+                let left = match options.shared {
+                    SharedOrigin::Fresh => None,
+                    SharedOrigin::Awaited(identity) => SharedObject::left(name, identity, region, mark),
+                };
+                let adopted = left.is_some();
+                let shared = match left {
+                    Some(left) => left,
+                    None => SharedObject::named(name, region, mark)?,
+                };
+                (Object::Named(object), SharedData::known(shared, region, mark, adopted))
             }
         };
         Self::format(geometry, header, object, Arc::new(shared))
@@ -156,7 +185,7 @@ impl Segment {
         geometry: Geometry,
         header: Header,
         object: Object,
-        shared: Arc<SharedObject>,
+        shared: Arc<SharedData>,
     ) -> Result<Self, SegmentError> {
         let base = match &object {
             Object::Sealed(object) => object.base(),
@@ -202,9 +231,51 @@ impl Segment {
         }
     }
 
-    /// The descriptor of the shared data for workers, open for reading and writing.
-    pub fn shared_fd(&self) -> BorrowedFd<'_> {
-        self.shared.descriptor()
+    /// The descriptor of the shared data for workers, open for reading and writing; `None` while it is not known which they
+    /// are.
+    pub fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.object()?.descriptor())
+    }
+
+    /// What their object is known by.
+    pub fn shared_identity(&self) -> Option<ObjectIdentity> {
+        self.shared.object()?.identity()
+    }
+
+    /// Whether they are those of the compiler process before, which has filled them.
+    pub fn has_adopted_shared_data(&self) -> bool {
+        self.shared.is_adopted()
+    }
+
+    /// What has been filled so far is what an object of the process before holds already.
+    pub fn end_of_fresh_shared_data(&self) {
+        self.shared.end_of_fresh();
+    }
+
+    /// Takes the object that a worker brings, if it is the one that is waited for.
+    ///
+    /// # Errors
+    /// There is no memory for what has been filled meanwhile.
+    pub fn adopt_shared_data(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.shared.adopt(fd, |object, range, template| object.fill(range, self.template(template)))
+    }
+
+    /// Waits for it no longer: the shared data start afresh.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; it can be tried again.
+    pub fn begin_shared_data(&self) -> Result<(), SegmentError> {
+        self.shared.begin(|object, range, template| object.fill(range, self.template(template)))
+    }
+
+    /// Whether anybody has them from a compiler process before this one, and may use what is retired; also if it is not known.
+    pub fn has_earlier_users_of_shared_data(&self) -> bool {
+        self.shared.object().is_none_or(SharedObject::has_earlier_users)
+    }
+
+    fn template(&self, template: Region) -> Template<'_> {
+        let at = template.start.saturating_sub(self.geometry.shared().start);
+        Template { object: self.writable_fd(), at: at.into(), len_bytes: template.len_bytes }
     }
 
     /// Its name, if it has one.
@@ -219,7 +290,9 @@ impl Segment {
     pub fn keep_name(&self) {
         if let Object::Named(object) = &self.object {
             object.keep();
-            self.shared.keep();
+            if let Some(shared) = self.shared.object() {
+                shared.keep();
+            }
         }
     }
 
@@ -254,9 +327,7 @@ impl Backing for Segment {
     }
 
     fn fill(&self, range: Region, template: Region) -> io::Result<()> {
-        let at = template.start.saturating_sub(self.geometry.shared().start);
-        let object = self.writable_fd();
-        self.shared.fill(range, Template { object, at: at.into(), len_bytes: template.len_bytes })
+        self.shared.fill(range, template, |object| object.fill(range, self.template(template)))
     }
 }
 

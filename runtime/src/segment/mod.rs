@@ -14,6 +14,8 @@ mod memfd;
 mod named;
 #[cfg(feature = "create")]
 mod shared;
+#[cfg(feature = "create")]
+mod sharing;
 
 use std::io;
 
@@ -23,7 +25,7 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
-    create::{BackEnd, Segment, SegmentError, SegmentOptions},
+    create::{BackEnd, Segment, SegmentError, SegmentOptions, SharedOrigin},
     mailboxes::{Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };
@@ -40,6 +42,15 @@ pub const SHARED_SEALS: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK).uni
 /// Whether an object with these seals is fit for shared data: it cannot be resized, and can be written for good.
 pub fn is_fit_for_sharing(seals: SealFlags) -> bool {
     seals.contains(SHARED_SEALS) && !seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
+}
+
+/// What an object is known by while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectIdentity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
 }
 
 /// Where the C library puts POSIX shared memory objects.

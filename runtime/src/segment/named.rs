@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
-use super::shared::unlink_leftover;
 use super::{DEV_SHM, NameError, SegmentError, object_path};
 use crate::header::{HeaderError, MAGIC};
 use crate::sys::try_lock;
@@ -29,7 +28,6 @@ pub enum Leftover {
 /// A segment without an owner, locked by us so that nobody else decides about it at the same time.
 #[derive(Debug)]
 pub struct DeadSegment {
-    name: String,
     path: String,
     _lock: OwnedFd,
 }
@@ -40,12 +38,11 @@ impl DeadSegment {
         &self.path
     }
 
-    /// Removes the name. Workers that live keep their mappings.
+    /// Removes the name. Workers that live keep their mappings. Shared data stay beside it for who creates the segment next.
     ///
     /// # Errors
     /// [`NameError::System`].
     pub fn unlink(self) -> Result<(), NameError> {
-        unlink_leftover(&self.name)?;
         rustix::fs::unlink(&self.path).map_err(|cause| NameError::System {
             step: "unlink",
             path: self.path.clone(),
@@ -87,7 +84,7 @@ pub fn examine(name: &str) -> Result<Leftover, NameError> {
     if !unborn && found[..len] != MAGIC {
         return Err(NameError::Foreign { path, why: HeaderError::Foreign { found } });
     }
-    Ok(Leftover::Dead(DeadSegment { name: name.to_owned(), path, _lock: object }))
+    Ok(Leftover::Dead(DeadSegment { path, _lock: object }))
 }
 
 /// Whether `path` still leads to `object`. Whoever holds the object's lock is the only one that may remove it.

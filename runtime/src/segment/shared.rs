@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use shared_memory::{ShmemConf, ShmemError};
 
 use super::named::is_at;
-use super::{NameError, SHARED_SEALS, SegmentError, object_path};
+use super::{NameError, ObjectIdentity, SHARED_SEALS, SegmentError, is_fit_for_sharing, object_path};
 use crate::geometry::Region;
 use crate::sys::{self, Mapping, MappingAdvice};
 
@@ -22,6 +22,10 @@ use crate::sys::{self, Mapping, MappingAdvice};
 pub(super) struct SharedObject {
     mapping: Mapping,
     object: OwnedFd,
+    /// What workers are given: whoever has it, or a mapping of it, holds a lock of the byte at `mark`, which no other compiler
+    /// process lets its workers hold.
+    theirs: OwnedFd,
+    mark: u64,
     /// As long, and never written: what zeros are read from.
     zeros: OwnedFd,
     region: Region,
@@ -47,7 +51,7 @@ pub(super) struct Template<'a> {
 
 impl SharedObject {
     /// An anonymous one, sealed against resizing.
-    pub(super) fn sealed(region: Region) -> Result<Self, SegmentError> {
+    pub(super) fn sealed(region: Region, mark: u64) -> Result<Self, SegmentError> {
         let step = |step, help| move |cause: io::Error| SegmentError::System { step, help, cause };
         let object = sys::memfd("jitcast-shared", region.len_bytes.into())
             .map_err(step("memfd_create for shared data", "see vm.memfd_noexec"))?;
@@ -55,11 +59,37 @@ impl SharedObject {
             .map_err(io::Error::from)
             .map_err(step("fchmod of shared data", "report this"))?;
         sys::seal(&object, SHARED_SEALS).map_err(step("sealing shared data against resizing", "Linux is needed"))?;
-        Self::map(object, region, None)
+        Self::map(object, region, mark, None)
+    }
+
+    /// The one that a compiler process before this one had, which a worker brings: `None` if it is another one, or not fit.
+    pub(super) fn brought(
+        fd: BorrowedFd<'_>,
+        identity: ObjectIdentity,
+        region: Region,
+        mark: u64,
+    ) -> Option<Self> {
+        // Only objects of memory have seals, so nothing is asked of anything else that might not answer.
+        let seals = rustix::fs::fcntl_get_seals(fd).ok()?;
+        let is_it = is_fit_for_sharing(seals) && has_identity(fd, identity, region);
+        // Another description: what the worker has holds the mark of the process before.
+        let own = is_it.then(|| sys::reopen(fd)).transpose().ok()??;
+        Self::map(own, region, mark, None).ok()
+    }
+
+    /// The one that a compiler process before this one left beside the segment called `name`.
+    pub(super) fn left(name: &str, identity: ObjectIdentity, region: Region, mark: u64) -> Option<Self> {
+        let path = path_of(name).ok()?;
+        let object = open(&path).ok()?;
+        if !has_identity(object.as_fd(), identity, region) {
+            return None;
+        }
+        let name = Name { path, kept: AtomicBool::new(false) };
+        Self::map(object, region, mark, Some(name)).ok()
     }
 
     /// One beside the object of the segment called `name`, which is this process's: whatever lies there is a dead one's.
-    pub(super) fn named(name: &str, region: Region) -> Result<Self, SegmentError> {
+    pub(super) fn named(name: &str, region: Region, mark: u64) -> Result<Self, SegmentError> {
         let path = path_of(name)?;
         let system = |step| {
             let path = path.clone();
@@ -77,13 +107,14 @@ impl SharedObject {
         })?;
         // Whether the name is this object's is looked at when it is removed.
         shmem.set_owner(false);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let object = rustix::fs::open(&path, flags, Mode::empty()).map_err(io::Error::from).map_err(system("open"))?;
-        Self::map(object, region, Some(Name { path, kept: AtomicBool::new(false) }))
+        let object = open(&path).map_err(system("open"))?;
+        Self::map(object, region, mark, Some(Name { path, kept: AtomicBool::new(false) }))
     }
 
-    fn map(object: OwnedFd, region: Region, name: Option<Name>) -> Result<Self, SegmentError> {
+    fn map(object: OwnedFd, region: Region, mark: u64, name: Option<Name>) -> Result<Self, SegmentError> {
         let step = |step, help| move |cause: io::Error| SegmentError::System { step, help, cause };
+        let theirs = sys::reopen(&object).map_err(step("reopening through /proc/self/fd", "mount /proc"))?;
+        sys::share_lock_at(&theirs, mark).map_err(step("marking shared data", "a worker may have locked them"))?;
         let zeros = sys::memfd("jitcast-zeros", region.len_bytes.into())
             .map_err(step("memfd_create for zeros", "see vm.memfd_noexec"))?;
         let help = "address space is short: raise `ulimit -v` or use a smaller --window";
@@ -92,12 +123,23 @@ impl SharedObject {
         for advice in [MappingAdvice::LinuxDontFork, MappingAdvice::LinuxDontDump] {
             mapping.advise(advice).map_err(step("madvise of shared data", "Linux is needed"))?;
         }
-        Ok(Self { mapping, object, zeros, region, name })
+        Ok(Self { mapping, object, theirs, mark, zeros, region, name })
     }
 
     /// The descriptor for workers, open for reading and writing.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.object.as_fd()
+        self.theirs.as_fd()
+    }
+
+    /// What it is known by while the machine runs.
+    pub(super) fn identity(&self) -> Option<ObjectIdentity> {
+        let stat = rustix::fs::fstat(&self.object).ok()?;
+        Some(ObjectIdentity { device: stat.st_dev, inode: stat.st_ino })
+    }
+
+    /// Whether anybody has it from a compiler process before this one; yes, if that cannot be found out.
+    pub(super) fn has_earlier_users(&self) -> bool {
+        sys::is_locked_elsewhere(&self.object, self.mark).unwrap_or(true)
     }
 
     /// Fills `range`, an offset in the window and a length: the template, then zeros.
@@ -138,10 +180,17 @@ impl Drop for SharedObject {
     }
 }
 
-/// Removes what a dead compiler process left of the shared data of the segment called `name`.
-pub(super) fn unlink_leftover(name: &str) -> Result<(), NameError> {
-    let path = path_of(name)?;
-    unlink(&path).map_err(|cause| NameError::System { step: "unlink", path, cause })
+fn open(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+fn has_identity(fd: BorrowedFd<'_>, identity: ObjectIdentity, region: Region) -> bool {
+    let stat = rustix::fs::fstat(fd);
+    stat.is_ok_and(|stat| {
+        let found = ObjectIdentity { device: stat.st_dev, inode: stat.st_ino };
+        found == identity && stat.st_size == i64::from(region.len_bytes)
+    })
 }
 
 fn unlink(path: &str) -> io::Result<()> {
