@@ -15,13 +15,13 @@ use common::noise::Noise;
 use common::process::NOBODY;
 use common::serve::Serve;
 use common::{remote, require, role};
-use jitcast::runtime::header::FORMAT_VERSION;
-use jitcast::runtime::wire::{self, AttachRequest, FrameKind};
+use jitcast::runtime::header::{FORMAT_VERSION, Header};
+use jitcast::runtime::wire::{self, AttachRequest, FrameKind, ResumeRequest};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use units::call;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The role of a worker that tries everything once, and says what it was let do.
 const TRIES: &str = "tries";
@@ -37,18 +37,27 @@ fn this_binary_plays_the_roles_of_its_tests() {
 
 const PAGE_BYTES: usize = 4096;
 
-/// Attaches by hand: the connection, and the descriptor of the shared data.
-fn attach_by_hand(socket: &str) -> (UnixStream, File) {
-    let stream = UnixStream::connect(socket).unwrap();
-    let request = AttachRequest {
+fn request() -> AttachRequest {
+    AttachRequest {
         format_version: FORMAT_VERSION,
         fenced: 0,
         label: [0; 64],
-    };
-    wire::send(&stream, FrameKind::Attach, request.as_bytes(), &[]).unwrap();
+    }
+}
+
+/// Attaches by hand: the connection, and the descriptors of the shared data and the mailbox.
+fn attach_with_mailbox(socket: &str) -> (UnixStream, File, File) {
+    let stream = UnixStream::connect(socket).unwrap();
+    wire::send(&stream, FrameKind::Attach, request().as_bytes(), &[]).unwrap();
     let frame = wire::receive(&stream, wire::MAX_WORKER_PAYLOAD).unwrap();
-    let [_segment, shared, _mailbox] = <[OwnedFd; 3]>::try_from(frame.fds).unwrap();
-    (stream, shared.into())
+    let [_segment, shared, mailbox] = <[OwnedFd; 3]>::try_from(frame.fds).unwrap();
+    (stream, shared.into(), mailbox.into())
+}
+
+/// Attaches by hand: the connection, and the descriptor of the shared data.
+fn attach_by_hand(socket: &str) -> (UnixStream, File) {
+    let (stream, shared, _mailbox) = attach_with_mailbox(socket);
+    (stream, shared)
 }
 
 /// A mapping of a page, as a hostile process may have it.
@@ -240,9 +249,8 @@ fn endless_page() -> (OwnedFd, *mut c_void) {
     (fd, page)
 }
 
-/// The role: a write to the object that does not end, and has the lock of the inode as long.
-fn lock(socket: &str) {
-    let (_stream, object) = attach_by_hand(socket);
+/// A write to the object that does not end, and has the lock of the inode as long.
+fn write_for_ever(object: File) {
     let (faults, page) = endless_page();
     let page = page.expose_provenance();
     std::thread::spawn(move || {
@@ -254,13 +262,41 @@ fn lock(socket: &str) {
     // What the kernel says when somebody waits for the page: it is in the write.
     let mut event = [0; 32];
     assert_eq!(rustix::io::read(faults.as_fd(), &mut event).unwrap(), 32);
+    std::mem::forget(faults);
+}
+
+/// The role: holds the lock of the shared data, and of a mailbox with which it comes back.
+fn lock(socket: &str) {
+    let (_stream, object, mailbox) = attach_with_mailbox(socket);
+    let instance = {
+        let segment = common::attack::segment_of(socket.as_ref());
+        let mut header = [0; size_of::<Header>()];
+        rustix::io::pread(&segment, &mut header, 0).unwrap();
+        Header::read_from_bytes(&header).unwrap().instance
+    };
+    write_for_ever(object);
+    let own = mailbox.try_clone().unwrap();
+    write_for_ever(mailbox);
+    let second = UnixStream::connect(socket).unwrap();
+    let request = ResumeRequest {
+        attach: request(),
+        instance,
+    };
+    wire::send(
+        &second,
+        FrameKind::Resume,
+        request.as_bytes(),
+        &[own.as_fd()],
+    )
+    .unwrap();
     role::report("locks");
     while role::next_line().is_some() {}
 }
 
-/// The story: write(2) and fallocate(2) take the inode's lock, and a worker that can write to the object can keep it.
+/// The story: write(2) and fallocate(2) take the inode's lock, and a worker that can write to the object can keep it. So it can
+/// that of its mailbox, which the compiler process looks at when it comes back.
 #[test]
-fn nobody_waits_for_a_worker_that_holds_the_inodes_lock() {
+fn nobody_waits_for_a_worker_that_holds_an_inodes_lock() {
     if !require::cc() || !require::root() {
         return;
     }

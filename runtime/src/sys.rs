@@ -8,7 +8,7 @@ use std::ptr::{self, NonNull};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
-/// `MADV_DONTDUMP`, `MADV_DONTFORK` and `MADV_WIPEONFORK` through one door.
+/// `MADV_DONTDUMP`, `MADV_DONTFORK`, `MADV_WIPEONFORK` and `MADV_POPULATE_WRITE` through one door.
 pub use rustix::mm::Advice as MappingAdvice;
 
 /// A mapping that unmaps itself.
@@ -233,7 +233,7 @@ impl Mapping {
     /// As madvise(2).
     pub fn advise(&self, advice: Advice) -> io::Result<()> {
         // SAFETY: the range is this mapping, and the advice used in this crate changes what a fork or a
-        // core dump does with it, not its contents here.
+        // core dump does with it, or gives it memory; not its contents here.
         unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len_bytes, advice) }?;
         Ok(())
     }
