@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -228,8 +228,9 @@ pub(crate) struct Link {
     mailbox: Watched,
     /// What is mapped, for areas that grow.
     segment: Watched,
-    /// What is mapped as shared data.
+    /// What is mapped as shared data, and which file that is, also once the host has closed it.
     shared_data: Watched,
+    shared_file: [AtomicU64; 2],
     /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
     home: Option<Home>,
     /// What a new one is told, and who it may be.
@@ -252,11 +253,13 @@ impl Link {
             trusted_uids,
             sealed,
         } = parts;
+        let shared_data = Watched::new(shared_data)?;
         Ok(Self {
             socket: Watched::new(socket)?,
             mailbox: Watched::new(mailbox)?,
             segment: Watched::new(segment)?,
-            shared_data: Watched::new(shared_data)?,
+            shared_file: shared_data.file().map(AtomicU64::new),
+            shared_data,
             home,
             identity,
             trusted_uids,
@@ -272,7 +275,8 @@ impl Link {
 
     /// Whether `offer` comes with other shared data than those that are mapped.
     pub(crate) fn has_other_shared_data(&self, offer: &Offer) -> bool {
-        !self.shared_data.led_where(&offer.shared_data)
+        let mapped = self.shared_file.each_ref();
+        mapped.map(|word| word.load(Ordering::Relaxed)) != offer.shared_data.file()
     }
 
     /// The connection's descriptor, whatever it leads to by now.
@@ -573,6 +577,9 @@ impl Link {
         // As below.
         let _ = self.segment.replace(&offer.segment);
         let _ = self.shared_data.replace(&offer.shared_data);
+        for (word, value) in self.shared_file.iter().zip(offer.shared_data.file()) {
+            word.store(value, Ordering::Relaxed);
+        }
         if let Some(socket) = offer.socket {
             talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.

@@ -1,5 +1,7 @@
 //! The serving thread: it waits for everybody, and for nobody in particular.
 
+mod waiting;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +23,7 @@ use super::{Answer, Job, Server};
 use crate::compiler::Compiler;
 use crate::renewal::Offering;
 use crate::requests::Asks;
+use waiting::{SHARED_PATIENCE, UNKNOWN};
 
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 8192;
@@ -30,12 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long nobody is let in when descriptors or memory ran out.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// How long after the start workers that are new wait for one that brings the shared data of the compiler process before.
-const SHARED_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What nobody is told.
-const UNKNOWN: &str = "it is not known yet which the shared data are";
 
 /// The most children of one worker that are waited for at once.
 const MAX_SPARES: usize = 4;
@@ -160,7 +157,10 @@ impl<'a> Loop<'a> {
     fn next_deadline(&self) -> Option<rustix::event::Timespec> {
         let deadlines = self.connections.values().filter_map(Connection::deadline);
         let now = Instant::now();
-        let waits = !self.accepting || self.offered != self.compiler.segment().header().object;
+        let segment = self.compiler.segment();
+        // While nobody may be given any shared data, nobody is offered anything.
+        let offers = segment.shared_fd().is_some() && self.offered != segment.header().object;
+        let waits = !self.accepting || offers;
         let retry = waits.then(|| now + RETRY);
         let patience = (!self.waiting.is_empty()).then_some(self.patience);
         let deadline = deadlines.chain(retry).chain(patience).min()?;
@@ -344,56 +344,6 @@ impl<'a> Loop<'a> {
         self.flush(token);
     }
 
-    /// Lets whoever wants to attach wait while it is not known which object the shared data are in; one that was attached before
-    /// may bring it.
-    fn wait(&mut self, token: u64, incoming: Incoming) -> Option<Incoming> {
-        let attaches = matches!(incoming, Incoming::Attach(_) | Incoming::Resume(..));
-        let segment = self.compiler.segment();
-        if !attaches || segment.shared_fd().is_some() {
-            return Some(incoming);
-        }
-        if let Incoming::Resume(_, fds) = &incoming
-            && let Some(shared) = fds.get(1)
-            && let Err(error) = segment.adopt_shared_data(shared.as_fd())
-        {
-            tracing::warn!(%error, "the shared data that a worker has cannot be taken");
-        }
-        if segment.shared_fd().is_some() {
-            return Some(incoming);
-        }
-        if self.waiting.iter().any(|(waiting, _)| *waiting == token) {
-            return Some(Incoming::Refused(
-                "this connection waits already".to_owned(),
-            ));
-        }
-        self.waiting.push((token, incoming));
-        None
-    }
-
-    /// Lets those attach that have waited, if the shared data have come, or long enough.
-    fn let_wait_no_longer(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let segment = self.compiler.segment();
-        if segment.shared_fd().is_none() {
-            if Instant::now() < self.patience {
-                return;
-            }
-            tracing::info!(
-                "no worker has brought the shared data of the compiler process before: they start afresh"
-            );
-            if let Err(error) = segment.begin_shared_data() {
-                tracing::warn!(%error, "shared data cannot be had for now");
-                self.patience = Instant::now() + RETRY;
-                return;
-            }
-        }
-        for (token, incoming) in std::mem::take(&mut self.waiting) {
-            self.handle(token, incoming);
-        }
-    }
-
     fn attach(&mut self, token: u64, payload: &[u8]) -> Result<(), String> {
         let connection = self
             .connections
@@ -471,9 +421,13 @@ impl<'a> Loop<'a> {
     fn offer(&mut self) {
         let segment = self.compiler.segment();
         let object = segment.header().object;
-        let Some(shared) = segment.shared_fd().filter(|_| self.offered != object) else {
-            return;
+        let Some(shared) = segment.shared_fd() else {
+            // There is nobody yet to be offered anything.
+            return self.offering.done(object);
         };
+        if self.offered == object {
+            return;
+        }
         let mut all = true;
         for connection in self.connections.values_mut() {
             let (Some(worker), Some(socket)) = (connection.worker(), connection.socket()) else {
