@@ -35,6 +35,7 @@ fn link(files: &[(&str, &[u8])]) -> Linked {
         private: SegmentOffset::new(AREA_BYTES),
         text: SegmentOffset::new(3 * AREA_BYTES),
         read_only: SegmentOffset::new(4 * AREA_BYTES),
+        shared: SegmentOffset::new(5 * AREA_BYTES),
         number: 1,
     };
     prepared.link(&placement, &bindings).unwrap()

@@ -93,7 +93,9 @@ fn kill(process: Process) -> String {
 /// The inodes of the objects of that name which a process maps.
 fn mapped(pid: i32, name: &Name) -> Vec<u64> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let lines = maps.lines().filter(|line| line.contains(&name.path()));
+    // What lies beside it has a name that begins likewise.
+    let is_it = |line: &&str| line.trim_end_matches(" (deleted)").ends_with(&name.path());
+    let lines = maps.lines().filter(is_it);
     let inode = |line: &str| {
         line.split_ascii_whitespace()
             .nth(4)

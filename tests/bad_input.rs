@@ -278,7 +278,7 @@ fn a_full_segment_says_how_full_it_is_and_how_to_enlarge_it() {
     let object = Maker::new().read_only("huge", &vec![1; 3 << 20]).finish();
     let phrases = [
         "segment full: 3145728 bytes of read-only data are needed, ",
-        " of 2097152 are free",
+        " of 1835008 are free",
         "help: start the compiler process with a larger --window",
     ];
     running.refuses("huge.o", &object, &phrases);

@@ -19,7 +19,7 @@ use common::role;
 use common::scratch::Scratch;
 use jitcast::runtime::Area;
 use jitcast::runtime::header::Header;
-use jitcast::runtime::segment::{SEALS, create_mailbox};
+use jitcast::runtime::segment::{SEALS, SHARED_SEALS, create_mailbox};
 use jitcast::runtime::sys;
 use jitcast::runtime::wire::{self, AttachReply, FrameKind};
 use jitcast::worker::{Endpoint, Worker, WorkerOptions};
@@ -72,6 +72,9 @@ fn look(bytes: &[u8]) -> Option<String> {
     sys::seal(&object, SEALS).unwrap();
     let object = sys::reopen_read_only(&object).unwrap();
     let (header, _) = Header::read_from_prefix(bytes).unwrap();
+    let len_bytes = header.areas[Area::SharedData.index()];
+    let shared = sys::memfd("test", len_bytes.into()).unwrap();
+    sys::seal(&shared, SHARED_SEALS).unwrap();
     let (_, mailbox, _) = create_mailbox(header.object).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let reply = AttachReply {
@@ -80,7 +83,7 @@ fn look(bytes: &[u8]) -> Option<String> {
         fenced: 0,
     };
     // A frame fits the socket's buffer, so it is there before it is asked for.
-    let fds = [object.as_fd(), mailbox.as_fd()];
+    let fds = [object.as_fd(), shared.as_fd(), mailbox.as_fd()];
     wire::send(&ours, FrameKind::Attached, reply.as_bytes(), &fds).unwrap();
     let worker = match Worker::attach(Endpoint::Fd(theirs.into()), WorkerOptions::default()) {
         Ok(worker) => worker,

@@ -70,7 +70,7 @@ fn attach_by_hand(socket: &str) -> (UnixStream, OwnedFd) {
     let stream = connect(socket);
     wire::send(&stream, FrameKind::Attach, attach_request().as_bytes(), &[]).unwrap();
     let frame = answer(&stream);
-    let [_segment, mailbox] = <[OwnedFd; 2]>::try_from(frame.fds).unwrap();
+    let [_segment, _shared, mailbox] = <[OwnedFd; 3]>::try_from(frame.fds).unwrap();
     (stream, mailbox)
 }
 

@@ -93,7 +93,9 @@ fn what_was_published_is_there_after_a_kill_at_the_same_places() {
         assert_eq!(old.call("g", 0), seen, "{options:?}");
     }
     // What the last one left.
-    let _ = std::fs::remove_file(format!("/dev/shm/jitcast-{named}"));
+    for beside in ["", "+shared"] {
+        let _ = std::fs::remove_file(format!("/dev/shm/jitcast-{named}{beside}"));
+    }
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn judged(scratch: &Scratch, paths: &[String], what: &str) -> Report {
             text: 0x80_0000,
             read_only: 0x400_0000,
             private: 0x800_0000,
+            shared: 0xc00_0000,
         },
         bases: vec![0x7f12_3456_7000, 0x1000_0000],
     };

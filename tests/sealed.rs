@@ -16,7 +16,7 @@ use common::role;
 use jitcast::runtime::cpu::CpuFeatures;
 use jitcast::runtime::geometry::Geometry;
 use jitcast::runtime::header::{Header, HeaderError};
-use jitcast::runtime::segment::{BackEnd, SEALS, create_mailbox};
+use jitcast::runtime::segment::{BackEnd, SEALS, SHARED_SEALS, create_mailbox};
 use jitcast::runtime::wire::{self, AttachReply, FrameKind};
 use jitcast::runtime::{Area, sys};
 use jitcast::worker::{AttachError, Endpoint, Worker, WorkerOptions};
@@ -153,6 +153,8 @@ struct Offer {
     seals: SealFlags,
     writable: bool,
     sealed: u32,
+    /// Length and seals of the shared data.
+    shared: (u64, SealFlags),
 }
 
 impl Offer {
@@ -165,6 +167,10 @@ impl Offer {
             seals: SEALS,
             writable: false,
             sealed: 1,
+            shared: (
+                geometry.region(Area::SharedData).len_bytes.into(),
+                SHARED_SEALS,
+            ),
         }
     }
 
@@ -196,8 +202,10 @@ impl Offer {
             fenced: 0,
         };
         let segment = self.segment();
+        let shared = sys::memfd("test", self.shared.0).unwrap();
+        sys::seal(&shared, self.shared.1).unwrap();
         refusal_of(move |socket| {
-            let fds = [segment.as_fd(), mailbox.as_fd()];
+            let fds = [segment.as_fd(), shared.as_fd(), mailbox.as_fd()];
             wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds).unwrap();
         })
     }
@@ -255,6 +263,43 @@ fn a_segment_without_all_the_seals_is_refused() {
         matches!(refusal, AttachError::NotSealed { .. }),
         "{refusal}"
     );
+}
+
+/// Who maps what others can cut short ends with the first access to what is gone.
+#[test]
+fn shared_data_that_can_be_resized_or_are_too_short_are_refused() {
+    let offered = |shared| Offer {
+        shared,
+        ..Offer::good()
+    };
+    let refused = |offer: Offer, part: &str| {
+        let refusal = offer.refusal();
+        let message = refusal.to_string();
+        assert!(
+            matches!(refusal, AttachError::SharedData { .. }),
+            "{message}"
+        );
+        assert!(message.contains(part), "{message}");
+    };
+    let (len_bytes, seals) = Offer::good().shared;
+    for missing in [SealFlags::GROW, SealFlags::SHRINK] {
+        refused(offered((len_bytes, seals - missing)), "their seals are");
+    }
+    // What nobody can write is none either.
+    refused(
+        offered((len_bytes, seals | SealFlags::WRITE)),
+        "their seals are",
+    );
+    for sealed in [0, 1] {
+        let short = Offer {
+            sealed,
+            ..offered((len_bytes - 1, seals))
+        };
+        refused(
+            short,
+            &format!("they have {} bytes of {len_bytes}", len_bytes - 1),
+        );
+    }
 }
 
 #[test]

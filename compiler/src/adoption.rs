@@ -60,7 +60,7 @@ pub(crate) fn adopt_or_replace(
     let path = dead.path().to_owned();
     let header = made.header();
     let numbers = (header.instance, header.hash_seed);
-    let left = Segment::adopt(dead, options, numbers).map_err(Unlike::from);
+    let left = Segment::adopt(dead, &made, options, numbers).map_err(Unlike::from);
     let left = left.and_then(|left| {
         adopt(state, &made, &left)?;
         Ok(left)
@@ -101,7 +101,7 @@ fn adopt(state: &mut State, made: &Segment, left: &Segment) -> Result<(), Unlike
         });
     }
     let extents = state.latest.extents;
-    for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
+    for area in Area::ALL.into_iter().filter(|area| area.is_in_segment()) {
         let start = left.geometry().region(area).start;
         let len_bytes = extents[area.index()].saturating_sub(start);
         if len_bytes > 0 {

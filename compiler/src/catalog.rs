@@ -57,6 +57,9 @@ pub(crate) struct Unit {
     pub(crate) text: StoredRegion,
     pub(crate) read_only: StoredRegion,
     pub(crate) private: StoredRegion,
+    pub(crate) shared: StoredRegion,
+    /// What its shared data start with.
+    pub(crate) shared_template: StoredRegion,
     pub(crate) keeps: bool,
     /// What its publisher said of that.
     pub(crate) reclaim: Reclaim,
@@ -167,6 +170,8 @@ pub(crate) struct Variable {
     pub(crate) align_bytes: u64,
     /// The number of the unit in whose data it lies.
     pub(crate) since: u32,
+    /// Where its own unit's copy lies, by which it starts afresh.
+    pub(crate) fresh: SegmentOffset,
 }
 
 /// A host symbol by its name, and how it is referred to.
@@ -404,7 +409,7 @@ impl Catalog {
 
     /// Keeps the memory of a unit that was published, and the cells of what it knows, `defines` among these.
     fn keep(&mut self, name: &str, defines: Vec<String>, old: Unit) {
-        let regions = [old.text, old.read_only, old.private].into_iter();
+        let regions = [old.text, old.read_only, old.private, old.shared].into_iter();
         let len_bytes = regions.map(|region| u64::from(region.len_bytes)).sum();
         self.kept_uses.extend(defines);
         self.kept_uses.extend(old.uses);

@@ -10,7 +10,7 @@ use jitcast_runtime::directory::Edit;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::{Heap, Txn};
 use jitcast_runtime::records::Root;
-use jitcast_runtime::segment::{DeadSegment, Segment, SegmentError, SegmentOptions};
+use jitcast_runtime::segment::{DeadSegment, Segment, SegmentError, SegmentOptions, SharedOrigin};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::thread::{MembarrierCommand, futex, membarrier};
 
@@ -75,9 +75,12 @@ impl Compiler {
         };
         let header = past.header();
         let cpu = header.cpu_features | options.cpu.bits();
+        let folder = options.journal.as_ref().map(|journal| &journal.folder);
+        let noted = folder.and_then(|folder| journal::noted(folder));
         let segment = SegmentOptions {
             geometry: past.geometry(options.geometry)?,
             cpu: CpuFeatures::from_bits(cpu),
+            shared: noted.map_or(SharedOrigin::Fresh, SharedOrigin::Awaited),
             ..options.segment()
         };
         let (instance, hash_seed) = (header.instance, header.hash_seed);
@@ -112,8 +115,11 @@ impl Compiler {
         options: &CompilerOptions,
         segment: Segment,
         state: State,
-        journal: Option<Journal>,
+        mut journal: Option<Journal>,
     ) -> Self {
+        if let Some(journal) = &mut journal {
+            journal.note_shared_data(segment.shared_identity());
+        }
         let holds = Holds::new(state.catalog.asked.values());
         Self {
             segment: RwLock::new(Arc::new(segment)),
@@ -367,6 +373,9 @@ impl Compiler {
     ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
         let segment = self.segment();
+        if let Some(journal) = &mut *journal {
+            journal.note_shared_data(segment.shared_identity());
+        }
         let place = (&*segment, &mut state.heap);
         let what = (state.latest, &state.catalog);
         let (latest, changes) =
@@ -407,7 +416,8 @@ impl Compiler {
     /// Frees retired memory that no thread of a worker can be inside. What will be reused is announced first, and
     /// the pins are looked at again: a thread that decides to stay at an older generation in between either
     /// has its pin seen, or sees the announcement. Whatever pins come later, what was reused stays announced: a thread that
-    /// attaches, or lies, pins all that ever was.
+    /// attaches, or lies, pins all that ever was. Shared data are the same ones in every object that the segment has been in, so
+    /// those wait for workers at older objects too, which see no announcement; after a restart, for all that have not come back.
     pub(crate) fn reclaim(&self, state: &mut State) {
         if state.heap.oldest_retired().is_none() {
             return;
@@ -428,11 +438,16 @@ impl Compiler {
         state
             .retired_units
             .retain(|(generation, _)| *generation > oldest);
-        state.heap.reclaim(if fault::seeded(Fault::ReuseEarly) {
-            u64::MAX
-        } else {
-            oldest
-        });
+        let shared = match state.heap.oldest_retired_shared() {
+            // Of those that have not come back nothing is known but that they are there.
+            Some(_) if segment.has_earlier_users_of_shared_data() => 0,
+            Some(_) => workers.oldest_user(object).min(oldest),
+            None => oldest,
+        };
+        let early = fault::seeded(Fault::ReuseEarly);
+        state.heap.reclaim(if early { u64::MAX } else { oldest });
+        let shared = if early { u64::MAX } else { shared };
+        state.heap.reclaim_shared(shared);
     }
 
     /// Wakes workers that wait for something new.

@@ -126,6 +126,23 @@ pub enum PublishError {
         /// The alignments of its places, bytes.
         alignments: (u64, u64),
     },
+    /// A variable that is to keep its contents would have to become one for all workers, or one for each.
+    #[error(
+        "`{symbol}` of the unit `{unit}` cannot keep its contents: it {}\n  help: leave it in the section that it was in, or publish without --keep-data, so that it starts afresh",
+        if *was_shared {
+            "was shared data, one for all workers, and would be each worker's own"
+        } else {
+            "was each worker's own, and would be shared data, one for all workers"
+        }
+    )]
+    KeptMoves {
+        /// The variable.
+        symbol: String,
+        /// The unit that is being published.
+        unit: String,
+        /// Whether the published one is shared data.
+        was_shared: bool,
+    },
     /// Only functions can be quarantined.
     #[error(
         "`{symbol}` is no published function, so it cannot be quarantined\n  help: `jitcast status` lists the symbols"

@@ -19,6 +19,7 @@ mod renewal;
 pub mod request;
 mod requests;
 mod server;
+mod shared_data;
 mod state;
 mod status;
 mod stragglers;

@@ -2,7 +2,7 @@
 
 use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::geometry::{DEFAULT_WINDOW_BYTES, Geometry, GeometryError};
-use jitcast_runtime::segment::{BackEnd, SegmentOptions};
+use jitcast_runtime::segment::{BackEnd, SegmentOptions, SharedOrigin};
 
 use crate::journal::JournalOptions;
 use crate::threads::Threads;
@@ -73,6 +73,7 @@ impl CompilerOptions {
             cpu: self.cpu,
             back_end: self.back_end.clone(),
             socket: self.socket.clone(),
+            shared: SharedOrigin::Fresh,
         }
     }
 }

@@ -40,6 +40,7 @@ impl<'a> Preview<'a> {
             text: start(Area::Text, extents.text),
             read_only: start(Area::ReadOnly, extents.read_only),
             private: start(Area::Private, extents.private),
+            shared: start(Area::SharedData, extents.shared),
             number: 0,
         };
         let bindings = bindings(&prepared, &placement, geometry)?;

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::directory::record_flags;
+use jitcast_runtime::geometry::Area;
 use jitcast_runtime::header::Control;
 use jitcast_runtime::heap::SegmentFull;
 use jitcast_runtime::ring::{RECORD_WORDS, Record};
@@ -52,8 +53,10 @@ impl Compiler {
         state: &mut State,
         full: &SegmentFull,
     ) -> Result<bool, PublishError> {
+        // Shared data stay as they are, retired ones too.
+        let is_shared = full.area == Area::SharedData.name();
         let reached = full.free_bytes + full.retired_bytes >= full.asked_bytes;
-        if full.cause.is_some() || full.retired_bytes == 0 || !reached {
+        if full.cause.is_some() || is_shared || full.retired_bytes == 0 || !reached {
             return Ok(false);
         }
         let held = self.older_bytes(state) + state.heap.backed_bytes();

@@ -106,6 +106,8 @@ pub struct UnitStatus {
     pub read_only_bytes: u64,
     /// Private data in each worker, bytes.
     pub private_bytes: u64,
+    /// Length of its shared data, bytes.
+    pub shared_bytes: u64,
     /// Whether its memory is kept when it is replaced.
     pub keeps: bool,
     /// What its publisher said of that.
@@ -245,6 +247,7 @@ impl UnitStatus {
             text_bytes: unit.text.len_bytes.into(),
             read_only_bytes: unit.read_only.len_bytes.into(),
             private_bytes: unit.private.len_bytes.into(),
+            shared_bytes: unit.shared.len_bytes.into(),
             keeps: unit.keeps,
             reclaim: unit.reclaim,
             imports: unit.host_symbols().collect(),

@@ -189,6 +189,26 @@ impl Workers {
     /// A worker that goes on to an object says so, executes a full barrier, and only then looks at that one's floor. So
     /// either it is seen here, or it sees what was announced before.
     pub(crate) fn oldest_pin(&mut self, object: u64) -> u64 {
+        self.oldest(|entry| entry.object() == object)
+    }
+
+    /// The oldest generation at which somebody uses shared data, or may use them again, whichever object he is at. A worker that
+    /// is at another one than `object` enters at what it has applied, at any time, whatever is announced here.
+    pub(crate) fn oldest_user(&mut self, object: u64) -> u64 {
+        let word = |entry: &WorkerEntry, word| entry.mailbox.word(word).load(Ordering::Acquire);
+        let older = self.entries.iter();
+        let older = older.filter(|entry| word(entry, Word::Mapped) != object);
+        let applied = older.filter_map(|entry| {
+            let applied = word(entry, Word::Applied);
+            // Nobody has taken that one over.
+            (!entry.spare || applied != 0).then_some(applied)
+        });
+        let applied = applied.min().unwrap_or(u64::MAX);
+        // Looked at second: whoever entered at an older one did so before the worker said what it has applied.
+        self.oldest(|_| true).min(applied)
+    }
+
+    fn oldest(&mut self, counts: impl Fn(&WorkerEntry) -> bool) -> u64 {
         let relies =
             |entry: &WorkerEntry| entry.mailbox.word(Word::Fenced).load(Ordering::Acquire) != 1;
         let reached = membarrier(MembarrierCommand::GlobalExpedited).is_ok();
@@ -206,7 +226,7 @@ impl Workers {
             counts.fold(0, u64::wrapping_add)
         };
         let look = || {
-            let entries = self.entries.iter().filter(|entry| entry.object() == object);
+            let entries = self.entries.iter().filter(|entry| counts(entry));
             entries.filter_map(|entry| entry.mailbox.oldest_pin()).min()
         };
         let oldest = pin::settled(handed_over, TRIES, look);

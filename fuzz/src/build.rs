@@ -84,7 +84,7 @@ pub fn build_for(case: &Case, audience: Audience) -> Vec<Vec<Built>> {
         let objects = plans.iter_mut().flat_map(|unit| &mut unit.objects);
         for section in objects.flat_map(|object| &mut object.sections) {
             section.placement = match section.placement {
-                Placement::ThreadData => Placement::Data,
+                Placement::ThreadData | Placement::SharedData => Placement::Data,
                 Placement::ThreadZero => Placement::Zero,
                 placement => placement,
             };

@@ -43,6 +43,8 @@ pub enum Placement {
     Relocated,
     /// `.data`.
     Data,
+    /// `.jitcast.shared`, which holds no addresses.
+    SharedData,
     /// `.bss`.
     Zero,
     /// `.ldata`, of the larger code models.
@@ -146,4 +148,6 @@ pub struct Places {
     pub read_only: u32,
     /// Private data.
     pub private: u32,
+    /// Shared data.
+    pub shared: u32,
 }

@@ -115,6 +115,7 @@ pub fn attempt(files: &[(&str, &[u8])], options: &Options) {
         text,
         read_only,
         private,
+        shared: _,
     } = prepared.extents();
     let made = text.len_bytes + read_only.len_bytes;
     assert!(
@@ -125,6 +126,7 @@ pub fn attempt(files: &[(&str, &[u8])], options: &Options) {
         text: SegmentOffset::new(0x1000_0000),
         read_only: SegmentOffset::new(0x2000_0000),
         private: SegmentOffset::new(0x3000_0000),
+        shared: SegmentOffset::new(0x6000_0000),
         number: 1,
     };
     let bindings: Vec<Binding> = (0..)

@@ -53,6 +53,7 @@ fn section() -> impl Strategy<Value = SectionPlan> {
         2 => Just(Placement::ReadOnly),
         1 => Just(Placement::Relocated),
         2 => Just(Placement::Data),
+        1 => Just(Placement::SharedData),
         1 => Just(Placement::Zero),
         1 => Just(Placement::LargeData),
         1 => Just(Placement::ThreadData),
@@ -97,6 +98,10 @@ fn item(placement: Placement) -> BoxedStrategy<Item> {
         Placement::Zero | Placement::ThreadData | Placement::ThreadZero => {
             prop_oneof![fill, symbol].boxed()
         }
+        Placement::SharedData => {
+            let symbol = symbol_of_all().prop_map(Item::Symbol);
+            prop_oneof![1 => fill, 2 => symbol, 5 => site(field_without_address().boxed())].boxed()
+        }
         _ => prop_oneof![1 => fill, 2 => symbol, 5 => site(field().boxed())].boxed(),
     }
 }
@@ -118,6 +123,17 @@ fn symbol() -> impl Strategy<Value = SymbolPlan> {
         sight,
         typed,
         size,
+    })
+}
+
+/// A symbol that is not to be one in each process.
+fn symbol_of_all() -> impl Strategy<Value = SymbolPlan> {
+    symbol().prop_map(|symbol| match symbol.sight {
+        Sight::Unique(_) => SymbolPlan {
+            sight: Sight::Global,
+            ..symbol
+        },
+        _ => symbol,
     })
 }
 
@@ -172,6 +188,22 @@ pub fn field() -> impl Strategy<Value = Form> {
     })
 }
 
+/// A field that holds the same in every process.
+fn field_without_address() -> impl Strategy<Value = Form> {
+    field().prop_map(|form| match form {
+        Form::Field {
+            kind: elf::R_X86_64_64,
+            register,
+            addend,
+        } => Form::Field {
+            kind: elf::R_X86_64_PC64,
+            register,
+            addend,
+        },
+        form => form,
+    })
+}
+
 /// An addend that a field of this kind can take.
 fn fitting(kind: u32, addend: i64) -> i64 {
     match kind {
@@ -198,33 +230,34 @@ fn fitting(kind: u32, addend: i64) -> i64 {
 /// The parts of a window in any order, with gaps of any length between them.
 pub fn places() -> impl Strategy<Value = Places> {
     // A gap is at least 16 MiB, which no case fills, and the sum is less than 1 GiB.
-    let order = Just([0_usize, 1, 2, 3, 4]).prop_shuffle();
-    let gaps = proptest::array::uniform5(prop_oneof![
+    let order = Just([0_usize, 1, 2, 3, 4, 5]).prop_shuffle();
+    let gaps = proptest::array::uniform6(prop_oneof![
         1 => Just(0_u32),
-        1 => 0..0xa000_u32,
+        1 => 0..0x8000_u32,
     ]);
     (order, gaps).prop_map(|(order, gaps)| {
-        let mut places = [0; 5];
+        let mut places = [0; 6];
         let mut next = 0;
         for (part, gap) in order.into_iter().zip(gaps) {
             places[part] = next + gap * 4096;
             next = places[part] + (1 << 24);
         }
-        let [slots, stubs, text, read_only, private] = places;
+        let [slots, stubs, text, read_only, private, shared] = places;
         Places {
             slots,
             stubs,
             text,
             read_only,
             private,
+            shared,
         }
     })
 }
 
 /// The parts of a window beside one another, so that a file that has them all stays short.
 pub fn close_places() -> impl Strategy<Value = Places> {
-    let order = Just([0_u32, 1, 2, 3, 4]).prop_shuffle();
-    (order, proptest::array::uniform5(0..16_u32)).prop_map(|(order, shifts)| {
+    let order = Just([0_u32, 1, 2, 3, 4, 5]).prop_shuffle();
+    (order, proptest::array::uniform6(0..16_u32)).prop_map(|(order, shifts)| {
         let place = |part: usize| (order[part] << 18) + shifts[part] * 4096;
         Places {
             slots: place(0),
@@ -232,6 +265,7 @@ pub fn close_places() -> impl Strategy<Value = Places> {
             text: place(2),
             read_only: place(3),
             private: place(4),
+            shared: place(5),
         }
     })
 }

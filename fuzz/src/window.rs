@@ -50,6 +50,8 @@ pub struct LinkedUnit {
     pub linked: Linked,
     /// How long its private data are, zeros included, bytes.
     pub private_len_bytes: u64,
+    /// The same of its shared data.
+    pub shared_len_bytes: u64,
     /// Its definitions: name, what it is, where.
     pub definitions: Vec<(String, SymbolKind, Place)>,
 }
@@ -116,6 +118,7 @@ impl Window {
                 text: take(&mut next.text, extents.text),
                 read_only: take(&mut next.read_only, extents.read_only),
                 private: take(&mut next.private, extents.private),
+                shared: take(&mut next.shared, extents.shared),
                 number: placed.len() as u64 + 1,
             });
         }
@@ -179,6 +182,7 @@ impl Window {
             definitions: definitions.collect(),
             linked,
             private_len_bytes: prepared.extents().private.len_bytes,
+            shared_len_bytes: prepared.extents().shared.len_bytes,
         })
     }
 
@@ -221,10 +225,13 @@ impl Window {
         for unit in &self.units {
             let mut private = unit.linked.template.clone();
             private.resize(unit.private_len_bytes as usize, 0);
+            let mut shared = unit.linked.shared.clone();
+            shared.resize(unit.shared_len_bytes as usize, 0);
             for (start, bytes) in [
                 (unit.at.text, unit.linked.text.clone()),
                 (unit.at.read_only, unit.linked.read_only.clone()),
                 (unit.at.private, private),
+                (unit.at.shared, shared),
             ] {
                 if !bytes.is_empty() {
                     image.add(place(start), bytes);

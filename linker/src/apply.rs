@@ -49,6 +49,7 @@ impl<'a> Prepared<'a> {
             text: vec![TEXT_PADDING; extents.text.len_bytes as usize],
             read_only: zeros(extents.read_only.len_bytes),
             template: zeros(self.plot.template_len_bytes),
+            shared: zeros(self.plot.shared_len_bytes),
             patches: Vec::new(),
             symbols: Vec::new(),
             needs: self.needs.clone(),
@@ -168,6 +169,7 @@ impl<'a> Prepared<'a> {
             (extents.text, at.text),
             (extents.read_only, at.read_only),
             (extents.private, at.private),
+            (extents.shared, at.shared),
         ];
         for (extent, start) in areas {
             if !u64::from(start.get()).is_multiple_of(extent.align_bytes) {
@@ -370,6 +372,7 @@ impl Linked {
             Area::Text => &mut self.text,
             Area::ReadOnly => &mut self.read_only,
             Area::Private => &mut self.template,
+            Area::SharedData => &mut self.shared,
         }
     }
 

@@ -1,7 +1,8 @@
 //! Data that lie elsewhere: an earlier version of the unit has stored something in them, and it is kept.
 //!
 //! Invariant: whatever refers to such a datum, or into it, by a symbol, gets its place; what refers to it by its section and
-//! shares that with other data is refused, since a place one past another datum would look the same.
+//! shares that with other data is refused, since a place one past another datum would look the same. No patch is made for
+//! shared data: they are filled once for all workers, and not by them.
 
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset};
 
@@ -53,13 +54,16 @@ impl<'a> Carriage<'a> {
             let (start, len_bytes) = (own.spot, definition.size);
             let end = u64::from(start.offset).checked_add(len_bytes);
             let end = end.filter(|end| *end <= chunk.len_bytes()).ok_or(wrong)?;
-            if chunk.area != Area::Private {
-                continue;
+            match chunk.area {
+                Area::Private => {
+                    let fresh = PatchTarget::Window(prepared.place(start, at)?.1);
+                    // Both halves are 32 bits wide: pieces are shorter than a window.
+                    let addend = (u64::from(carried.since) << 32 | len_bytes).cast_signed();
+                    patches.push(Patch::of(PatchKind::Copy, carried.place, fresh, addend));
+                }
+                Area::SharedData => {}
+                Area::Text | Area::ReadOnly => continue,
             }
-            let fresh = PatchTarget::Window(prepared.place(start, at)?.1);
-            // Both halves are 32 bits wide: pieces are shorter than a window.
-            let addend = (u64::from(carried.since) << 32 | len_bytes).cast_signed();
-            patches.push(Patch::of(PatchKind::Copy, carried.place, fresh, addend));
             if definition.unique {
                 // Even the unit itself reaches it through cells.
                 continue;

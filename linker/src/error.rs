@@ -98,8 +98,10 @@ impl Failure {
 /// What a section asks for that is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectionRefusal {
-    /// `.jitcast.shared*`.
-    SharedWritable,
+    /// `.jitcast.*`, and not `.jitcast.shared`.
+    Reserved,
+    /// `.jitcast.shared` with `SHF_EXECINSTR` or `SHF_TLS`, without `SHF_ALLOC` or `SHF_WRITE`, or of another type than data.
+    SharedFlags,
     /// `SHF_TLS` without `SHF_WRITE`, or with `SHF_EXECINSTR`.
     ThreadLocal,
     /// `.init_array` and the like.
@@ -129,7 +131,10 @@ pub enum SectionRefusal {
 impl SectionRefusal {
     fn why(self) -> String {
         match self {
-            Self::SharedWritable => "shared writable sections are not supported yet".into(),
+            Self::Reserved => "no section of this name means anything to jitcast".into(),
+            Self::SharedFlags => {
+                "shared data are plain data that can be written to: neither constants nor code nor thread-local".into()
+            }
             Self::ThreadLocal => "thread-local storage is data that can be written to".into(),
             Self::Constructors => "nobody would run its constructors".into(),
             Self::Destructors => "nobody would run its destructors".into(),
@@ -149,6 +154,12 @@ impl SectionRefusal {
 
     fn help(self, file: &str) -> Option<String> {
         match self {
+            Self::Reserved => Some(format!(
+                "shared data lie in .jitcast.shared or .jitcast.shared.NAME; rename the section of {file}"
+            )),
+            Self::SharedFlags => Some(format!(
+                "leave `const` and `__thread` out of what {file} puts there, and flags other than \"aw\""
+            )),
             Self::ExecutableStack => Some(format!(
                 "take no address of a nested function in {file}, or mark its assembly with .note.GNU-stack"
             )),
@@ -182,6 +193,8 @@ pub enum SymbolRefusal {
     CarriedBySection,
     /// Carried over from another place than what it is part of.
     CarriedApart,
+    /// `STB_GNU_UNIQUE`, in shared data.
+    SharedUnique,
 }
 
 impl SymbolRefusal {
@@ -208,12 +221,17 @@ impl SymbolRefusal {
             Self::CarriedApart => {
                 "is to keep its contents, but overlaps a datum that lay elsewhere before"
             }
+            Self::SharedUnique => {
+                "is unique in each process (STB_GNU_UNIQUE), but lies in shared data, which are one for all processes"
+            }
         }
     }
 
     fn help(self, file: &str) -> Option<String> {
         match self {
-            Self::Unique => Some(format!("compile {file} with -fno-gnu-unique")),
+            Self::Unique | Self::SharedUnique => {
+                Some(format!("compile {file} with -fno-gnu-unique"))
+            }
             Self::CarriedBySection => Some(format!("compile {file} with -fdata-sections")),
             Self::Hidden => Some("add the file that defines it to the unit".into()),
             _ => None,
@@ -372,6 +390,8 @@ pub enum Misuse {
     ThreadLocal,
     /// Another symbol, as if each thread had its own.
     NotThreadLocal,
+    /// An address in shared data.
+    AddressInShared,
 }
 
 impl Misuse {
@@ -394,6 +414,7 @@ impl Misuse {
             Self::TableEntry => "asks for the entry of the global offset table in itself",
             Self::ThreadLocal => "takes a thread-local symbol for one that has an address",
             Self::NotThreadLocal => "takes a symbol for a thread-local one, which it is not",
+            Self::AddressInShared => "stores an absolute address in shared data",
         }
     }
 
@@ -415,6 +436,9 @@ impl Misuse {
             Self::ThreadLocal | Self::NotThreadLocal => {
                 "two files declare it differently, with and without `__thread`"
             }
+            Self::AddressInShared => {
+                "all workers see the same bytes there, and each has the symbol at another address"
+            }
         }
     }
 
@@ -426,7 +450,8 @@ impl Misuse {
             | Self::BranchInside
             | Self::TableEntry
             | Self::ThreadLocal
-            | Self::NotThreadLocal => None,
+            | Self::NotThreadLocal
+            | Self::AddressInShared => None,
         }
     }
 }
@@ -467,6 +492,13 @@ impl Problem {
                 "use a wider field than {kind}'s, or check the addend: what assembled {file} chose both"
             )),
             Self::Refused { refusal, .. } => refusal.compile_with().and_then(compile),
+            Self::Misused {
+                symbol,
+                misuse: Misuse::AddressInShared,
+                ..
+            } => Some(format!(
+                "keep the address of `{symbol}` in data of each worker, and an index or a distance in what {file} shares"
+            )),
             Self::Misused { misuse, .. } => misuse.compile_with().and_then(compile),
             _ => None,
         }

@@ -310,6 +310,7 @@ impl Area {
             Self::Text => "text",
             Self::ReadOnly => "read-only data",
             Self::Private => "private data",
+            Self::SharedData => "shared data",
         }
     }
 }

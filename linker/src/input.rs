@@ -93,6 +93,8 @@ pub enum Area {
     ReadOnly,
     /// The worker's own: filled from the template, then patched.
     Private,
+    /// One for all workers, which write it: filled once, by whoever publishes the unit.
+    SharedData,
 }
 
 /// A global (or weak) symbol that the unit defines and that others may refer to by name. Hidden and
@@ -116,10 +118,13 @@ pub struct Definition<'a> {
     /// A variable, whose contents a later version may take over ([`Carried`]): it can be written to, is neither
     /// thread-local nor unique, and lies in no section whose bounds are asked for.
     pub writable: bool,
+    /// It lies in shared data.
+    pub shared: bool,
 }
 
-/// A variable, or what is unique, that lies elsewhere in the private area, where an earlier unit had it: what that has
-/// stored in it is kept. The unit's own copy serves workers that have not had it.
+/// A variable, or what is unique, that lies elsewhere in its area, where an earlier unit had it: what that has
+/// stored in it is kept. The unit's own copy serves workers that have not had it, or, of shared data, whoever starts them
+/// afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carried {
     /// The index into [`Prepared::definitions`](crate::Prepared::definitions).
@@ -182,6 +187,8 @@ pub struct Extents {
     pub read_only: Extent,
     /// Private data.
     pub private: Extent,
+    /// Shared data.
+    pub shared: Extent,
 }
 
 /// Where a unit was placed.
@@ -193,6 +200,8 @@ pub struct Placement {
     pub read_only: SegmentOffset,
     /// Start of its private data.
     pub private: SegmentOffset,
+    /// Start of its shared data.
+    pub shared: SegmentOffset,
     /// The unit's number, that no other one of the segment has had.
     pub number: u64,
 }
@@ -204,6 +213,7 @@ impl Placement {
             Area::Text => self.text,
             Area::ReadOnly => self.read_only,
             Area::Private => self.private,
+            Area::SharedData => self.shared,
         }
     }
 }
@@ -235,6 +245,8 @@ pub struct Linked {
     pub read_only: Vec<u8>,
     /// The initialised start of the private data; the rest, up to the extent's length, is zero.
     pub template: Vec<u8>,
+    /// The same of the shared data, which hold no addresses.
+    pub shared: Vec<u8>,
     /// What a worker stores into the private data, in the order of their sites.
     pub patches: Vec<Patch>,
     /// Every definition's place, in the order of [`Prepared::definitions`](crate::Prepared::definitions).

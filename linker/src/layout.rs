@@ -1,7 +1,7 @@
 //! Where each piece of a unit goes in its area.
 //!
 //! Invariant: after [`lay_out`], pieces of one area do not overlap, each is aligned as it asked, and the
-//! private pieces that have bytes come before those that are zero.
+//! pieces of private or shared data that have bytes come before those that are zero.
 
 use crate::error::Problem;
 use crate::input::{Area, Extent, Extents};
@@ -132,7 +132,7 @@ impl<'a> Chunk<'a> {
     pub(crate) fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
         let rank = match (&self.content, self.area) {
             _ if self.thread_local => RANK_THREAD_LOCAL,
-            (Content::Zero(_), Area::Private) => RANK_ZERO,
+            (Content::Zero(_), Area::Private | Area::SharedData) => RANK_ZERO,
             _ => self.rank,
         };
         // Code stays in the order of the files, which is that of its callers; data packs best by alignment.
@@ -166,6 +166,8 @@ pub(crate) struct Plot {
     pub(crate) extents: Extents,
     /// How much of the private data has bytes.
     pub(crate) template_len_bytes: u64,
+    /// How much of the shared data has.
+    pub(crate) shared_len_bytes: u64,
     pub(crate) block: Option<Block>,
 }
 
@@ -204,7 +206,7 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
         align_bytes,
     });
     let mut extents = Extents::default();
-    let mut template_len_bytes = 0;
+    let (mut template_len_bytes, mut shared_len_bytes) = (0, 0);
     for &index in &order {
         let chunk = &mut chunks[index];
         if chunk.thread_local && !is_image(chunk) {
@@ -214,6 +216,7 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
             Area::Text => &mut extents.text,
             Area::ReadOnly => &mut extents.read_only,
             Area::Private => &mut extents.private,
+            Area::SharedData => &mut extents.shared,
         };
         let over = |value| Problem::Limit {
             what: "the length of the unit",
@@ -237,13 +240,20 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
             block.image_len_bytes = end - u64::from(block.position);
             block.len_bytes = block.image_len_bytes;
         }
-        if chunk.area == Area::Private
-            && !matches!(chunk.content, Content::Zero(_))
-            && chunk.len_bytes() > 0
-        {
-            template_len_bytes = end;
+        if !matches!(chunk.content, Content::Zero(_)) && chunk.len_bytes() > 0 {
+            match chunk.area {
+                Area::Private => template_len_bytes = end,
+                Area::SharedData => shared_len_bytes = end,
+                Area::Text | Area::ReadOnly => {}
+            }
         }
-        let sum = extents.text.len_bytes + extents.read_only.len_bytes + extents.private.len_bytes;
+        let all = [
+            extents.text,
+            extents.read_only,
+            extents.private,
+            extents.shared,
+        ];
+        let sum = all.iter().map(|extent| extent.len_bytes).sum();
         if sum > max_len_bytes {
             return Err(over(sum));
         }
@@ -252,6 +262,7 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
         &mut extents.text,
         &mut extents.read_only,
         &mut extents.private,
+        &mut extents.shared,
     ] {
         if extent.len_bytes == 0 {
             *extent = Extent::default();
@@ -263,6 +274,7 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
     Ok(Plot {
         extents,
         template_len_bytes,
+        shared_len_bytes,
         block,
     })
 }

@@ -11,7 +11,7 @@ use object::{SectionIndex, SymbolIndex};
 use crate::budget::Budget;
 use crate::error::{LinkError, Problem, SectionRefusal, Site};
 use crate::input::Dialect;
-use crate::section::{Content, Role, Section, alignment, refuse, role};
+use crate::section::{Content, Role, Section, alignment, is_shared, refuse, role};
 use crate::startup::Startup;
 
 type Elf = FileHeader64<LE>;
@@ -274,6 +274,10 @@ impl<'a> Reader<'a> {
             comdat: false,
         };
         if flags & u64::from(elf::SHF_ALLOC) == 0 {
+            // What an assembler makes of the name alone.
+            if is_shared(name) {
+                return Err(refuse(name, SectionRefusal::SharedFlags));
+            }
             let executable_stack =
                 name == ".note.GNU-stack" && flags & u64::from(elf::SHF_EXECINSTR) != 0;
             let refusal = SectionRefusal::ExecutableStack;

@@ -14,7 +14,7 @@ use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::Relocations;
-use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation};
+use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation, Resolved};
 use crate::request::{Request, read};
 use crate::unit::{Meaning, Own, Unit};
 
@@ -152,6 +152,10 @@ impl<'a> Plan<'a> {
             Use::GotEntry => return self.through_got(unit, request, Use::GotEntry, meaning),
             _ => self.elsewhere(unit, request, usage, meaning)?,
         };
+        let is_address = row.resolved == Resolved::AtAttach && !matches!(target, Target::Number(_));
+        if is_address && unit.chunks[fixup.site.chunk as usize].area == Area::SharedData {
+            return Err(request.misuse(unit, Misuse::AddressInShared));
+        }
         self.fixups.push(Fixup { target, ..fixup });
         Ok(())
     }

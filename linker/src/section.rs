@@ -28,6 +28,8 @@ pub(crate) enum Role {
     ReadOnly,
     /// Data.
     Writable,
+    /// Data that all workers write.
+    Shared,
     /// A member of a COMDAT group that another object has too.
     Discarded,
     /// Nothing that is wanted refers to it.
@@ -37,7 +39,10 @@ pub(crate) enum Role {
 impl Role {
     /// Whether the section's bytes are placed.
     pub(crate) fn is_placed(self) -> bool {
-        matches!(self, Self::Text | Self::ReadOnly | Self::Writable)
+        matches!(
+            self,
+            Self::Text | Self::ReadOnly | Self::Writable | Self::Shared
+        )
     }
 
     /// Whether the section's relocations are looked at.
@@ -99,6 +104,15 @@ pub(crate) fn refuse(section: &str, refusal: SectionRefusal) -> Problem {
     }
 }
 
+/// What the names of sections begin with that mean something here only.
+const RESERVED: &str = ".jitcast.";
+
+/// Whether a section holds shared data: `.jitcast.shared`, or that, a dot and anything.
+pub(crate) fn is_shared(name: &str) -> bool {
+    let rest = name.strip_prefix(".jitcast.shared");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// What a section that is loaded becomes.
 pub(crate) fn role(
     name: &str,
@@ -118,8 +132,11 @@ pub(crate) fn role(
         | elf::SHF_TLS as u64
         | elf::SHF_GNU_RETAIN as u64
         | SHF_X86_64_LARGE;
-    let refusal = if name.starts_with(".jitcast.shared") {
-        Some(SectionRefusal::SharedWritable)
+    let shared = is_shared(name);
+    let refusal = if name.starts_with(RESERVED) && !shared {
+        Some(SectionRefusal::Reserved)
+    } else if shared && (has(elf::SHF_TLS) || has(elf::SHF_EXECINSTR) || !has(elf::SHF_WRITE)) {
+        Some(SectionRefusal::SharedFlags)
     } else if has(elf::SHF_TLS) && (has(elf::SHF_EXECINSTR) || !has(elf::SHF_WRITE)) {
         Some(SectionRefusal::ThreadLocal)
     } else if has(elf::SHF_COMPRESSED) {
@@ -135,6 +152,8 @@ pub(crate) fn role(
         return Err(refuse(name, refusal));
     }
     match header.sh_type(LE) {
+        elf::SHT_PROGBITS | elf::SHT_NOBITS if shared => Ok(Role::Shared),
+        _ if shared => Err(refuse(name, SectionRefusal::SharedFlags)),
         elf::SHT_NOTE => Ok(Role::Dropped),
         elf::SHT_PROGBITS | elf::SHT_X86_64_UNWIND if name == ".eh_frame" => Ok(Role::Frames),
         elf::SHT_NOBITS if has(elf::SHF_EXECINSTR) && len_bytes > 0 => {

@@ -162,7 +162,7 @@ impl<'a> Unit<'a> {
         unit.copy_host_data(options)?;
         unit.make_module();
         unit.find_resolvers()?;
-        unit.define();
+        unit.define()?;
         Ok(unit)
     }
 
@@ -198,6 +198,7 @@ impl<'a> Unit<'a> {
                 let patched = patched[index as usize];
                 let (area, rank) = match section.role {
                     Role::Text => (Area::Text, text_rank(section.name)),
+                    Role::Shared => (Area::SharedData, RANK_PLAIN),
                     Role::ReadOnly if !patched => (Area::ReadOnly, RANK_PLAIN),
                     _ if patched => (Area::Private, RANK_PATCHED),
                     _ => (Area::Private, RANK_PLAIN),
@@ -207,10 +208,9 @@ impl<'a> Unit<'a> {
                     // Shared zeros would cost bytes of the segment; the end of the private data costs none.
                     section::Content::Zero(len_bytes) => Content::Zero(len_bytes),
                 };
-                let area = if matches!(content, Content::Zero(_)) {
-                    Area::Private
-                } else {
-                    area
+                let area = match content {
+                    Content::Zero(_) if area != Area::SharedData => Area::Private,
+                    _ => area,
                 };
                 if let Some(startup) = section.startup.filter(|_| !options.runs_startup) {
                     return Err(object.error(section::refuse(section.name, startup.refusal())));
@@ -280,16 +280,36 @@ impl<'a> Unit<'a> {
         let chunk = &self.chunks[own.spot.chunk as usize];
         let written = chunk.origin.is_none_or(|(object, section)| {
             let section = &self.objects[object as usize].sections[section as usize];
-            section.role == Role::Writable && !section.name.starts_with(".data.rel.ro")
+            section.role == Role::Shared
+                || section.role == Role::Writable && !section.name.starts_with(".data.rel.ro")
         });
         let end = u64::from(own.spot.offset).checked_add(global.size);
         let whole = end.is_some_and(|end| end <= chunk.len_bytes());
         let alone = chunk.group == 0 && !own.thread_local && !global.unique;
-        chunk.area == Area::Private && written && alone && whole && global.size > 0
+        let is_data = matches!(chunk.area, Area::Private | Area::SharedData);
+        is_data && written && alone && whole && global.size > 0
+    }
+
+    /// Whether a global lies in shared data; refused if it is to be unique in each process.
+    fn is_shared(&self, number: u32) -> Result<bool, LinkError> {
+        let global = &self.globals.list[number as usize];
+        let Value::InSection {
+            object, section, ..
+        } = global.value
+        else {
+            return Ok(false);
+        };
+        let object = &self.objects[object as usize];
+        let shared = object.sections[section as usize].role == Role::Shared;
+        if shared && global.unique {
+            let (symbol, refusal) = (global.name.into(), SymbolRefusal::SharedUnique);
+            return Err(object.error(Problem::Symbol { symbol, refusal }));
+        }
+        Ok(shared)
     }
 
     /// Lists what other units may refer to by name.
-    fn define(&mut self) {
+    fn define(&mut self) -> Result<(), LinkError> {
         self.definition_of = vec![NONE; self.globals.list.len()];
         for (number, global) in (0..).zip(&self.globals.list) {
             if !global.exported || global.strength == Strength::Undefined {
@@ -324,8 +344,10 @@ impl<'a> Unit<'a> {
                 size: global.size,
                 align_bytes: self.align_of(number),
                 writable: self.is_variable(number),
+                shared: self.is_shared(number)?,
             });
         }
+        Ok(())
     }
 
     /// The definition of a global, if others see it.

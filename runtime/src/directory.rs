@@ -420,13 +420,17 @@ fn retire_unit(txn: &mut Txn<'_>, at: SegmentOffset, keep: bool) {
     let record: UnitRecord = own(txn.memory().read(at));
     let len_bytes = size_of::<UnitRecord>() as u32 + record.name_len;
     txn.retire(Area::Control, Region { start: at.get(), len_bytes });
-    for table in [record.template, record.patches, record.needs, record.init, record.fini] {
+    let tables = [record.template, record.patches, record.needs, record.init, record.fini, record.shared_template];
+    for table in tables {
         txn.retire(Area::Control, Region { start: table.start, len_bytes: table.len_bytes });
     }
     if !keep && record.flags & UNIT_KEPT == 0 {
-        for (area, stored) in
-            [(Area::Text, record.text), (Area::ReadOnly, record.read_only), (Area::Private, record.private)]
-        {
+        for (area, stored) in [
+            (Area::Text, record.text),
+            (Area::ReadOnly, record.read_only),
+            (Area::Private, record.private),
+            (Area::SharedData, record.shared),
+        ] {
             txn.retire(area, Region { start: stored.start, len_bytes: stored.len_bytes });
         }
     }

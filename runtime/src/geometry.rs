@@ -1,8 +1,9 @@
-//! The layout of the window: which offsets hold slots, private data, control, text and read-only data.
+//! The layout of the window: which offsets hold slots, private data, control, text, read-only and shared data.
 //!
 //! Invariant: the areas follow one another without gaps in the order of [`Area::ALL`], each a multiple of
-//! 64 KiB, and their sum is the window. The shared object backs the areas from control on, in the same
-//! order, so a position in the object is the window offset less [`Geometry::shared`]`.start`.
+//! 64 KiB, and their sum is the window. The segment's object backs the areas from control to read-only data, in the same
+//! order, so a position in the object is the window offset less [`Geometry::shared`]`.start`. Shared data, which every worker
+//! can write, have an object of their own.
 
 use core::fmt;
 
@@ -78,7 +79,7 @@ pub enum Area {
     AddressCells,
     /// Private data of units: filled from templates, then patched.
     Private,
-    /// Header, ring, directory, patch tables, templates. The shared object begins here.
+    /// Header, ring, directory, patch tables, templates. The segment's object begins here.
     Control,
     /// One stub for each call cell, at the same index.
     Stubs,
@@ -86,11 +87,13 @@ pub enum Area {
     Text,
     /// Read-only data.
     ReadOnly,
+    /// Data that all workers write, in an object of their own.
+    SharedData,
 }
 
 impl Area {
     /// Every area, in the order of the window.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::CallCells,
         Self::AddressCells,
         Self::Private,
@@ -98,6 +101,7 @@ impl Area {
         Self::Stubs,
         Self::Text,
         Self::ReadOnly,
+        Self::SharedData,
     ];
 
     /// How many areas there are.
@@ -113,6 +117,11 @@ impl Area {
         matches!(self, Self::CallCells | Self::AddressCells | Self::Private)
     }
 
+    /// Whether the segment's object backs the area: what only the compiler process writes.
+    pub const fn is_in_segment(self) -> bool {
+        matches!(self, Self::Control | Self::Stubs | Self::Text | Self::ReadOnly)
+    }
+
     /// The name that messages use.
     pub const fn name(self) -> &'static str {
         match self {
@@ -123,17 +132,18 @@ impl Area {
             Self::Stubs => "stubs",
             Self::Text => "text",
             Self::ReadOnly => "read-only data",
+            Self::SharedData => "shared data",
         }
     }
 
     /// The area's share of the window, in 32nds. Stubs are twice the call cells, being 16 bytes to 8.
     const fn share(self) -> u32 {
         match self {
-            Self::CallCells | Self::AddressCells => 1,
+            Self::CallCells | Self::AddressCells | Self::SharedData => 1,
             Self::Stubs => 2,
             Self::Control => 4,
             Self::Private => 6,
-            Self::ReadOnly => 8,
+            Self::ReadOnly => 7,
             Self::Text => 10,
         }
     }
@@ -226,10 +236,10 @@ impl Geometry {
         Region { start: 0, len_bytes: self.region(Area::Control).start }
     }
 
-    /// What the shared object backs: control, stubs, text, read-only data.
+    /// What the segment's object backs: control, stubs, text, read-only data.
     pub fn shared(&self) -> Region {
         let start = self.region(Area::Control).start;
-        Region { start, len_bytes: self.window().end() - start }
+        Region { start, len_bytes: self.region(Area::SharedData).start - start }
     }
 
     /// Where the code of selectors lies: the first of the text.
@@ -274,6 +284,10 @@ mod tests {
             }
             assert!(end <= window);
             assert_eq!(geometry.window().end(), end);
+            let in_segment = Area::ALL.into_iter().filter(|area| area.is_in_segment());
+            let len_bytes: u32 = in_segment.map(|area| geometry.region(area).len_bytes).sum();
+            assert_eq!(geometry.shared().len_bytes, len_bytes);
+            assert_eq!(geometry.shared().end(), geometry.region(Area::SharedData).start);
             assert_eq!(Geometry::from_lens(geometry.lens()), Ok(geometry));
         }
     }

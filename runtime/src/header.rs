@@ -18,7 +18,7 @@ use crate::ring::{RECORD_WORDS, Ring};
 pub const MAGIC: [u8; 8] = *b"JITCAST\n";
 
 /// The version of the format that this code reads and writes.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Places of the ring.
 pub const RING_PLACES: usize = 1024;
@@ -33,7 +33,7 @@ pub const ROOT: u32 = 256;
 pub const EXTENTS: u32 = 264;
 
 /// Distance to the floor: nothing that a generation after it retired has been reused, bytes.
-pub const FLOOR: u32 = 320;
+pub const FLOOR: u32 = 328;
 
 /// Distance to the head of the ring (alone in its cache line: every poll loads it), bytes.
 pub const HEAD: u32 = 384;
@@ -77,8 +77,6 @@ pub struct Header {
     pub ring_places: u32,
     /// The compiler's socket, NUL-padded; empty if there is none in the file system.
     pub socket: [u8; 108],
-    /// Zero.
-    pub reserved: u32,
 }
 
 // SAFETY: numbers, and a socket's path, which means the same in every process of one mount namespace.
@@ -151,7 +149,6 @@ impl Header {
             areas: geometry.lens(),
             ring_places: RING_PLACES as u32,
             socket,
-            reserved: 0,
         }
     }
 

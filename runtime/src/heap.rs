@@ -2,7 +2,8 @@
 //! fails, and what it retires is reused only when no pin can reach it.
 //!
 //! Invariant: a range is free, or belongs to exactly one of: an open transaction, the published state,
-//! the retired list.
+//! the retired lists. Shared data have a list of their own: they stay where they are when the segment goes on in another
+//! object, so whoever is at an older one holds them too.
 
 mod redo;
 mod renew;
@@ -52,6 +53,12 @@ pub trait Backing {
     /// # Errors
     /// What the system said.
     fn reserve(&self, range: Region) -> std::io::Result<()>;
+
+    /// Gives `range` of the shared data memory and what it starts with: the bytes of `template`, in control, then zeros.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn fill(&self, range: Region, template: Region) -> std::io::Result<()>;
 }
 
 /// A retired range.
@@ -74,6 +81,8 @@ pub struct Heap {
     /// First text offset that has never been executed: anything below is reused memory.
     fresh_text: u32,
     retired: VecDeque<Retired>,
+    /// The same of shared data.
+    retired_shared: VecDeque<Retired>,
     retired_bytes: u64,
     /// The newest generation of which something retired was freed: what later ones retired is there.
     floor: u64,
@@ -92,6 +101,7 @@ impl Heap {
             holes: BTreeSet::new(),
             fresh_text: geometry.allocated(Area::Text).start,
             retired: VecDeque::new(),
+            retired_shared: VecDeque::new(),
             retired_bytes: 0,
             floor: 0,
             live: None,
@@ -134,8 +144,15 @@ impl Heap {
 
     /// What a thread that is inside at generation `pin` keeps from being reused, bytes.
     pub fn held_bytes(&self, pin: u64) -> u64 {
-        let held = self.retired.iter().rev().take_while(|retired| retired.generation > pin);
-        held.map(|retired| u64::from(retired.region.len_bytes)).sum()
+        let after = |list: &VecDeque<Retired>| -> u64 {
+            let held = list.iter().rev().take_while(|retired| retired.generation > pin);
+            held.map(|retired| u64::from(retired.region.len_bytes)).sum()
+        };
+        after(&self.retired) + after(&self.retired_shared)
+    }
+
+    fn all_retired(&self) -> impl Iterator<Item = &Retired> {
+        self.retired.iter().chain(&self.retired_shared)
     }
 
     /// The newest generation of which something retired was freed.
@@ -145,26 +162,44 @@ impl Heap {
 
     /// What is retired and not freed.
     pub fn retired(&self) -> impl Iterator<Item = (Area, Region)> {
-        self.retired.iter().map(|retired| (retired.area, retired.region))
+        self.all_retired().map(|retired| (retired.area, retired.region))
     }
 
     /// The oldest generation that retired something which has not been freed.
     pub fn oldest_retired(&self) -> Option<u64> {
-        self.retired.front().map(|retired| retired.generation)
+        let oldest = [self.retired.front(), self.retired_shared.front()];
+        oldest.into_iter().flatten().map(|retired| retired.generation).min()
     }
 
-    /// Frees what was retired by generations up to `oldest_pin`: every thread that is inside a guard is
-    /// pinned to at least that generation, and whoever enters from now on sees a newer root.
+    /// The oldest generation that retired shared data which have not been freed.
+    pub fn oldest_retired_shared(&self) -> Option<u64> {
+        self.retired_shared.front().map(|retired| retired.generation)
+    }
+
+    /// Frees what was retired by generations up to `oldest_pin`, but for shared data: every thread that is inside a guard
+    /// is pinned to at least that generation, and whoever enters from now on sees a newer root.
     pub fn reclaim(&mut self, oldest_pin: u64) {
-        while let Some(&Retired { generation, area, region }) = self.retired.front() {
-            if generation > oldest_pin {
-                break;
-            }
-            self.retired.pop_front();
-            self.floor = self.floor.max(generation);
-            self.retired_bytes -= u64::from(region.len_bytes);
-            self.spaces[area.index()].free(region);
+        while let Some(retired) = self.retired.pop_front_if(|retired| retired.generation <= oldest_pin) {
+            self.free(retired);
         }
+    }
+
+    /// The same of shared data: no thread of any worker, at whichever object, is inside at a generation before `oldest`, nor
+    /// can be again.
+    pub fn reclaim_shared(&mut self, oldest: u64) {
+        while let Some(retired) = self.retired_shared.pop_front_if(|retired| retired.generation <= oldest) {
+            self.free(retired);
+        }
+    }
+
+    fn free(&mut self, Retired { generation, area, region }: Retired) {
+        self.floor = self.floor.max(generation);
+        self.retired_bytes -= u64::from(region.len_bytes);
+        self.spaces[area.index()].free(region);
+    }
+
+    fn retired_of(&mut self, area: Area) -> &mut VecDeque<Retired> {
+        if area == Area::SharedData { &mut self.retired_shared } else { &mut self.retired }
     }
 
     fn full(&self, area: Area, asked_bytes: u64, cause: Option<String>) -> SegmentFull {
@@ -177,8 +212,7 @@ impl Heap {
             largest_bytes: space.largest_free_bytes().into(),
             area_bytes,
             retired_bytes: self
-                .retired
-                .iter()
+                .all_retired()
                 .filter(|retired| retired.area == area)
                 .map(|retired| u64::from(retired.region.len_bytes))
                 .sum(),
@@ -211,7 +245,8 @@ impl Heap {
         let generous = end.max(start.saturating_add(stride)).next_multiple_of(GRANULE_BYTES).min(limit);
         let reserve = |end: u32| {
             let range = Region { start, len_bytes: end - start };
-            if area.is_private() { Ok(()) } else { backing.reserve(range) }
+            // Shared data get their memory when they are filled.
+            if area.is_in_segment() { backing.reserve(range) } else { Ok(()) }
         };
         let exact = end.next_multiple_of(GRANULE_BYTES).min(limit);
         let end = match reserve(generous) {
@@ -287,6 +322,18 @@ impl Txn<'_> {
         Ok(region)
     }
 
+    /// Gives `region` of the shared data, which was taken, what it starts with: the bytes of `template`, in control, then
+    /// zeros.
+    ///
+    /// # Errors
+    /// [`SegmentFull`] if the system has no memory for it.
+    pub fn fill(&self, region: Region, template: Region) -> Result<(), SegmentFull> {
+        let refused = |cause: std::io::Error| {
+            self.heap.full(Area::SharedData, region.len_bytes.into(), Some(cause.to_string()))
+        };
+        if region.len_bytes == 0 { Ok(()) } else { self.backing.fill(region, template).map_err(refused) }
+    }
+
     /// Gives `region` up: once the transaction is committed and no pin is older, it is reused. What the
     /// transaction itself took is free at once.
     pub fn retire(&mut self, area: Area, region: Region) {
@@ -312,7 +359,7 @@ impl Txn<'_> {
         let heap = &mut *self.heap;
         for &(area, region) in &self.given {
             heap.retired_bytes += u64::from(region.len_bytes);
-            heap.retired.push_back(Retired { generation: self.generation, area, region });
+            heap.retired_of(area).push_back(Retired { generation: self.generation, area, region });
         }
         heap.fresh_text = heap.fresh_text.max(heap.spaces[Area::Text.index()].watermark());
     }

@@ -44,7 +44,7 @@ pub enum Word {
     Threads = 1,
     /// 1: the worker's guards use a fence, since it cannot be reached by membarrier.
     Fenced = 2,
-    /// The generation that the worker has applied.
+    /// The generation that the worker has applied. No thread enters at an older one any more.
     Applied = 3,
     /// The base of its window (for people: the compiler never uses it).
     Base = 4,
@@ -65,6 +65,8 @@ pub enum Word {
     /// Its seat among the workers, and 1; 0: it has none yet. The compiler process gives each the lowest that is free, before
     /// it lets the worker in: audiences of canaries that are a number of workers are made of the lowest seats.
     Seat = 12,
+    /// The object that it has mapped: what its pins hold, but said only once it has gone on to it.
+    Mapped = 13,
 }
 
 /// A word of a thread's record, by its position.

@@ -102,6 +102,10 @@ pub struct UnitRecord {
     pub init: StoredRegion,
     /// Its destructors, likewise.
     pub fini: StoredRegion,
+    /// Its shared data.
+    pub shared: StoredRegion,
+    /// The initial bytes of its shared data (in control); the rest is zero. For the compiler process, which fills them.
+    pub shared_template: StoredRegion,
     /// Length of the name, bytes.
     pub name_len: u32,
     /// [`UNIT_KEPT`].
@@ -392,7 +396,7 @@ unsafe impl SharedRecord for AskedFunction {}
 unsafe impl SharedRecord for CanaryRecord {}
 
 const _: () = assert!(size_of::<Root>() == 72);
-const _: () = assert!(size_of::<UnitRecord>() == 96);
+const _: () = assert!(size_of::<UnitRecord>() == 112);
 const _: () = assert!(size_of::<TextRecord>() == 56);
 const _: () = assert!(size_of::<SymbolRecord>() == 56 + 8);
 const _: () = assert!(size_of::<ImportRecord>() == 40);

@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
-/// `MADV_DONTDUMP`, `MADV_DONTFORK` and `MADV_WIPEONFORK` through one door.
+/// `MADV_DONTDUMP`, `MADV_DONTFORK`, `MADV_WIPEONFORK` and `MADV_POPULATE_WRITE` through one door.
 pub use rustix::mm::Advice as MappingAdvice;
 
 /// A mapping that unmaps itself.
@@ -82,7 +82,8 @@ impl Mapping {
         self.len_bytes
     }
 
-    /// Replaces the part `start..start + len_bytes` by an inaccessible shared mapping of `fd` from its start.
+    /// Replaces the part `start..start + len_bytes` by an inaccessible shared mapping of `fd` from its start: what it can be made
+    /// accessible as later, `fd` says.
     ///
     /// # Errors
     /// As mmap(2).
@@ -176,6 +177,37 @@ impl Mapping {
         Ok(())
     }
 
+    /// Has the kernel copy from `fd`, beginning at `offset`, into a part of this mapping, which others may write: whatever it
+    /// cannot have of the one or the other is an error, where an access would end the process.
+    ///
+    /// # Errors
+    /// As pread(2): EFAULT if the part has no memory; `UnexpectedEof` if `fd` is too short.
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, (start, len_bytes): (usize, usize)) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let at = self.part(start, len_bytes);
+        let mut done = 0;
+        while done < len_bytes {
+            let from = (offset + done as u64).cast_signed();
+            let to = at.wrapping_byte_add(done);
+            // SAFETY: the kernel stores into this mapping only (checked by `part`), of which no Rust value is made.
+            let count = unsafe { libc::pread(fd.as_raw_fd(), to, len_bytes - done, from) };
+            match count {
+                1.. => done += count.cast_unsigned(),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sets the protection of a part.
     ///
     /// # Errors
@@ -202,7 +234,7 @@ impl Mapping {
     /// As madvise(2).
     pub fn advise(&self, advice: Advice) -> io::Result<()> {
         // SAFETY: the range is this mapping, and the advice used in this crate changes what a fork or a
-        // core dump does with it, not its contents here.
+        // core dump does with it, or gives it memory; not its contents here.
         unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len_bytes, advice) }?;
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! The window of a worker: one reservation at an address of its own, in it the shared object's views and
-//! the private area.
+//! The window of a worker: one reservation at an address of its own, in it the views of the segment's object, the shared
+//! data, and the private area.
 //!
 //! Invariant: pages become accessible area by area, from the start up to the extents that the segment's
 //! header states; the number of mappings does not depend on what is published; nothing is ever writable and
@@ -66,11 +66,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// Reserves a window at a random base and maps the views of the shared `object` into it.
+    /// Reserves a window at a random base and maps into it the views of the segment's `object`, and the shared data, whose
+    /// object is open for writing.
     ///
     /// # Errors
     /// [`WindowError`].
-    pub fn map(geometry: &Geometry, object: impl AsFd) -> Result<Self, WindowError> {
+    pub fn map(geometry: &Geometry, object: impl AsFd, shared_data: impl AsFd) -> Result<Self, WindowError> {
         let len_bytes = geometry.window().len_bytes;
         // Behind the window there is room for selectors. A process that is short of address space does without.
         let mapping = reserve(len_bytes as usize + SELECTOR_SPACE)
@@ -82,7 +83,10 @@ impl Window {
             help: "see `ulimit -v`, the memory cgroup and the security policy of this process",
             cause,
         };
-        mapping.overlay(shared.start as usize, shared.len_bytes as usize, object.as_fd()).map_err(map_error)?;
+        let data = geometry.region(Area::SharedData);
+        for (region, object) in [(shared, object.as_fd()), (data, shared_data.as_fd())] {
+            mapping.overlay(region.start as usize, region.len_bytes as usize, object).map_err(map_error)?;
+        }
         // What the compiler holds need not be in a worker's core dump too.
         mapping.advise(MappingAdvice::LinuxDontDump).map_err(map_error)?;
         let control = geometry.region(Area::Control);
@@ -148,6 +152,7 @@ impl Window {
             Area::CallCells | Area::AddressCells | Area::Private => {
                 (Protection::ReadWrite, "the system is out of memory to commit (see vm.overcommit_memory, `ulimit -v`)")
             }
+            Area::SharedData => (Protection::ReadWrite, "see the security policy of this process"),
             Area::Control | Area::ReadOnly => (Protection::Read, "see the security policy of this process"),
             Area::Stubs | Area::Text => (
                 Protection::ReadExecute,
@@ -306,33 +311,53 @@ impl Window {
 
 /// Renewal: another object in the place of the one that is mapped.
 impl Window {
-    /// Maps the shared views from `object`, where they are; slots, private data and addresses stay as they are.
+    /// Maps the segment's views from `object`, where they are, and the shared data from `shared_data`, if those are others;
+    /// slots, private data and addresses stay as they are.
     ///
     /// # Errors
     /// As mmap(2) and mremap(2). Some views may be the new object's then, control last: to be tried again.
     ///
     /// # Safety
-    /// `object` has the same geometry, and, wherever a thread may be executing or reading, the same bytes.
-    pub unsafe fn renew(&self, object: impl AsFd) -> io::Result<()> {
+    /// The objects have the same geometry, and, wherever a thread may be executing or reading, the same bytes.
+    pub unsafe fn renew(&self, object: impl AsFd, shared_data: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        if let Some(object) = shared_data {
+            let region = self.geometry.region(Area::SharedData);
+            // SAFETY: the caller's promise.
+            unsafe { self.remap_area(Area::SharedData, object, region.start, Protection::ReadWrite) }?;
+        }
         let fd = object.as_fd();
         for area in [Area::Text, Area::Stubs, Area::ReadOnly, Area::Control] {
-            let region = self.geometry.region(area);
-            let end = self.end(area);
             let protection = match area {
                 Area::Text | Area::Stubs => Protection::ReadExecute,
                 _ => Protection::Read,
             };
-            for (start, end, protection) in [(region.start, end, Some(protection)), (end, region.end(), None)] {
-                let offset = u64::from(start - self.geometry.shared().start);
-                let part = (start as usize, (end - start) as usize);
-                // SAFETY: the caller's promise.
-                unsafe { self.mapping.remap(part, fd, offset, protection) }?;
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.remap_area(area, fd, self.geometry.shared().start, protection) }?;
             if area == Area::Text {
                 self.repeat_selectors()?;
             }
         }
         self.mapping.advise(MappingAdvice::LinuxDontDump)
+    }
+
+    /// Maps an area from `object`, whose first byte is window offset `first`, as far accessible as it is.
+    ///
+    /// # Safety
+    /// As [`Window::renew`].
+    unsafe fn remap_area(
+        &self,
+        area: Area,
+        object: BorrowedFd<'_>,
+        first: u32,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let (region, end) = (self.geometry.region(area), self.end(area));
+        for (start, end, protection) in [(region.start, end, Some(protection)), (end, region.end(), None)] {
+            let part = (start as usize, (end - start) as usize);
+            // SAFETY: the caller's promise.
+            unsafe { self.mapping.remap(part, object, (start - first).into(), protection) }?;
+        }
+        Ok(())
     }
 
     /// Maps the code of all selectors again.

@@ -27,7 +27,7 @@ pub const MAX_FDS: usize = 4;
 pub enum FrameKind {
     /// Worker to compiler: let me in. [`AttachRequest`].
     Attach = 1,
-    /// Compiler to worker: [`AttachReply`], with the descriptors of the segment and the mailbox.
+    /// Compiler to worker: [`AttachReply`], with the descriptors of the segment, the shared data and the mailbox.
     Attached = 2,
     /// Compiler to anyone: refused, with the reason as text.
     Refused = 3,
@@ -47,9 +47,9 @@ pub enum FrameKind {
     Adopt = 10,
     /// Publisher to compiler: publish what an earlier generation had. Answered by `Published`.
     Rollback = 11,
-    /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptor of my mailbox.
-    /// Answered by `Attached`, with that of the segment alone. So is nothing: a worker is offered whatever object the segment
-    /// goes on in.
+    /// Worker to compiler: I was attached to the one before you. [`ResumeRequest`], with the descriptors of my mailbox and of the
+    /// shared data. Answered by `Attached`, with those of the segment and the shared data. So is nothing: a worker is offered
+    /// whatever object the segment goes on in.
     Resume = 12,
     /// Publisher to compiler: go on in another object. Answered by `Published`.
     Renew = 13,

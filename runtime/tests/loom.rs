@@ -448,6 +448,90 @@ fn leaving_out_either_half_of_going_on_is_caught() {
     assert!(fails(|| going_on_against_reuse(true, false)));
 }
 
+/// A worker is at an older object, whose floor nobody raises any more. It applies generation 2, which has retired shared data of
+/// generation 1, while a thread enters or stays at that. The compiler process looks at what the worker says it has applied, and at
+/// pins. `says_last`: the worker says it once nobody can stay; `looks_last`: at pins, after that.
+fn saying_what_is_applied(says_last: bool, looks_last: bool) {
+    struct Older {
+        applied: AtomicU64,
+        staying: AtomicU64,
+        head: AtomicU64,
+        floor: AtomicU64,
+        pin: AtomicU64,
+        said: AtomicU64,
+        data: AtomicU64,
+    }
+    let shared = Arc::new(Older {
+        applied: AtomicU64::new(1),
+        staying: AtomicU64::new(0),
+        head: AtomicU64::new(1),
+        floor: AtomicU64::new(0),
+        pin: AtomicU64::new(0),
+        said: AtomicU64::new(1),
+        data: AtomicU64::new(1),
+    });
+    let caller = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let gate = Gate::new(&shared.applied, &shared.staying);
+            let inside = gate.enter(&shared.pin, &shared.head, true).or_else(|| {
+                pin::leave(&shared.pin, 0);
+                gate.stay(&shared.pin, &shared.floor)
+            });
+            if inside == Some(1) {
+                let data = shared.data.load(Ordering::Relaxed);
+                assert_eq!(data, 1, "reused under a thread at an older object");
+            }
+            pin::leave(&shared.pin, 0);
+        })
+    };
+    let worker = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let gate = Gate::new(&shared.applied, &shared.staying);
+            shared.head.store(2, Ordering::Release);
+            gate.close();
+            // Constructors run.
+            gate.let_stay(1);
+            if !says_last {
+                shared.said.store(2, Ordering::Release);
+            }
+            gate.open(2);
+            if says_last {
+                fence(Ordering::SeqCst);
+                shared.said.store(2, Ordering::Release);
+            }
+        })
+    };
+    let said = || shared.said.load(Ordering::Acquire);
+    let pinned = || pin::oldest([&shared.pin].into_iter()).unwrap_or(2);
+    let oldest = if looks_last {
+        let said = said();
+        fence(Ordering::SeqCst);
+        said.min(pinned())
+    } else {
+        let pinned = pinned();
+        fence(Ordering::SeqCst);
+        pinned.min(said())
+    };
+    if oldest >= 2 {
+        shared.data.store(3, Ordering::Relaxed);
+    }
+    caller.join().unwrap();
+    worker.join().unwrap();
+}
+
+#[test]
+fn a_worker_at_an_older_object_holds_what_it_may_enter_at() {
+    explore("older object", || saying_what_is_applied(true, true));
+}
+
+#[test]
+fn saying_it_too_early_or_looking_too_early_is_caught() {
+    assert!(fails(|| saying_what_is_applied(false, true)));
+    assert!(fails(|| saying_what_is_applied(true, false)));
+}
+
 /// What a worker's threads share: the gate, the head, a pin, and two cells of functions that a publication replaces together.
 /// A cell holds a version, or 16 times the version before it plus the new one: a selector.
 struct Cells {

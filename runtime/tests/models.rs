@@ -19,6 +19,10 @@ impl Backing for Backed {
     fn reserve(&self, _range: Region) -> io::Result<()> {
         Ok(())
     }
+
+    fn fill(&self, _range: Region, _template: Region) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What happens to the ring.

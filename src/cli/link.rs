@@ -128,11 +128,12 @@ fn summary(preview: &Preview<'_>) -> Result<String, Failure> {
     host.sort_unstable();
     Ok(format!(
         "{relocations} relocations: {patched} patched in each worker, {changed} instructions changed\n\
-         text {} bytes, read-only data {}, private data {} of each worker, {} patches\n\
+         text {} bytes, read-only data {}, private data {} of each worker, shared data {} of all, {} patches\n\
          defines {} names; {} functions can be unwound through; asks for {}",
         extents.text.len_bytes,
         extents.read_only.len_bytes,
         extents.private.len_bytes,
+        extents.shared.len_bytes,
         preview.linked.patches.len(),
         preview.prepared.definitions().len(),
         preview.prepared.unwinding(&preview.placement)?.frames.len(),

@@ -67,6 +67,7 @@ fn show(status: &Status) {
         "text",
         "read-only",
         "private",
+        "shared",
         "when replaced",
     ]);
     for unit in &status.units {
@@ -76,6 +77,7 @@ fn show(status: &Status) {
             kib(unit.text_bytes),
             kib(unit.read_only_bytes),
             kib(unit.private_bytes),
+            kib(unit.shared_bytes),
             when_replaced(unit).to_owned(),
         ]);
     }

@@ -111,7 +111,7 @@ pub(crate) fn through(fd: BorrowedFd<'_>, at: u64) -> Vec<Attempt> {
 
 /// Everything that can be tried on the views that a worker has mapped.
 pub(crate) fn on_views(worker: &Worker) -> Vec<Attempt> {
-    let shared = Area::ALL.into_iter().filter(|area| !area.is_private());
+    let shared = Area::ALL.into_iter().filter(|area| area.is_in_segment());
     let mut attempts = Vec::new();
     for area in shared {
         let start = worker.geometry().region(area).offset();

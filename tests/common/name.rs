@@ -24,5 +24,6 @@ impl Drop for Name {
     fn drop(&mut self) {
         // Most tests have removed it.
         let _ = std::fs::remove_file(self.path());
+        let _ = std::fs::remove_file(self.path() + "+shared");
     }
 }

@@ -61,13 +61,13 @@ pub(crate) fn of_area(worker: &Worker, area: Area) -> Mapping {
 
 /// What is wrong with this worker's mappings; nothing, if all is well.
 ///
-/// Of a shared view the kernel says `ms`, but not `sh`: mmap(2) of a descriptor that is open for reading only
+/// Of a view of the segment the kernel says `ms`, but not `sh`: mmap(2) of a descriptor that is open for reading only
 /// takes `VM_MAYWRITE` and with it `VM_SHARED` away, and leaves `VM_MAYSHARE`. Tried out: the same memfd,
 /// mapped `MAP_SHARED` and `PROT_READ`, has `rd mr me ms` through an `O_RDONLY` descriptor and
 /// `rd sh mr mw me ms` through one of `O_RDWR`; a `MAP_PRIVATE` mapping has neither `sh` nor `ms`.
 pub(crate) fn faults(worker: &Worker) -> Vec<String> {
     let mut faults = Vec::new();
-    for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
+    for area in Area::ALL.into_iter().filter(|area| area.is_in_segment()) {
         let mapping = of_area(worker, area);
         let wanted = match area {
             Area::Stubs | Area::Text => "r-xs",
@@ -83,8 +83,27 @@ pub(crate) fn faults(worker: &Worker) -> Vec<String> {
             faults.push(format!("{} should be {wanted}: {mapping:?}", area.name()));
         }
     }
+    faults.extend(fault_of_shared_data(worker));
     faults.extend(writable_and_executable());
     faults
+}
+
+/// What is wrong with the mapping of shared data: they are written, by all, and never executed.
+fn fault_of_shared_data(worker: &Worker) -> Option<String> {
+    let mapping = of_area(worker, Area::SharedData);
+    let start = worker.geometry().region(Area::SharedData).start;
+    let wanted = if worker.window().end(Area::SharedData) > start {
+        "rw-s"
+    } else {
+        "---s"
+    };
+    let has = |flag: &str| mapping.flags.iter().any(|known| known == flag);
+    let is_well = mapping.permissions == wanted
+        && mapping.anonymous_kib == 0
+        && has("sh")
+        && has("ms")
+        && !has("ex");
+    (!is_well).then(|| format!("shared data should be {wanted}: {mapping:?}"))
 }
 
 /// The mappings of this process that can be written and executed.

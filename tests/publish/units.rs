@@ -33,6 +33,16 @@ pub(crate) fn c_with(unit: &str, source: &str, flags: &[&str]) -> UnitSource {
     UnitSource::new(unit, [file.unwrap_or_else(|error| panic!("{error}"))])
 }
 
+/// The unit, with what is known of its functions of these names: that they take and return a long.
+pub(crate) fn signed(mut unit: UnitSource, names: &[&str]) -> UnitSource {
+    let known = names.iter().map(|name| {
+        let signature = "(i64) -> i64".parse().unwrap();
+        ((*name).to_owned(), signature)
+    });
+    unit.signatures.extend(known);
+    unit
+}
+
 /// A reclaimed unit of functions that each add a number: made without a compiler, for tests that need many.
 pub(crate) fn adders(unit: &str, functions: &[(&str, i32)]) -> UnitSource {
     let object = functions

@@ -205,11 +205,8 @@ impl Inner {
         };
         if *generation != state.applied {
             state.applied = *generation;
-            let mailbox = self.mailbox();
-            mailbox
-                .word(Word::Applied)
-                .store(*generation, Ordering::Relaxed);
-            mailbox.word(Word::Updates).fetch_add(1, Ordering::Relaxed);
+            let updates = self.mailbox().word(Word::Updates);
+            updates.fetch_add(1, Ordering::Relaxed);
         }
         self.listing()
             .set_newest(*generation, state.root_at, &others.pins);
@@ -219,6 +216,11 @@ impl Inner {
         } else {
             self.life().gate().open(*generation);
         }
+        // Whoever stays at what was applied before, has its pin seen by those who see this: it found the gate still shut.
+        fence(Ordering::SeqCst);
+        let applied = self.mailbox().word(Word::Applied);
+        // Release: pairs with the acquire in the compiler process's `Workers::oldest_user`.
+        applied.store(*generation, Ordering::Release);
     }
 
     /// Tells threads that leave whether somebody waits for that.

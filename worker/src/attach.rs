@@ -6,11 +6,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
-use jitcast_runtime::Geometry;
 use jitcast_runtime::cpu::CpuFeatures;
+use jitcast_runtime::geometry::{Area, Geometry};
 use jitcast_runtime::header::{FORMAT_VERSION, Header};
 use jitcast_runtime::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
-use jitcast_runtime::segment::{SEALS, object_path};
+use jitcast_runtime::segment::{SEALS, is_fit_for_sharing, object_path};
 use jitcast_runtime::sys::{self, Mapping, MappingAdvice};
 use jitcast_runtime::wire::{self, AttachReply, AttachRequest, FrameKind, ResumeRequest};
 use rustix::fs::{Mode, OFlags};
@@ -80,14 +80,16 @@ pub(crate) fn attach(
     let request = request(label, fenced);
     wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
         .map_err(|cause| AttachError::Protocol { cause })?;
-    let (reply, [segment, mailbox_fd]) = answer(&socket)?;
+    let (reply, [segment, shared_data, mailbox_fd]) = answer(&socket)?;
     let sealed = reply.sealed == 1;
     let (header, geometry) = check_segment(&segment, sealed)?;
+    check_shared_data(&shared_data, sealed, &geometry)?;
     let mailbox = map_mailbox(&mailbox_fd)?;
     let link = LinkParts {
         socket,
         mailbox: mailbox_fd,
         segment,
+        shared_data,
         home,
         identity: ResumeRequest {
             attach: request,
@@ -292,6 +294,36 @@ pub(crate) fn check_segment(
         }
     }
     read_header(segment)
+}
+
+/// What is mapped for writing must not become shorter: an access to what is gone ends the process.
+pub(crate) fn check_shared_data(
+    object: &OwnedFd,
+    sealed: bool,
+    geometry: &Geometry,
+) -> Result<(), AttachError> {
+    let system = |step| {
+        move |cause: rustix::io::Errno| AttachError::System {
+            step,
+            cause: cause.into(),
+        }
+    };
+    let stat = rustix::fs::fstat(object).map_err(system("fstat of the shared data"))?;
+    let needed = geometry.region(Area::SharedData).len_bytes;
+    if stat.st_size < i64::from(needed) {
+        return Err(AttachError::SharedData {
+            why: format!("they have {} bytes of {needed}", stat.st_size),
+        });
+    }
+    if sealed {
+        let seals = rustix::fs::fcntl_get_seals(object);
+        let seals = seals.map_err(system("F_GET_SEALS of the shared data"))?;
+        if !is_fit_for_sharing(seals) {
+            let why = format!("their seals are {:#x}", seals.bits());
+            return Err(AttachError::SharedData { why });
+        }
+    }
+    Ok(())
 }
 
 fn read_header(object: &OwnedFd) -> Result<(Header, Geometry), AttachError> {

@@ -62,6 +62,14 @@ pub enum AttachError {
         "the segment's descriptor is open for writing\n  help: do not use it; check who runs the compiler process"
     )]
     Writable,
+    /// The shared data could be cut short under this process, or have been.
+    #[error(
+        "the shared data cannot be mapped safely: {why}\n  help: do not use them; check who runs the compiler process"
+    )]
+    SharedData {
+        /// What is wrong.
+        why: String,
+    },
     /// The segment is not one that this process can use.
     #[error(transparent)]
     Header(#[from] HeaderError),

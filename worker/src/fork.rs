@@ -127,6 +127,7 @@ fn copy(worker: &Inner, to: &Mailbox, thread: u32, generation: u64) {
         Word::Missing,
         Word::Failed,
         Word::Object,
+        Word::Mapped,
     ] {
         let value = worker.mailbox().word(word).load(Ordering::Relaxed);
         to.word(word).store(value, Ordering::Relaxed);

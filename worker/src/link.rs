@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,7 @@ pub(crate) struct Offer {
     /// The connection to another compiler process; `None`: it is still the same.
     socket: Option<Watched>,
     segment: Watched,
+    shared_data: Watched,
     /// Its number ([`Header::object`](jitcast_runtime::header::Header)).
     pub(crate) object: u64,
     pub(crate) number: u64,
@@ -60,6 +61,16 @@ impl Offer {
     /// The object that is offered.
     pub(crate) fn segment(&self) -> Option<BorrowedFd<'_>> {
         self.segment.get()
+    }
+
+    /// Whether another compiler process offers it.
+    pub(crate) fn is_anothers(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// The object of the shared data.
+    pub(crate) fn shared_data(&self) -> Option<BorrowedFd<'_>> {
+        self.shared_data.get()
     }
 }
 
@@ -217,6 +228,9 @@ pub(crate) struct Link {
     mailbox: Watched,
     /// What is mapped, for areas that grow.
     segment: Watched,
+    /// What is mapped as shared data, and which file that is, also once the host has closed it.
+    shared_data: Watched,
+    shared_file: [AtomicU64; 2],
     /// How the compiler process is found again; `None`: by nobody, the connection was handed over.
     home: Option<Home>,
     /// What a new one is told, and who it may be.
@@ -233,15 +247,19 @@ impl Link {
             socket,
             mailbox,
             segment,
+            shared_data,
             home,
             identity,
             trusted_uids,
             sealed,
         } = parts;
+        let shared_data = Watched::new(shared_data)?;
         Ok(Self {
             socket: Watched::new(socket)?,
             mailbox: Watched::new(mailbox)?,
             segment: Watched::new(segment)?,
+            shared_file: shared_data.file().map(AtomicU64::new),
+            shared_data,
             home,
             identity,
             trusted_uids,
@@ -258,6 +276,12 @@ impl Link {
     /// Whether the segment is a sealed one.
     pub(crate) fn is_sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// Whether `offer` comes with other shared data than those that are mapped.
+    pub(crate) fn has_other_shared_data(&self, offer: &Offer) -> bool {
+        let mapped = self.shared_file.each_ref();
+        mapped.map(|word| word.load(Ordering::Relaxed)) != offer.shared_data.file()
     }
 
     /// The connection's descriptor, whatever it leads to by now.
@@ -345,8 +369,7 @@ impl Link {
             }
             FrameKind::Attached => {
                 let answer = attach::read_answer(frame);
-                let offer =
-                    answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), None));
+                let offer = answer.and_then(|(reply, objects)| self.offer(objects, reply, None));
                 // One that is none leaves the worker where it is.
                 talk.offer = offer.ok().or(talk.offer.take());
             }
@@ -475,12 +498,12 @@ impl Link {
             attach::check_peer(&socket, &self.trusted_uids)?;
             let mailbox = self.mailbox.get().ok_or(io::ErrorKind::NotConnected);
             let mailbox = mailbox.map_err(|kind| AttachError::Protocol { cause: kind.into() })?;
-            let sent = wire::send(
-                &socket,
-                FrameKind::Resume,
-                self.identity.as_bytes(),
-                &[mailbox],
-            );
+            // The next compiler process may have nobody else to get the shared data from.
+            let fds: Vec<_> = [Some(mailbox), self.shared_data.get()]
+                .into_iter()
+                .flatten()
+                .collect();
+            let sent = wire::send(&socket, FrameKind::Resume, self.identity.as_bytes(), &fds);
             sent.map_err(|cause| AttachError::Protocol { cause })?;
             Ok::<_, AttachError>(socket)
         });
@@ -513,8 +536,7 @@ impl Link {
             };
         }
         let answer = attach::answer(&socket);
-        let offer =
-            answer.and_then(|(reply, [segment])| self.offer((segment, reply.worker), Some(socket)));
+        let offer = answer.and_then(|(reply, objects)| self.offer(objects, reply, Some(socket)));
         match offer {
             Ok(offer) => {
                 *offered = Some(offer);
@@ -524,14 +546,16 @@ impl Link {
         }
     }
 
-    /// What is offered to worker `number`, checked as when it attached.
+    /// What is offered to a worker, checked as when it attached.
     fn offer(
         &self,
-        (segment, number): (OwnedFd, u64),
+        [segment, shared_data]: [OwnedFd; 2],
+        reply: AttachReply,
         socket: Option<OwnedFd>,
     ) -> Result<Offer, AttachError> {
         let broken = |cause| AttachError::Protocol { cause };
-        let (header, _) = attach::check_segment(&segment, self.sealed)?;
+        let (header, geometry) = attach::check_segment(&segment, self.sealed)?;
+        attach::check_shared_data(&shared_data, self.sealed, &geometry)?;
         if header.instance != self.identity.instance {
             return Err(broken(io::ErrorKind::InvalidData.into()));
         }
@@ -539,8 +563,9 @@ impl Link {
         Ok(Offer {
             socket,
             segment: Watched::new(segment).map_err(broken)?,
+            shared_data: Watched::new(shared_data).map_err(broken)?,
             object: header.object,
-            number,
+            number: reply.worker,
         })
     }
 
@@ -556,6 +581,10 @@ impl Link {
         };
         // As below.
         let _ = self.segment.replace(&offer.segment);
+        let _ = self.shared_data.replace(&offer.shared_data);
+        for (word, value) in self.shared_file.iter().zip(offer.shared_data.file()) {
+            word.store(value, Ordering::Relaxed);
+        }
         if let Some(socket) = offer.socket {
             talk.state = State::Attached;
             // If the host has closed the descriptor, there is no connection; the worker goes on.
@@ -592,6 +621,7 @@ pub(crate) struct LinkParts {
     pub(crate) socket: OwnedFd,
     pub(crate) mailbox: OwnedFd,
     pub(crate) segment: OwnedFd,
+    pub(crate) shared_data: OwnedFd,
     pub(crate) home: Option<Home>,
     pub(crate) identity: ResumeRequest,
     pub(crate) trusted_uids: Vec<u32>,

@@ -2,7 +2,8 @@
 //!
 //! The new object is of the same history: what was published lies at the same offsets, and has the same bytes. It is mapped
 //! over the shared views; slots, private data, pointers and handles stay as they are. Invariant: whatever a thread that is inside
-//! may execute or read is the same in both. The worker says in its mailbox that its pins hold the new object, and then looks at
+//! may execute or read is the same in both. Shared data stay the same ones, but for another compiler process: that may have
+//! others, and then no thread may be inside, if there are any. The worker says in its mailbox that its pins hold the new object, and then looks at
 //! its floor, which says what may have been reused until then: so threads may be inside at generations from the floor on, or
 //! none at all.
 
@@ -163,6 +164,8 @@ impl Inner {
         let outcome = pin::hold(held, offer.object, || self.renew_held(state, oldest, offer));
         if let Ok(Outcome::Renewed(_)) = &outcome {
             self.object().store(offer.object, Ordering::Relaxed);
+            let mapped = self.mailbox().word(Word::Mapped);
+            mapped.store(offer.object, Ordering::Release);
             self.barriers().serialise_all();
             self.find_root(state);
         } else {
@@ -177,17 +180,18 @@ impl Inner {
     /// named segment is mapped from the description that was offered now, in the place of the one before: so the compiler process
     /// sees that this worker, whose mailbox it has, has come. Threads may be inside, whatever their generations: it is the same memory.
     fn come_back(&self, _held: &mut State, offer: &Offer) -> Outcome {
+        if self.link().has_other_shared_data(offer) {
+            return Outcome::Different;
+        }
         if self.link().is_sealed() {
             return Outcome::Renewed(offer.number);
         }
-        let renewed = offer.segment().map(|object| {
-            // SAFETY: the same object, of the same geometry: the same bytes everywhere.
-            unsafe { self.window().renew(object) }
-        });
-        match renewed {
-            Some(Ok(())) => Outcome::Renewed(offer.number),
-            _ => Outcome::NotYet,
-        }
+        let (Some(object), Some(shared_data)) = (offer.segment(), offer.shared_data()) else {
+            return Outcome::NotYet;
+        };
+        // SAFETY: the same objects, of the same geometry: the same bytes everywhere.
+        let renewed = unsafe { self.window().renew(object, Some(shared_data)) };
+        renewed.map_or(Outcome::NotYet, |()| Outcome::Renewed(offer.number))
     }
 
     fn renew_held(
@@ -198,13 +202,26 @@ impl Inner {
     ) -> Result<Outcome, UpdateError> {
         let floor = self.floor_of(offer)?;
         let segment = offer.segment();
+        let data = self.window().geometry().region(Area::SharedData);
+        let has_others = self.link().has_other_shared_data(offer);
+        let has_data = self.window().end(Area::SharedData) > data.start;
+        // Of another compiler process they are mapped anew, also if they are the same: by the description that is had, that one
+        // knows who has come.
+        let is_mapped = !has_others && !offer.is_anothers();
+        let shared_data = offer.shared_data().filter(|_| !is_mapped);
         Ok(match oldest {
+            // They would see the data change under them.
+            Some(_) if has_others && has_data => Outcome::NotYet,
             Some(oldest) if oldest < floor && !seeded(Fault::RenewUnderPins) => Outcome::NotYet,
             Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
+                let is_there = is_mapped || shared_data.is_some();
                 // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
-                // reachable at their generations has not been reused, and was compared.
-                let renewed = segment.map(|object| unsafe { self.window().renew(object) });
+                // reachable at their generations has not been reused, and was compared, and there are no shared data, or the
+                // same ones.
+                let renewed = segment
+                    .filter(|_| is_there)
+                    .map(|object| unsafe { self.window().renew(object, shared_data) });
                 if matches!(renewed, Some(Ok(()))) {
                     Outcome::Renewed(offer.number)
                 } else {

@@ -28,11 +28,13 @@ impl Watched {
     /// The descriptor, if it still leads where it led.
     pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
         let fd = self.fd.as_ref()?;
-        let known = self
-            .identity
-            .each_ref()
-            .map(|word| word.load(Ordering::Relaxed));
-        (identity(fd).ok()? == known).then(|| fd.as_fd())
+        (identity(fd).ok()? == self.file()).then(|| fd.as_fd())
+    }
+
+    /// Which file it led to when it was this library's.
+    pub(crate) fn file(&self) -> [u64; 2] {
+        let words = self.identity.each_ref();
+        words.map(|word| word.load(Ordering::Relaxed))
     }
 
     /// Lets the descriptor lead to what `other` leads to.

@@ -1,7 +1,7 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -10,8 +10,8 @@ use jitcast_runtime::header::{Control, Header};
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::records::{ImportRecord, Root, trailing_text};
 use jitcast_runtime::window::Window;
-use jitcast_runtime::{Geometry, ImportId, SegmentOffset, WorkerAddr};
-use jitcast_runtime::{index, module};
+use jitcast_runtime::{Area, Geometry, ImportId, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{index, module, sys};
 use rustix::thread::futex;
 
 use crate::asked::Bound;
@@ -19,6 +19,7 @@ use crate::attach::{self, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
+use crate::fault::{Fault, seeded};
 use crate::fork;
 use crate::handle::Handles;
 use crate::host::HostTable;
@@ -48,6 +49,16 @@ pub struct WorkerOptions {
     pub trusted_uids: Vec<u32>,
     /// How exceptions and backtraces find their way through published code.
     pub unwinding: Unwinding,
+}
+
+/// With a fault seeded: shared data of this worker's own.
+fn apart(geometry: &Geometry) -> Result<Option<OwnedFd>, AttachError> {
+    let len_bytes = geometry.region(Area::SharedData).len_bytes;
+    let own = seeded(Fault::SharedDataApart).then(|| sys::memfd("apart", len_bytes.into()));
+    own.transpose().map_err(|cause| AttachError::System {
+        step: "a seeded fault",
+        cause,
+    })
 }
 
 /// How long a wait goes on before it looks whether the compiler process is there.
@@ -153,7 +164,12 @@ impl Worker {
             barriers.incomplete(),
             &options.trusted_uids,
         )?;
-        let window = Arc::new(Window::map(&attachment.geometry, &attachment.link.segment)?);
+        let link = &attachment.link;
+        let window = match apart(&attachment.geometry)? {
+            None => Window::map(&attachment.geometry, &link.segment, &link.shared_data),
+            Some(own) => Window::map(&attachment.geometry, &link.segment, &own),
+        };
+        let window = Arc::new(window?);
         let life = LifePage::new().map_err(|cause| AttachError::System {
             step: "mmap of the life page",
             cause,

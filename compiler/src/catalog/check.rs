@@ -14,7 +14,7 @@ use jitcast_runtime::records::{
 use jitcast_runtime::segment::Segment;
 use jitcast_runtime::{Corrupt, Geometry, PatchTarget, SegmentOffset};
 
-use super::{Catalog, ImportKind, Kind, Symbol};
+use super::{Catalog, ImportKind, Kind, Symbol, Variable};
 use image::Image;
 
 /// What does not agree.
@@ -97,12 +97,9 @@ impl Catalog {
         for (name, symbol) in &self.symbols {
             let hash = hash_name(name.as_bytes(), seed);
             let (_, value) = symbol.reached(self.is_quarantined(name, symbol));
-            let has_variable = symbol.variable.is_none_or(|variable| {
-                let area = geometry.region(Area::Private);
-                variable.since < self.next_unit
-                    && area.contains(symbol.place, variable.size)
-                    && image.is_used(Area::Private, symbol.place)
-            });
+            let has_variable = symbol
+                .variable
+                .is_none_or(|variable| self.has_variable(image, geometry, symbol, variable));
             let is_callable = symbol.call_cell.is_some() == (symbol.kind == Kind::Function);
             if self.hashes.get(&hash) != Some(name)
                 || !(is_callable && has_variable)
@@ -116,6 +113,23 @@ impl Catalog {
         let own = candidates.filter(|name| !self.symbols.contains_key(*name));
         let names = self.symbols.len() + own.count();
         agree("names by hash", self.hashes.len() == names)
+    }
+
+    /// Whether a variable lies in data, and what it starts with in data of the same kind.
+    fn has_variable(
+        &self,
+        image: &Image<'_>,
+        geometry: &Geometry,
+        symbol: &Symbol,
+        variable: Variable,
+    ) -> bool {
+        let lies_in = |area| {
+            let region = geometry.region(area);
+            region.contains(symbol.place, variable.size)
+                && region.contains(variable.fresh, variable.size)
+                && image.is_used(area, symbol.place)
+        };
+        variable.since < self.next_unit && (lies_in(Area::Private) || lies_in(Area::SharedData))
     }
 
     /// What was removed under its users is called by them, and by no name.
@@ -166,13 +180,16 @@ impl Catalog {
                 text,
                 read_only,
                 private,
+                shared,
                 ..
             } = record;
             image.own(Area::Text, text.start, text.len_bytes);
             image.own(Area::ReadOnly, read_only.start, read_only.len_bytes);
             image.own(Area::Private, private.start, private.len_bytes);
+            image.own(Area::SharedData, shared.start, shared.len_bytes);
             image.own_tables(&[
                 record.template,
+                record.shared_template,
                 record.patches,
                 record.needs,
                 record.init,
@@ -192,6 +209,8 @@ impl Catalog {
                     && unit.keeps == (record.flags & UNIT_KEPT != 0)
                     && (unit.text, unit.read_only, unit.private)
                         == (record.text, record.read_only, record.private)
+                    && (unit.shared, unit.shared_template)
+                        == (record.shared, record.shared_template)
             })
         };
         let are_known = records.iter().all(is_known);

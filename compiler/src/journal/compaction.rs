@@ -94,7 +94,7 @@ pub(super) fn write_log(
         extents,
     };
     log.append(Kind::Opening, &opening)?;
-    for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
+    for area in Area::ALL.into_iter().filter(|area| area.is_in_segment()) {
         let start = image_start(segment.geometry(), area);
         let end = extents[area.index()];
         let holes: BTreeSet<u32> = heap.holes(area).collect();

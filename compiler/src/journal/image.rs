@@ -1,4 +1,5 @@
-//! The part of the segment's memory that the journal stores.
+//! The part of the segment's memory that the journal stores: what its object backs. What shared data hold is the workers'
+//! matter; what they start with lies in control.
 
 use jitcast_runtime::Region;
 use jitcast_runtime::geometry::{Area, Geometry, SLOT_BYTES, STUB_BYTES};
@@ -21,15 +22,14 @@ pub(super) fn piece(memory: &Memory, region: Region) -> Piece {
     }
 }
 
-/// The part of the shared memory that is written when `region` of `area` is taken; none for private areas but
-/// call cells, which have stubs.
+/// The part of the shared memory that is written when `region` of `area` is taken; none for areas that the
+/// segment's object does not back, but call cells, which have stubs.
 pub(crate) fn written(geometry: &Geometry, area: Area, region: Region) -> Option<Region> {
     match area {
         Area::CallCells => Some(Region {
             start: geometry.stub_of(region.offset())?.get(),
             len_bytes: region.len_bytes / SLOT_BYTES * STUB_BYTES,
         }),
-        _ if area.is_private() => None,
-        _ => Some(region),
+        _ => area.is_in_segment().then_some(region),
     }
 }

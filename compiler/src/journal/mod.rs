@@ -8,6 +8,7 @@
 //! DIR/log          opening, image, base; then reservations and publications
 //! DIR/objects/…    what units were made from, each content once, under its SHA-256
 //! DIR/lock         held by the compiler process that has the journal
+//! DIR/shared       which object the shared data are in, while the machine runs
 //! ```
 //!
 //! Invariants: the log ends with at most one record that is not durable. Every generation that was ever used is
@@ -21,6 +22,7 @@ mod log;
 mod objects;
 mod record;
 mod restore;
+mod shared;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,7 @@ use std::path::PathBuf;
 
 use jitcast_runtime::geometry::Geometry;
 use jitcast_runtime::heap::Txn;
-use jitcast_runtime::segment::Segment;
+use jitcast_runtime::segment::{ObjectIdentity, Segment};
 use serde::Serialize;
 
 use crate::fault::{CrashPoint, Fault, crash_at, seeded};
@@ -46,6 +48,7 @@ use storage::{Folder, TOP};
 
 pub use error::JournalError;
 pub(crate) use restore::Past;
+pub(crate) use shared::noted;
 pub(crate) use storage::Storage;
 
 /// How many generations are reserved at once.
@@ -104,6 +107,8 @@ pub(crate) struct Journal {
     failed: Option<String>,
     /// With a fault seeded: what was acknowledged before it was written.
     late: Option<Vec<u8>>,
+    /// The object of the shared data, as far as it was noted.
+    noted: Option<ObjectIdentity>,
 }
 
 /// Opens the folder of `options`: where the journal is kept, and what it says, if it has a history.
@@ -145,9 +150,21 @@ impl Journal {
             compact_at: 0,
             failed: None,
             late: None,
+            noted: None,
         };
         journal.compact_after(journal.log.len());
         Ok(journal)
+    }
+
+    /// Notes which object the shared data are in, for the next compiler process. Without that, they start afresh there.
+    pub(crate) fn note_shared_data(&mut self, object: Option<ObjectIdentity>) {
+        let Some(object) = object.filter(|object| self.noted != Some(*object)) else {
+            return;
+        };
+        match shared::note(&self.options.folder, object) {
+            Ok(()) => self.noted = Some(object),
+            Err(error) => tracing::debug!(%error, "where shared data are is not noted"),
+        }
     }
 
     /// The generation of the publication after `latest`; reserved, durably. Refused if nothing more may be written.

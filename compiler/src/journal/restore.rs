@@ -180,6 +180,7 @@ impl Past {
         let synced = self.log.sync().and_then(|()| storage.sync_folder(TOP));
         synced.map_err(options.system("sync"))?;
         let objects = Objects::open(&*storage).map_err(options.system("read the objects of"))?;
+        state.restore_shared_data(segment)?;
         state.show(segment);
         let same_processor = self.header.cpu_features == segment.header().cpu_features;
         let mut journal = Journal {
@@ -192,6 +193,7 @@ impl Past {
             compact_at: 0,
             failed: None,
             late: None,
+            noted: None,
         };
         journal.compact_after(base_bytes);
         if !same_processor {
@@ -379,7 +381,7 @@ fn store(segment: &Segment, heap: &Heap, piece: &Piece) -> Result<(), Wrong> {
             start,
             len_bytes: len_bytes_of_area,
         };
-        !area.is_private() && stored.contains(piece.at, len_bytes)
+        area.is_in_segment() && stored.contains(piece.at, len_bytes)
     };
     if !Area::ALL.iter().any(is_inside) || !piece.at.get().is_multiple_of(8) {
         return Err(Wrong::Record("a piece of memory lies outside the segment"));

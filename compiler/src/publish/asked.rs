@@ -48,6 +48,11 @@ pub(crate) fn read_asked<'a>(
     for definition in prepared.definitions() {
         check_name(definition.name)?;
     }
+    if prepared.extents().shared.len_bytes > 0 {
+        return Err(PublishError::AskedStarts {
+            what: "shared data",
+        });
+    }
     let mut definitions = prepared.definitions().iter();
     if definitions.any(|definition| kind_of(definition.kind) == Kind::Function) {
         return Ok(prepared);
@@ -251,6 +256,8 @@ impl<'a, 'p> Making<'a, 'p> {
             text: text.offset(),
             read_only: read_only.offset(),
             private: private.offset(),
+            // It has none.
+            shared: site.geometry.region(Area::SharedData).offset(),
             number: number.into(),
         };
         Ok(Self {

@@ -25,6 +25,14 @@ impl Batch<'_, '_> {
             else {
                 continue;
             };
+            let was_shared = self.is_shared(place);
+            if was_shared != new.shared {
+                return Err(PublishError::KeptMoves {
+                    symbol: name.to_owned(),
+                    unit: self.sources[at.0].name.clone(),
+                    was_shared,
+                });
+            }
             // No code relies on more: what fits into less cannot be loaded by anything that wants more.
             let needed = new
                 .align_bytes
@@ -40,6 +48,12 @@ impl Batch<'_, '_> {
             self.carried.insert(at, (place, old));
         }
         Ok(())
+    }
+
+    /// Whether shared data lie at `place`.
+    fn is_shared(&self, place: SegmentOffset) -> bool {
+        let region = self.site.geometry.region(Area::SharedData);
+        region.contains(place, 1)
     }
 
     /// Whether the new version of the datum `name` lies where the old one did.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jitcast_linker::{Dialect, Linked, Placement, Prepared, Reference};
 use jitcast_runtime::directory::{Edit, record_flags};
-use jitcast_runtime::geometry::Area;
+use jitcast_runtime::geometry::{Area, Region};
 use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::records::{StoredRegion, SymbolRecord, UNIT_KEPT, UnitRecord};
 use jitcast_runtime::{Patch, PatchKind, SegmentOffset, module, needs};
@@ -48,6 +48,9 @@ impl<'p> Batch<'_, 'p> {
         let number = self.number(unit);
         self.changes.next_unit = number + 1;
         let private = region(placement.private, extents.private);
+        let shared = region(placement.shared, extents.shared);
+        let shared_template = write_table(txn, &linked.shared)?;
+        fill(txn, shared, shared_template)?;
         if private.len_bytes > 0 || !linked.patches.is_empty() {
             edit.flag(record_flags::RESYNC);
         }
@@ -62,6 +65,8 @@ impl<'p> Batch<'_, 'p> {
             needs: self.write_needs(txn, unit, linked)?,
             init: write_slots(txn, &linked.init)?,
             fini: write_slots(txn, &linked.fini)?,
+            shared,
+            shared_template,
             name_len: source.name.len() as u32,
             flags: if keeps { UNIT_KEPT } else { 0 },
             module: linked.module.unwrap_or_default(),
@@ -104,6 +109,8 @@ impl<'p> Batch<'_, 'p> {
             text: record.text,
             read_only: record.read_only,
             private,
+            shared,
+            shared_template,
             keeps,
             reclaim: source.reclaim,
             ends,
@@ -281,6 +288,15 @@ fn published_details(txn: &Txn<'_>, edit: &Edit, key: u64) -> Option<Details> {
 fn leaves_something(prepared: &Prepared<'_>, linked: &Linked) -> bool {
     let registers = |reference: &Reference<'_>| module::registers(reference.name);
     !linked.fini.is_empty() || prepared.references().iter().any(registers)
+}
+
+/// Gives shared data what they start with.
+fn fill(txn: &Txn<'_>, shared: StoredRegion, template: StoredRegion) -> Result<(), SegmentFull> {
+    let region = |stored: StoredRegion| Region {
+        start: stored.start,
+        len_bytes: stored.len_bytes,
+    };
+    txn.fill(region(shared), region(template))
 }
 
 /// Writes the offsets of slots.

@@ -12,12 +12,20 @@ use super::{Batch, Details, check_name, kind_of};
 use crate::catalog::{Kind, Pooled, Symbol, Variable};
 use crate::error::PublishError;
 
+/// No two units' shared data are in one cache line, which processes on several processors write.
+const LINE_BYTES: u32 = 64;
+
 impl Batch<'_, '_> {
     pub(super) fn place(&self, txn: &mut Txn<'_>) -> Result<Vec<Placement>, PublishError> {
         let mut take = |area, extent: jitcast_linker::Extent| {
             // The linker keeps units below 2 GiB; a segment's areas are smaller still.
             let len_bytes = u32::try_from(extent.len_bytes).unwrap_or(u32::MAX);
-            let align_bytes = u32::try_from(extent.align_bytes).unwrap_or(1).max(16);
+            let least = if area == Area::SharedData {
+                LINE_BYTES
+            } else {
+                16
+            };
+            let align_bytes = u32::try_from(extent.align_bytes).unwrap_or(1).max(least);
             Ok::<_, SegmentFull>(txn.alloc(area, len_bytes, align_bytes)?.offset())
         };
         let mut place = |prepared: &Prepared<'_>| {
@@ -26,6 +34,7 @@ impl Batch<'_, '_> {
                 text: take(Area::Text, extents.text)?,
                 read_only: take(Area::ReadOnly, extents.read_only)?,
                 private: take(Area::Private, extents.private)?,
+                shared: take(Area::SharedData, extents.shared)?,
                 number: 0,
             })
         };
@@ -67,7 +76,7 @@ impl Batch<'_, '_> {
         for (name, (unit, index)) in names {
             let definition = *self.definition((unit, index));
             let kind = kind_of(definition.kind);
-            let (place, size, block_offset) = match placed[unit][index].place {
+            let (fresh, size, block_offset) = match placed[unit][index].place {
                 Place::At(_, offset) => (offset, definition.size, 0),
                 Place::Absolute(value) => (SegmentOffset::NONE, value, 0),
                 Place::ThreadLocal { module, offset } => (module, offset, offset),
@@ -91,7 +100,7 @@ impl Batch<'_, '_> {
             let same_datum = old.filter(|_| self.is_carried(name));
             let (place, since) = match carried {
                 Some((place, variable)) => (place, variable.since),
-                None => (place, number),
+                None => (fresh, number),
             };
             if let (Some(old), None) = (old, same_function.or(same_datum))
                 && !self.is_canary()
@@ -128,6 +137,7 @@ impl Batch<'_, '_> {
                     size: definition.size,
                     align_bytes: definition.align_bytes,
                     since,
+                    fresh,
                 }),
             };
             self.changes.symbols.insert(name.to_owned(), symbol);

@@ -1,5 +1,7 @@
 //! The serving thread: it waits for everybody, and for nobody in particular.
 
+mod waiting;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +23,7 @@ use super::publishing::Desk;
 use crate::compiler::Compiler;
 use crate::renewal::Offering;
 use crate::requests::Asks;
+use waiting::{SHARED_PATIENCE, UNKNOWN};
 
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 8192;
@@ -56,6 +59,10 @@ pub(super) struct Loop<'a> {
     offered: u64,
     /// Who waits for that.
     offering: Arc<Offering>,
+    /// Who wants to attach, but waits until it is known which object the shared data are in.
+    waiting: Vec<(u64, Incoming)>,
+    /// How long.
+    patience: Instant,
 }
 
 impl<'a> Loop<'a> {
@@ -91,6 +98,8 @@ impl<'a> Loop<'a> {
             accepting: true,
             offered: 0,
             offering,
+            waiting: Vec::new(),
+            patience: Instant::now() + SHARED_PATIENCE,
         })
     }
 
@@ -128,6 +137,7 @@ impl<'a> Loop<'a> {
                 }
             }
             self.drop_late();
+            self.let_wait_no_longer();
             self.offer();
             if !was_accepting {
                 self.accept_again();
@@ -145,9 +155,13 @@ impl<'a> Loop<'a> {
     fn next_deadline(&self) -> Option<rustix::event::Timespec> {
         let deadlines = self.connections.values().filter_map(Connection::deadline);
         let now = Instant::now();
-        let waits = !self.accepting || self.offered != self.compiler.segment().header().object;
+        let segment = self.compiler.segment();
+        // While nobody may be given any shared data, nobody is offered anything.
+        let offers = segment.shared_fd().is_some() && self.offered != segment.header().object;
+        let waits = !self.accepting || offers;
         let retry = waits.then(|| now + RETRY);
-        let deadline = deadlines.chain(retry).min()?;
+        let patience = (!self.waiting.is_empty()).then_some(self.patience);
+        let deadline = deadlines.chain(retry).chain(patience).min()?;
         let left = deadline.saturating_duration_since(now) + Duration::from_millis(1);
         Some(rustix::event::Timespec {
             tv_sec: left.as_secs().cast_signed(),
@@ -252,6 +266,10 @@ impl<'a> Loop<'a> {
     }
 
     fn handle(&mut self, token: u64, incoming: Incoming) {
+        let incoming = match self.wait(token, incoming) {
+            Some(incoming) => incoming,
+            None => return,
+        };
         let Some(connection) = self.connections.get_mut(&token) else {
             return;
         };
@@ -339,10 +357,11 @@ impl<'a> Loop<'a> {
             sealed: self.compiler.is_sealed().into(),
             fenced: self.compiler.needs_fences().into(),
         };
+        let shared = admission.segment.shared_fd().ok_or(UNKNOWN)?;
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
         let socket = connection.socket().ok_or("the connection is gone")?;
         let sent = admission.segment.worker_fd().and_then(|segment| {
-            let fds = [segment.as_fd(), admission.mailbox.as_fd()];
+            let fds = [segment.as_fd(), shared, admission.mailbox.as_fd()];
             wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds)
         });
         if let Err(error) = sent {
@@ -367,7 +386,8 @@ impl<'a> Loop<'a> {
         if request.instance != self.compiler.instance() {
             return Err("this compiler process has another segment\n  help: start it with the journal of the one before, or attach afresh".to_owned());
         }
-        let [mailbox] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| "other than one descriptor")?;
+        // The shared data that it has came along; they have been looked at.
+        let mailbox = fds.into_iter().next().ok_or("no descriptor came along")?;
         let process = (connection.pid(), connection.uid());
         let number = self
             .compiler
@@ -380,13 +400,10 @@ impl<'a> Loop<'a> {
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
-        let sent = segment.worker_fd().and_then(|segment| {
-            wire::send(
-                socket,
-                FrameKind::Attached,
-                reply.as_bytes(),
-                &[segment.as_fd()],
-            )
+        let shared = segment.shared_fd().ok_or(UNKNOWN)?;
+        let sent = segment.worker_fd().and_then(|object| {
+            let fds = [object.as_fd(), shared];
+            wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds)
         });
         if let Err(error) = sent {
             self.compiler.worker_died(number);
@@ -403,6 +420,10 @@ impl<'a> Loop<'a> {
     fn offer(&mut self) {
         let segment = self.compiler.segment();
         let object = segment.header().object;
+        let Some(shared) = segment.shared_fd() else {
+            // There is nobody yet to be offered anything.
+            return self.offering.done(object);
+        };
         if self.offered == object {
             return;
         }
@@ -419,8 +440,8 @@ impl<'a> Loop<'a> {
                 sealed: self.compiler.is_sealed().into(),
                 fenced: self.compiler.needs_fences().into(),
             };
-            let send = |segment: OwnedFd| {
-                let fds = [segment.as_fd()];
+            let send = |object: OwnedFd| {
+                let fds = [object.as_fd(), shared];
                 wire::send(socket, FrameKind::Attached, reply.as_bytes(), &fds)
             };
             // As for attaching: it goes out at once or not at all.

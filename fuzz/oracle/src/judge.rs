@@ -383,7 +383,8 @@ impl<'a> Judge<'a> {
         Ok(start.wrapping_add(value))
     }
 
-    /// Whether a datum is one in the process, whoever defines it: unique, or weak, written to and in a COMDAT group.
+    /// Whether a datum is one in the process, whoever defines it: unique, or weak, written to and in a COMDAT group. What is
+    /// one for all processes is not.
     fn is_shared(&self, global: &Global) -> bool {
         let Some((object, Home::Section(index))) = global.definition else {
             return false;
@@ -394,7 +395,8 @@ impl<'a> Judge<'a> {
         };
         let written = section.flags & WRITE != 0
             && section.flags & THREAD_LOCAL == 0
-            && !section.name.starts_with(".data.rel.ro");
+            && !section.name.starts_with(".data.rel.ro")
+            && !section.name.starts_with(".jitcast.shared");
         let grouped = elf
             .groups
             .iter()

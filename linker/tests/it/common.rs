@@ -124,6 +124,7 @@ pub(crate) struct Map {
     pub(crate) stubs: u32,
     pub(crate) text: u32,
     pub(crate) read_only: u32,
+    pub(crate) shared: u32,
     pub(crate) len_bytes: u32,
 }
 
@@ -136,6 +137,7 @@ impl Default for Map {
             stubs: 0x4_0000,
             text: 0x5_0000,
             read_only: 0xa_0000,
+            shared: 0xf_0000,
             len_bytes: 0x10_0000,
         }
     }
@@ -186,6 +188,7 @@ impl World {
             text: SegmentOffset::new(map.text),
             read_only: SegmentOffset::new(map.read_only),
             private: SegmentOffset::new(map.private),
+            shared: SegmentOffset::new(map.shared),
             number: UNIT_NUMBER,
         };
         let bindings = Self::bindings(prepared, map);
@@ -218,6 +221,7 @@ impl World {
             (self.map.text, self.linked.text.clone()),
             (self.map.read_only, self.linked.read_only.clone()),
             (self.map.private, self.linked.template.clone()),
+            (self.map.shared, self.linked.shared.clone()),
         ];
         for (start, bytes) in areas {
             self.memory[start as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -229,6 +233,7 @@ impl World {
             extents.read_only.len_bytes
         );
         assert!(self.linked.template.len() as u64 <= extents.private.len_bytes);
+        assert!(self.linked.shared.len() as u64 <= extents.shared.len_bytes);
         for symbol in &self.linked.symbols {
             let address = match symbol.place {
                 Place::At(_, offset) => self.map.base + u64::from(offset.get()),

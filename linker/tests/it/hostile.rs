@@ -43,6 +43,7 @@ fn attempt(name: &str, bytes: &[u8]) {
                     text: jitcast_runtime::SegmentOffset::new(0x10_0000),
                     read_only: jitcast_runtime::SegmentOffset::new(0x20_0000),
                     private: jitcast_runtime::SegmentOffset::new(0x30_0000),
+                    shared: jitcast_runtime::SegmentOffset::new(0x40_0000),
                 },
                 &World::bindings(&prepared, Map::default()),
             );

@@ -16,6 +16,7 @@ mod raw;
 mod refusals;
 mod resolution;
 mod shapes;
+mod shared;
 mod startup;
 mod thread_local;
 mod unwind;

@@ -280,8 +280,16 @@ fn site() -> impl Strategy<Value = Site> {
 
 /// A window at any base, its parts in any order.
 fn map() -> impl Strategy<Value = Map> {
-    let places = Just([0x0_0000_u32, 0x4_0000, 0x8_0000, 0xc_0000, 0x10_0000]).prop_shuffle();
-    (0..1_u64 << 34, places, proptest::array::uniform5(1..16_u32)).prop_map(
+    let places = Just([
+        0x0_0000_u32,
+        0x4_0000,
+        0x8_0000,
+        0xc_0000,
+        0x10_0000,
+        0x14_0000,
+    ])
+    .prop_shuffle();
+    (0..1_u64 << 34, places, proptest::array::uniform6(1..16_u32)).prop_map(
         |(base, places, shift)| {
             let place = |index: usize| places[index] + shift[index] * 4096;
             Map {
@@ -291,7 +299,8 @@ fn map() -> impl Strategy<Value = Map> {
                 stubs: place(2),
                 text: place(3),
                 read_only: place(4),
-                len_bytes: 0x14_0000,
+                shared: place(5),
+                len_bytes: 0x18_0000,
             }
         },
     )

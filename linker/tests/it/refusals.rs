@@ -80,14 +80,6 @@ fn sections() {
     let refused = |section: &str, why: &str| format!("x.o: section {section} is refused: {why}");
     let cases = [
         (
-            r#".section .jitcast.shared.counter,"aw"
-            .quad 0"#,
-            refused(
-                ".jitcast.shared.counter",
-                "shared writable sections are not supported yet",
-            ),
-        ),
-        (
             r#".section .init_array,"aw",@init_array
             .quad f"#,
             refused(".init_array", "nobody would run its constructors"),

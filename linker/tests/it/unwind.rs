@@ -31,6 +31,7 @@ fn at(map: Map) -> Placement {
         text: SegmentOffset::new(map.text),
         read_only: SegmentOffset::new(map.read_only),
         private: SegmentOffset::new(map.private),
+        shared: SegmentOffset::new(map.shared),
         number: 1,
     }
 }

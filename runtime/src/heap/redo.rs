@@ -24,7 +24,7 @@ pub struct Effects {
 pub struct HeapImage {
     /// What is in use and not retired.
     pub live: Vec<(Area, Region)>,
-    /// What is retired, and by which generation, in order.
+    /// What is retired, and by which generation, in order; shared data by themselves, after all others.
     pub retired: Vec<(u64, Area, Region)>,
     /// The newest generation of which something retired was freed.
     pub floor: u64,
@@ -71,11 +71,11 @@ impl Heap {
     /// The heap, to be made again.
     pub fn image(&self) -> HeapImage {
         let mut spaces = self.spaces.clone();
-        for retired in &self.retired {
+        for retired in self.all_retired() {
             spaces[retired.area.index()].free(retired.region);
         }
         let used = |area: Area| spaces[area.index()].used().into_iter().map(move |region| (area, region));
-        let retired = self.retired.iter();
+        let retired = self.all_retired();
         HeapImage {
             live: Area::ALL.into_iter().flat_map(used).collect(),
             retired: retired.map(|retired| (retired.generation, retired.area, retired.region)).collect(),
@@ -140,10 +140,14 @@ impl Heap {
             let region = retired.region;
             retired.area == area && region.start < range.end() && range.start < region.end()
         };
-        let Some(last) = self.retired.iter().rev().find(overlaps) else {
+        let Some(last) = self.retired_of(area).iter().rev().find(overlaps).copied() else {
             return false;
         };
-        self.reclaim(last.generation);
+        if area == Area::SharedData {
+            self.reclaim_shared(last.generation);
+        } else {
+            self.reclaim(last.generation);
+        }
         self.spaces[area.index()].take(range)
     }
 
@@ -154,11 +158,12 @@ impl Heap {
             return Err(wrong("is retired, but is not in use"));
         }
         self.live()[area.index()].free(region);
-        if self.retired.back().is_some_and(|retired| retired.generation > generation) {
+        let list = self.retired_of(area);
+        if list.back().is_some_and(|retired| retired.generation > generation) {
             return Err(wrong("is retired out of order"));
         }
+        list.push_back(super::Retired { generation, area, region });
         self.retired_bytes += u64::from(region.len_bytes);
-        self.retired.push_back(super::Retired { generation, area, region });
         Ok(())
     }
 
@@ -185,7 +190,7 @@ impl Heap {
                 return Err(Inconsistent { area: area.name(), range, what }.into());
             }
             let range = Region { start, len_bytes: end - start };
-            if range.len_bytes > 0 && !area.is_private() {
+            if range.len_bytes > 0 && area.is_in_segment() {
                 let backed = backing.reserve(range);
                 backed.map_err(|cause| {
                     self.full(area, range.len_bytes.into(), Some(cause.to_string()))

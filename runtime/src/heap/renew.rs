@@ -1,4 +1,5 @@
-//! The same image in another object: what is retired is free there, and only what something lies in takes memory.
+//! The same image in another object: what is retired is free there, and only what something lies in takes memory. Shared data
+//! are in no such object, and stay as they are, retired ones too.
 //!
 //! Invariant: a granule before an area's extent is backed or a hole, and nothing in use lies in a hole.
 
@@ -20,9 +21,11 @@ impl Heap {
         for retired in &self.retired {
             heap.spaces[retired.area.index()].free(retired.region);
         }
+        heap.retired_shared.clone_from(&self.retired_shared);
+        heap.retired_bytes = heap.all_retired().map(|retired| u64::from(retired.region.len_bytes)).sum();
         (heap.backed, heap.fresh_text) = (self.backed, self.fresh_text);
         heap.floor = self.retired.back().map_or(self.floor, |retired| retired.generation);
-        for area in Area::ALL.into_iter().filter(|area| !area.is_private()) {
+        for area in Area::ALL.into_iter().filter(|area| area.is_in_segment()) {
             let start = self.geometry.allocated(area).start / GRANULE_BYTES * GRANULE_BYTES;
             heap.holes.extend(granules(Region { start, len_bytes: self.extent(area) - start }).map(|at| (area, at)));
         }
@@ -30,7 +33,7 @@ impl Heap {
         let stubs = live.iter().filter(|(area, _)| *area == Area::CallCells);
         let stubs: Vec<_> = stubs.map(|(_, cells)| (Area::Stubs, self.stubs_of(*cells))).collect();
         live.extend(stubs);
-        live.retain(|(area, _)| !area.is_private());
+        live.retain(|(area, _)| area.is_in_segment());
         for (area, region) in &live {
             heap.fill_holes(*area, *region, backing)?;
         }
@@ -42,9 +45,9 @@ impl Heap {
         self.holes.range((area, 0)..=(area, u32::MAX)).map(|(_, at)| *at)
     }
 
-    /// What the shared areas take of the system's memory, bytes.
+    /// What the segment's object takes of the system's memory, bytes.
     pub fn backed_bytes(&self) -> u64 {
-        let shared = Area::ALL.into_iter().filter(|area| !area.is_private());
+        let shared = Area::ALL.into_iter().filter(|area| area.is_in_segment());
         let all: u64 = shared.map(|area| u64::from(self.extent(area) - self.geometry.region(area).start)).sum();
         all - self.holes.len() as u64 * u64::from(GRANULE_BYTES)
     }

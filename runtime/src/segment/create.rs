@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
 use crate::cpu::CpuFeatures;
 use crate::frames::stub_frames;
-use crate::geometry::{Geometry, Region};
+use crate::geometry::{Area, Geometry, Region};
 use crate::header::{self, CONTROL_FIXED_BYTES, Header};
 use crate::heap::Backing;
 use crate::memory::Memory;
@@ -15,7 +16,9 @@ use crate::selector;
 use crate::sys;
 
 use super::named::{DeadSegment, NamedObject};
-use super::{NameError, cgroup, memfd};
+use super::shared::{SharedObject, Template};
+use super::sharing::SharedData;
+use super::{NameError, ObjectIdentity, cgroup, memfd};
 
 /// What lies behind a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,18 @@ pub struct SegmentOptions {
     pub back_end: BackEnd,
     /// The path of the compiler's socket, at most 108 bytes; empty if it has none.
     pub socket: String,
+    /// Where its shared data come from.
+    pub shared: SharedOrigin,
+}
+
+/// Where shared data come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedOrigin {
+    /// A fresh object.
+    Fresh,
+    /// The object of the compiler process before. A sealed one is waited for ([`Segment::adopt_shared_data`],
+    /// [`Segment::begin_shared_data`]); a named one is there, or else it is a fresh one.
+    Awaited(ObjectIdentity),
 }
 
 impl SegmentOptions {
@@ -97,6 +112,8 @@ pub struct Segment {
     // Declared, and so dropped, before the mapping that it looks at.
     memory: Memory,
     object: Object,
+    /// The same one in each object that the segment is renewed in.
+    shared: Arc<SharedData>,
     geometry: Geometry,
     header: Header,
 }
@@ -151,11 +168,34 @@ impl Segment {
         let geometry = options.geometry;
         let header = options.header((instance, object_number()?), hash_seed)?;
         let len_bytes = geometry.shared().len_bytes;
-        let object = match &options.back_end {
-            BackEnd::Sealed => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
-            BackEnd::Named(name) => Object::Named(named(name, len_bytes)?),
+        let region = geometry.region(Area::SharedData);
+        // A byte that no file reaches, and most likely no other process marks.
+        let mark = header.object >> 2;
+        let (object, shared) = match &options.back_end {
+            BackEnd::Sealed => {
+                let object = memfd::SealedMemfd::create(len_bytes)?;
+                let shared = match options.shared {
+                    SharedOrigin::Fresh => SharedData::known(SharedObject::sealed(region, mark)?, region, mark, false),
+                    SharedOrigin::Awaited(identity) => SharedData::awaited(identity, region, mark),
+                };
+                (Object::Sealed(object), shared)
+            }
+            BackEnd::Named(name) => {
+                // Whoever has the name, or holds the dead one that has it, has what lies beside it.
+                let object = named(name, len_bytes)?;
+                let left = match options.shared {
+                    SharedOrigin::Fresh => None,
+                    SharedOrigin::Awaited(identity) => SharedObject::left(name, identity, region, mark),
+                };
+                let adopted = left.is_some();
+                let shared = match left {
+                    Some(left) => left,
+                    None => SharedObject::named(name, region, mark)?,
+                };
+                (Object::Named(object), SharedData::known(shared, region, mark, adopted))
+            }
         };
-        Self::format(geometry, header, object)
+        Self::format(geometry, header, object, Arc::new(shared))
     }
 
     /// Creates another object for the same segment, with the same header but for its own number; nothing else is in it
@@ -170,16 +210,17 @@ impl Segment {
             Object::Sealed(_) => Object::Sealed(memfd::SealedMemfd::create(len_bytes)?),
             Object::Named(object) => Object::Named(NamedObject::create_beside(object.name(), len_bytes)?),
         };
-        Self::format(self.geometry, header, object)
+        Self::format(self.geometry, header, object, Arc::clone(&self.shared))
     }
 
     /// Goes on in the object that a dead compiler process left, if its header is what [`Segment::restore`] would give a new one;
-    /// nothing of it is changed.
+    /// nothing of it is changed. Its shared data are those of the segment that was `made` beside it, which has found them there.
     ///
     /// # Errors
     /// [`AdoptError`].
     pub fn adopt(
         dead: DeadSegment,
+        made: &Self,
         options: &SegmentOptions,
         (instance, hash_seed): ([u8; 16], u64),
     ) -> Result<Self, AdoptError> {
@@ -200,12 +241,13 @@ impl Segment {
             ("socket", found.socket == header.socket),
             ("header", found == header && found.object != 0),
             ("code of selectors", has_selectors(&memory, &geometry)),
+            ("object of shared data", made.has_adopted_shared_data()),
         ] {
             if !same {
                 return Err(AdoptError::Different { what });
             }
         }
-        Ok(Self { memory, object: Object::Named(object), geometry, header })
+        Ok(Self { memory, object: Object::Named(object), shared: Arc::clone(&made.shared), geometry, header })
     }
 
     /// Gives a renewed object the name of the one before, or, the second time, gives it back.
@@ -230,7 +272,12 @@ impl Segment {
         }
     }
 
-    fn format(geometry: Geometry, header: Header, object: Object) -> Result<Self, SegmentError> {
+    fn format(
+        geometry: Geometry,
+        header: Header,
+        object: Object,
+        shared: Arc<SharedData>,
+    ) -> Result<Self, SegmentError> {
         let base = match &object {
             Object::Sealed(object) => object.base(),
             Object::Named(object) => object.base(),
@@ -238,7 +285,7 @@ impl Segment {
         // SAFETY: the object maps `len_bytes` bytes from `base`, page-aligned, readable and writable; it is
         // dropped after the memory, and hands out no other access to them.
         let memory = unsafe { Memory::new(base, geometry.shared()) };
-        let segment = Self { memory, object, geometry, header };
+        let segment = Self { memory, object, shared, geometry, header };
         let header_region = Region { start: geometry.shared().start, len_bytes: CONTROL_FIXED_BYTES };
         for fixed in [header_region, geometry.selectors()] {
             segment.reserve(fixed).map_err(|cause| SegmentError::System {
@@ -286,6 +333,53 @@ impl Segment {
         }
     }
 
+    /// The descriptor of the shared data for workers, open for reading and writing; `None` while it is not known which they
+    /// are.
+    pub fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.object()?.descriptor())
+    }
+
+    /// What their object is known by.
+    pub fn shared_identity(&self) -> Option<ObjectIdentity> {
+        self.shared.object()?.identity()
+    }
+
+    /// Whether they are those of the compiler process before, which has filled them.
+    pub fn has_adopted_shared_data(&self) -> bool {
+        self.shared.is_adopted()
+    }
+
+    /// What has been filled so far is what an object of the process before holds already.
+    pub fn end_of_fresh_shared_data(&self) {
+        self.shared.end_of_fresh();
+    }
+
+    /// Takes the object that a worker brings, if it is the one that is waited for.
+    ///
+    /// # Errors
+    /// There is no memory for what has been filled meanwhile.
+    pub fn adopt_shared_data(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.shared.adopt(fd, |object, range, template| object.fill(range, self.template(template)))
+    }
+
+    /// Waits for it no longer: the shared data start afresh.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; it can be tried again.
+    pub fn begin_shared_data(&self) -> Result<(), SegmentError> {
+        self.shared.begin(|object, range, template| object.fill(range, self.template(template)))
+    }
+
+    /// Whether anybody has them from a compiler process before this one, and may use what is retired; also if it is not known.
+    pub fn has_earlier_users_of_shared_data(&self) -> bool {
+        self.shared.object().is_none_or(SharedObject::has_earlier_users)
+    }
+
+    fn template(&self, template: Region) -> Template<'_> {
+        let at = template.start.saturating_sub(self.geometry.shared().start);
+        Template { object: self.writable_fd(), at: at.into(), len_bytes: template.len_bytes }
+    }
+
     /// Its name, if it has one.
     pub fn name(&self) -> Option<&str> {
         match &self.object {
@@ -298,6 +392,9 @@ impl Segment {
     pub fn keep_name(&self) {
         if let Object::Named(object) = &self.object {
             object.keep();
+            if let Some(shared) = self.shared.object() {
+                shared.keep();
+            }
         }
     }
 
@@ -339,6 +436,10 @@ impl Backing for Segment {
                 other => return Ok(other?),
             }
         }
+    }
+
+    fn fill(&self, range: Region, template: Region) -> io::Result<()> {
+        self.shared.fill(range, template, |object| object.fill(range, self.template(template)))
     }
 }
 

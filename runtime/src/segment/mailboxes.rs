@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, SealFlags};
+use rustix::fs::SealFlags;
 
 use crate::atomic::Ordering;
 use crate::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
@@ -40,9 +40,15 @@ pub fn adopt_mailbox(fd: &OwnedFd) -> io::Result<(Mailbox, Presence)> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let own = sys::reopen(fd)?;
-    // Memory for all of it, now: not when a pin is looked at.
-    rustix::fs::fallocate(&own, FallocateFlags::empty(), 0, MAILBOX_BYTES.into())?;
-    let mailbox = map(&own)?;
+    let mapping = mapped(&own)?;
+    // Memory for all of it, now: not when a pin is looked at. Not by fallocate(2), which would wait for whoever holds the
+    // inode's lock: the worker, for as long as it likes, by a write(2) of its own from memory whose pages do not come.
+    match mapping.advise(MappingAdvice::LinuxPopulateWrite) {
+        // Linux before 5.14 does not know it.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        other => other?,
+    }
+    let mailbox = Mailbox::new(mapping).map_err(io::Error::other)?;
     if mailbox.word(Word::Magic).load(Ordering::Relaxed) != MAILBOX_MAGIC {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -60,13 +66,18 @@ pub fn create_mailbox(object: u64) -> io::Result<(Mailbox, OwnedFd, Presence)> {
     sys::seal(&own, SIZED)?;
     mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
     mailbox.word(Word::Object).store(object, Ordering::Relaxed);
+    mailbox.word(Word::Mapped).store(object, Ordering::Relaxed);
     let theirs = sys::reopen(&own)?;
     sys::share_lock(&theirs, PRESENT)?;
     Ok((mailbox, theirs, Presence(own)))
 }
 
 fn map(fd: &OwnedFd) -> io::Result<Mailbox> {
+    Mailbox::new(mapped(fd)?).map_err(io::Error::other)
+}
+
+fn mapped(fd: &OwnedFd) -> io::Result<Mapping> {
     let mapping = Mapping::shared(fd.as_fd(), MAILBOX_BYTES as usize, true)?;
     mapping.advise(MappingAdvice::LinuxDontFork)?;
-    Mailbox::new(mapping).map_err(io::Error::other)
+    Ok(mapping)
 }

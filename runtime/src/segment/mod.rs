@@ -1,8 +1,8 @@
-//! The shared object behind a segment.
+//! The objects behind a segment: what only the compiler process writes, and shared data.
 //!
 //! Two back ends, one interface ([`Segment`], the compiler process's side). Invariant of both: workers get a
-//! descriptor that is open for reading only; of the sealed one: nobody but the mapping that the compiler
-//! process made first can ever store to the object.
+//! descriptor of the segment's object that is open for reading only; of the sealed one: nobody but the mapping that the
+//! compiler process made first can ever store to it.
 
 #[cfg(feature = "create")]
 mod cgroup;
@@ -14,6 +14,10 @@ mod mailboxes;
 mod memfd;
 #[cfg(feature = "create")]
 mod named;
+#[cfg(feature = "create")]
+mod shared;
+#[cfg(feature = "create")]
+mod sharing;
 
 use std::io;
 
@@ -23,7 +27,7 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
-    create::{AdoptError, BackEnd, Segment, SegmentError, SegmentOptions},
+    create::{AdoptError, BackEnd, Segment, SegmentError, SegmentOptions, SharedOrigin},
     mailboxes::{Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };
@@ -33,6 +37,23 @@ pub const SEALS: SealFlags = SealFlags::FUTURE_WRITE
     .union(SealFlags::GROW)
     .union(SealFlags::SHRINK)
     .union(SealFlags::SEAL);
+
+/// What a worker insists on before it maps shared data, so that no access to them can fail: nobody can resize the object.
+pub const SHARED_SEALS: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK).union(SealFlags::SEAL);
+
+/// Whether an object with these seals is fit for shared data: it cannot be resized, and can be written for good.
+pub fn is_fit_for_sharing(seals: SealFlags) -> bool {
+    seals.contains(SHARED_SEALS) && !seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
+}
+
+/// What an object is known by while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectIdentity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
 
 /// Where the C library puts POSIX shared memory objects.
 pub const DEV_SHM: &str = "/dev/shm";

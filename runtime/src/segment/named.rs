@@ -43,7 +43,7 @@ impl DeadSegment {
         &self.path
     }
 
-    /// Removes the name. Workers that live keep their mappings.
+    /// Removes the name. Workers that live keep their mappings. Shared data stay beside it for who creates the segment next.
     ///
     /// # Errors
     /// [`NameError::System`].
@@ -93,7 +93,7 @@ pub fn examine(name: &str) -> Result<Leftover, NameError> {
 }
 
 /// Whether `path` still leads to `object`. Whoever holds the object's lock is the only one that may remove it.
-fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
+pub(super) fn is_at(object: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
     let own = rustix::fs::fstat(object)?;
     match rustix::fs::stat(path) {
         Ok(there) => Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)),

@@ -84,6 +84,7 @@ fn a_catalog_that_says_something_else_than_the_directory_is_refused() {
                 size: 8,
                 align_bytes: 8,
                 since: 0,
+                fresh: symbol.place,
             });
         }),
         ("a name has no hash", |it| it.hashes.clear()),
