@@ -7,6 +7,7 @@ mod units;
 
 use std::time::Instant;
 
+use common::name::Name;
 use common::process::{PATIENCE, Process};
 use common::scratch::Scratch;
 use common::serve::Serve;
@@ -221,8 +222,8 @@ fn they_go_on_with_workers_that_live() {
 
 #[test]
 fn they_go_on_beside_a_named_segment() {
-    let name = format!("shared-restart-{}", std::process::id());
-    go_on(&["--name", &name]);
+    let name = Name::new("shared-restart");
+    go_on(&["--name", &name.0]);
 }
 
 #[test]
@@ -244,8 +245,8 @@ fn where_nobody_has_them_they_start_afresh() {
     assert_eq!([one.ask("add 1"), two.ask("add 1")], ["201", "202"]);
     assert_eq!([one.ask("zero 2"), two.ask("f 0")], ["2", "0"]);
     // A named one's outlive all workers.
-    let name = format!("shared-afresh-{}", std::process::id());
-    let options = ["--name", name.as_str()];
+    let name = Name::new("shared-afresh");
+    let options = ["--name", name.0.as_str()];
     let served = serve(Scratch::open_to_all(), &options);
     publish(&served, "counter", &counter(100), &[]);
     let mut first = Counts::start(&served);

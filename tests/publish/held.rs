@@ -252,6 +252,11 @@ fn what_is_under_way_is_bounded() {
         begin_publish(&connection, &request([adding("base", bonus)])).unwrap();
         waiting.push(connection);
     }
+    // Those that are too many are told so at once, while the others wait.
+    await_some("answers to those that are too many", || {
+        let answered = waiting.iter().filter(|connection| is_answered(connection));
+        (answered.count() >= 80 - 64).then_some(())
+    });
     drop(sent);
     drop(held.held);
     for connection in waiting {
@@ -265,4 +270,15 @@ fn what_is_under_way_is_bounded() {
         }
     }
     assert!(refused >= 80 - 64, "{refused} of 80 were told so");
+}
+
+/// Whether there is something to read.
+fn is_answered(connection: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::new(connection, PollFlags::IN)];
+    poll(&mut fds, Some(&now)).unwrap() == 1
 }

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
+use jitcast_runtime::segment;
 use jitcast_runtime::wire::FrameKind;
 
 use super::line::{Line, Names, Ticket};
@@ -58,6 +59,23 @@ pub(super) struct Desk {
     pub(super) line: Arc<Line>,
     pub(super) jobs: Sender<Job>,
     pub(super) answered: Receiver<Answer>,
+}
+
+/// How often a request lies in memory while it is read, of its own length.
+const COPIES: u64 = 4;
+
+impl Desk {
+    /// Lets a request in, unless too much is under way, or the kernel would end this process for the memory that it takes: then why.
+    pub(super) fn enter(&self, connection: u64, work: &Work) -> Result<Ticket, String> {
+        let len_bytes = work.len_bytes();
+        if len_bytes > 0 {
+            let memory = segment::check_transient(len_bytes.saturating_mul(COPIES));
+            memory.map_err(|error| {
+                format!("a request of {len_bytes} bytes is not read: {error}\n  help: publish less at once, or enlarge the memory cgroup")
+            })?;
+        }
+        self.line.enter(connection, len_bytes)
+    }
 }
 
 /// What the threads share.

@@ -323,7 +323,7 @@ impl<'a> Loop<'a> {
                 }
                 return self.asks.sweep();
             }
-            Incoming::Work(work) => match self.desk.line.enter(token, work.len_bytes()) {
+            Incoming::Work(work) => match self.desk.enter(token, &work) {
                 Ok(ticket) => {
                     connection.start_job();
                     // It ends after this thread.

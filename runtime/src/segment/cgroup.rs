@@ -4,10 +4,11 @@
 //! can do with less looks first.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-/// What is left beside, for everything else that a process takes meanwhile, bytes.
-const MARGIN_BYTES: u64 = 1 << 20;
+/// What is left beside, for everything else that a process takes meanwhile, bytes: an eighth of the limit, within these bounds.
+const MARGIN_BYTES: RangeInclusive<u64> = 1 << 20..=32 << 20;
 
 /// What the tightest of the groups leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,20 +18,34 @@ struct Left {
     left_bytes: u64,
 }
 
-/// Whether the memory cgroups of this process leave it `asked_bytes`, and a little more. Where nothing is known of them: yes.
+/// Whether the memory cgroups of this process leave it `asked_bytes` for the segment, and a little more for everything else. Where
+/// nothing is known of them: yes.
 ///
 /// # Errors
 /// `OutOfMemory`, with figures.
 pub(super) fn check(asked_bytes: u64) -> io::Result<()> {
+    check_beside(asked_bytes, |limit| (limit / 8).clamp(*MARGIN_BYTES.start(), *MARGIN_BYTES.end()))
+}
+
+/// Whether they leave it `asked_bytes` for a moment.
+///
+/// # Errors
+/// `OutOfMemory`, with figures.
+pub fn check_transient(asked_bytes: u64) -> io::Result<()> {
+    check_beside(asked_bytes, |_| 0)
+}
+
+fn check_beside(asked_bytes: u64, margin: impl Fn(u64) -> u64) -> io::Result<()> {
     let Ok(own) = std::fs::read_to_string("/proc/self/cgroup") else {
         return Ok(());
     };
     match tightest(Path::new("/sys/fs/cgroup"), &own) {
-        Some(left) if left.left_bytes < asked_bytes.saturating_add(MARGIN_BYTES) => {
+        Some(left) if left.left_bytes < asked_bytes.saturating_add(margin(left.limit_bytes)) => {
             let Left { group, limit_bytes, left_bytes } = left;
+            let margin = margin(limit_bytes);
             Err(io::Error::new(
                 io::ErrorKind::OutOfMemory,
-                format!("the memory cgroup {group} has {left_bytes} of {limit_bytes} bytes left, {asked_bytes} are needed and {MARGIN_BYTES} are not to be touched"),
+                format!("the memory cgroup {group} has {left_bytes} of {limit_bytes} bytes left, {asked_bytes} are needed beside {margin}"),
             ))
         }
         _ => Ok(()),

@@ -27,6 +27,7 @@ use crate::header::HeaderError;
 
 #[cfg(feature = "create")]
 pub use {
+    cgroup::check_transient,
     create::{AdoptError, BackEnd, Segment, SegmentError, SegmentOptions, SharedOrigin},
     mailboxes::{Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
