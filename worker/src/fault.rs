@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     ChildUnpinned,
     /// A segment is taken whoever may write it.
     SealsUnchecked,
+    /// Threads look for what is new at another word than the head of the ring.
+    HeadMistaken,
 }
 
 /// Whether `fault` was asked for.
@@ -37,6 +39,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("lap-unnoticed") => Some(Fault::LapUnnoticed),
         Ok("child-unpinned") => Some(Fault::ChildUnpinned),
         Ok("seals-unchecked") => Some(Fault::SealsUnchecked),
+        Ok("head-mistaken") => Some(Fault::HeadMistaken),
         _ => None,
     });
     *chosen == Some(fault)
