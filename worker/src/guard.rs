@@ -219,9 +219,8 @@ impl Worker {
     pub(crate) fn known_record(&self) -> Result<Option<&ThreadRecord>, EnterError> {
         let last = LAST.get();
         // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
-        if let Some(record) =
-            unsafe { last.as_ref() }.filter(|record| record.worker == self.inner().id())
-        {
+        let last = unsafe { last.as_ref() };
+        if let Some(record) = last.filter(|record| record.worker == self.inner().id()) {
             return Ok(Some(record));
         }
         let known = RECORDS.try_with(|records| {

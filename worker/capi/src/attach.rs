@@ -1,6 +1,6 @@
 //! Attaching and detaching.
 
-use core::mem::{MaybeUninit, size_of};
+use core::mem::size_of;
 use core::slice;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -282,6 +282,11 @@ unsafe fn sized<T: Copy>(from: *const T, what: &str) -> Result<T, Failure> {
     if from.is_null() {
         return Err(Failure::argument(format!("`{what}` is NULL")));
     }
+    if !from.is_aligned() {
+        return Err(Failure::argument(format!(
+            "`{what}` is not aligned as its members are"
+        )));
+    }
     // SAFETY: the caller's promise, and not null.
     let size = unsafe { from.cast::<usize>().read() };
     let known = size_of::<T>();
@@ -291,17 +296,15 @@ unsafe fn sized<T: Copy>(from: *const T, what: &str) -> Result<T, Failure> {
         )));
     }
     // SAFETY: the caller's promise: `size` bytes, which are more.
-    let rest = unsafe { slice::from_raw_parts(from.cast::<u8>().add(known), size - known) };
+    let rest =
+        unsafe { slice::from_raw_parts(from.cast::<u8>().wrapping_add(known), size - known) };
     if rest.iter().any(|byte| *byte != 0) {
         return Err(Failure::argument(format!(
             "`{what}` asks for something that this version does not know\n  help: use the library that the header belongs to"
         )));
     }
-    let mut read = MaybeUninit::<T>::uninit();
-    // SAFETY: the caller's promise: `known` bytes at least; `read` is as long, and ours.
-    unsafe { from.copy_to_nonoverlapping(read.as_mut_ptr(), 1) };
-    // SAFETY: just filled.
-    Ok(unsafe { read.assume_init() })
+    // SAFETY: the caller's promise: `known` bytes at least, and aligned (looked above).
+    Ok(unsafe { from.read() })
 }
 
 /// # Safety
