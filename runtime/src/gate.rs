@@ -26,7 +26,8 @@ impl<'a> Gate<'a> {
     }
 
     /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin is
-    /// there, but the thread is not inside. `fenced` as in [`pin::enter`].
+    /// there, but the thread is not inside. `fenced` as in [`pin::enter`]. Inline guards of C do the same
+    /// (`worker/capi/src/inline.h`).
     #[inline(always)]
     pub fn enter(self, pin: &AtomicU64, head: &AtomicU64, fenced: bool) -> Option<u64> {
         // Acquire: pairs with the release in `open`; what was applied is there.

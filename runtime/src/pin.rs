@@ -33,7 +33,8 @@ pub fn enter(pin: &AtomicU64, generation: u64, head: &AtomicU64, fenced: bool) -
     head.load(Ordering::Acquire)
 }
 
-/// Puts back the pin that was there before: 0 when the outermost guard leaves.
+/// Puts back the pin that was there before: 0 when the outermost guard leaves. Inline guards of C do the same
+/// (`worker/capi/src/inline.h`).
 #[inline(always)]
 pub fn leave(pin: &AtomicU64, previous: u64) {
     // Release: what the thread did inside happens before the compiler's acquire load in `oldest`, and

@@ -68,6 +68,11 @@ fn tool(name: &str) -> bool {
     found
 }
 
+/// Whether there is what installs the C library and builds against it; says so if not.
+pub(crate) fn make() -> bool {
+    tool("make") && tool("pkg-config")
+}
+
 /// Whether this process may become another user; says so if not.
 pub(crate) fn root() -> bool {
     let is_root = rustix::process::geteuid().is_root();

@@ -136,6 +136,11 @@ pub enum EnterError {
         "this thread runs destructors of published code, and holds the worker meanwhile\n  help: enter before, or do without published code at the end"
     )]
     WhileEnding,
+    /// The worker is gone.
+    #[error(
+        "the worker that this thread's record belongs to was detached\n  help: fetch the thread's record again from a worker that is attached"
+    )]
+    Detached,
     /// What was published cannot be applied, and what was before may be gone.
     #[error("cannot apply what was published: {0}")]
     Update(#[from] UpdateError),

@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     SealsUnchecked,
     /// Each worker maps shared data of its own.
     SharedDataApart,
+    /// Threads look for what is new at another word than the head of the ring.
+    HeadMistaken,
 }
 
 /// Whether `fault` was asked for.
@@ -40,6 +42,7 @@ pub(crate) fn seeded(fault: Fault) -> bool {
         Ok("child-unpinned") => Some(Fault::ChildUnpinned),
         Ok("seals-unchecked") => Some(Fault::SealsUnchecked),
         Ok("shared-data-apart") => Some(Fault::SharedDataApart),
+        Ok("head-mistaken") => Some(Fault::HeadMistaken),
         _ => None,
     });
     *chosen == Some(fault)

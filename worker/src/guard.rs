@@ -6,7 +6,6 @@
 //! reused.
 
 use core::marker::PhantomData;
-use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -19,6 +18,7 @@ use crate::error::EnterError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
 use crate::polled::Polled;
+use crate::thread_words::{ThreadWords, Token};
 use crate::worker::{Inner, Worker};
 
 /// A thread's permission to call published code; everything called under the outermost one belongs to one
@@ -31,26 +31,17 @@ pub struct Guard<'a> {
     _not_send: PhantomData<*const ()>,
 }
 
-/// How deep a thread was inside before a guard was entered: for hosts that leave by longjmp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(u32);
-
-/// A thread's record in a worker's mailbox.
+/// A thread's record in a worker's mailbox. What entering touches comes first: hosts in C are given its address.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct ThreadRecord {
+    pub(crate) words: ThreadWords,
     /// [`Inner::id`] of the worker.
     worker: u64,
-    owner: Weak<Inner>,
+    pub(crate) owner: Weak<Inner>,
     index: u32,
-    /// Its pin in the worker's mailbox, and the head of the worker's ring: found once, looked at by each guard.
-    pin: NonNull<AtomicU64>,
-    head: NonNull<AtomicU64>,
-    /// How many guards this thread holds. The pin is set while it is not 0: guards may be dropped in any order.
-    depth: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
-    /// How often this thread entered, modulo 2^16.
-    polls: Cell<u16>,
     /// How often this thread left while threads were inside at different generations.
     leaves: Cell<u32>,
     /// The worker of a thread that published code started, which holds no guard that would keep it.
@@ -80,10 +71,10 @@ impl Drop for Records {
                 worker.mailbox().release(record.index);
             }
             let keep = record.keep.take();
-            if record.depth.get() > 0 {
+            if record.words.depth.get() > 0 {
                 // A guard in another thread-local may be dropped after this: it finds its record, and never
                 // gets to touch a pin that is another thread's by then.
-                record.depth.set(u32::MAX / 2);
+                record.words.depth.set(u32::MAX / 2);
                 std::mem::forget(record);
             }
             drop(keep);
@@ -113,7 +104,7 @@ impl Worker {
     /// [`EnterError`].
     pub fn poll(&self) -> Result<Polled, EnterError> {
         let (inner, record) = (self.inner(), self.record()?);
-        if record.depth.get() > 0 {
+        if record.words.depth.get() > 0 {
             let generation = record.pin(inner).load(Ordering::Relaxed);
             let newest = record.head(inner).load(Ordering::Acquire);
             return Ok(Polled::Inside { generation, newest });
@@ -138,8 +129,8 @@ impl Worker {
             if seeded(Fault::PinCounted) {
                 return;
             }
-            record.depth.set(token.0);
-            if token.0 == 0 {
+            record.words.depth.set(token.depth());
+            if token.depth() == 0 {
                 record.leave(self.inner());
             }
         }
@@ -147,34 +138,41 @@ impl Worker {
 
     #[inline(always)]
     fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
-        let inner = self.inner();
-        let depth = record.depth.get();
+        let depth = record.words.depth.get();
         if depth == 0 {
-            let polls = record.polls.get().wrapping_add(1);
-            record.polls.set(polls);
+            let polls = record.words.polls.get().wrapping_add(1);
+            record.words.polls.set(polls);
             if polls == 0 {
                 self.tend_seldom();
             }
         }
-        if depth == 0 || !inner.is_attached_here() {
-            let (pin, head) = (record.pin(inner), record.head(inner));
-            if inner
-                .life()
-                .gate()
-                .enter(pin, head, inner.fenced())
-                .is_none()
-            {
-                self.enter_slowly(record)?;
-            } else if inner.fenced() {
-                record.serialise_if_needed(inner);
-            }
+        if depth == 0 || !self.inner().is_attached_here() {
+            self.pin_thread(record)?;
         }
-        record.depth.set(depth + 1);
+        record.words.depth.set(depth + 1);
         Ok(Guard {
             worker: self,
             thread: core::ptr::from_ref(record),
             _not_send: PhantomData,
         })
+    }
+
+    /// Pins the thread, which is outside, at what is applied.
+    #[inline(always)]
+    pub(crate) fn pin_thread(&self, record: &ThreadRecord) -> Result<(), EnterError> {
+        let inner = self.inner();
+        let (pin, head) = (record.pin(inner), record.head(inner));
+        if inner
+            .life()
+            .gate()
+            .enter(pin, head, inner.fenced())
+            .is_none()
+        {
+            self.enter_slowly(record)?;
+        } else if inner.fenced() {
+            record.serialise_if_needed(inner);
+        }
+        Ok(())
     }
 
     /// Everything but the common case: a forked child, another thread that applies, something new.
@@ -184,16 +182,16 @@ impl Worker {
         if !inner.is_attached_here() {
             return Err(EnterError::Forked);
         }
-        if record.depth.get() == 0 {
+        if record.words.depth.get() == 0 {
             if inner.starting().here().is_some() {
                 return Err(EnterError::WhileEnding);
             }
             // While this thread waits for another that applies, it is not inside.
             pin::leave(record.pin(inner), 0);
             // Constructors may enter guards too.
-            record.depth.set(1);
+            record.words.depth.set(1);
             let caught_up = inner.catch_up(record.index);
-            record.depth.set(0);
+            record.words.depth.set(0);
             caught_up?;
             if inner.fenced() {
                 record.serialise_if_needed(inner);
@@ -203,37 +201,53 @@ impl Worker {
     }
 
     #[cold]
-    fn tend_seldom(&self) {
+    pub(crate) fn tend_seldom(&self) {
         self.tend();
     }
 
     /// The index of this thread's record; `None`: it is inside, or can have none.
     pub(crate) fn thread_outside(&self) -> Option<u32> {
         let record = self.record().ok()?;
-        (record.depth.get() == 0).then_some(record.index)
+        (record.words.depth.get() == 0).then_some(record.index)
     }
 
     /// This thread's record, made if need be.
     #[cold]
-    fn record(&self) -> Result<&ThreadRecord, EnterError> {
-        let inner = self.inner();
-        if !inner.is_attached_here() {
+    pub(crate) fn record(&self) -> Result<&ThreadRecord, EnterError> {
+        if !self.inner().is_attached_here() {
             return Err(EnterError::Forked);
         }
-        let known = RECORDS.try_with(|records| {
-            let records = records.borrow();
-            let found = records.0.iter().find(|record| record.worker == inner.id());
-            found.map(|record| core::ptr::from_ref::<ThreadRecord>(record))
-        });
-        let known = known.map_err(|_| EnterError::ThreadEnds)?;
-        let record = match known {
-            Some(record) => record,
-            None => self.register_thread()?,
-        };
+        if let Some(record) = self.known_record()? {
+            return Ok(record);
+        }
+        let record = self.register_thread()?;
         LAST.set(record);
         // SAFETY: records are boxed and live until the thread ends; `&self` does not outlive that on this
         // thread.
         Ok(unsafe { &*record })
+    }
+
+    /// This thread's record, if there is one; a forked child's too.
+    pub(crate) fn known_record(&self) -> Result<Option<&ThreadRecord>, EnterError> {
+        let last = LAST.get();
+        // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
+        let last = unsafe { last.as_ref() };
+        if let Some(record) = last.filter(|record| record.worker == self.inner().id()) {
+            return Ok(Some(record));
+        }
+        let known = RECORDS.try_with(|records| {
+            let records = records.borrow();
+            let mut all = records.0.iter();
+            let found = all.find(|record| record.worker == self.inner().id());
+            found.map(|record| core::ptr::from_ref::<ThreadRecord>(record))
+        });
+        let Some(record) = known.map_err(|_| EnterError::ThreadEnds)? else {
+            return Ok(None);
+        };
+        LAST.set(record);
+        // SAFETY: records are boxed and live until the thread ends; `&self` does not outlive that on this
+        // thread.
+        Ok(Some(unsafe { &*record }))
     }
 
     fn register_thread(&self) -> Result<*const ThreadRecord, EnterError> {
@@ -277,7 +291,8 @@ pub(crate) fn generation_inside(worker: &Arc<Inner>) -> Option<u64> {
     let find = |records: &RefCell<Records>| {
         let records = records.borrow();
         let mut known = records.0.iter();
-        let record = known.find(|record| record.worker == worker.id() && record.depth.get() > 0)?;
+        let record =
+            known.find(|record| record.worker == worker.id() && record.words.depth.get() > 0)?;
         Some(record.pin(worker).load(Ordering::Relaxed))
     };
     RECORDS.try_with(find).ok().flatten()
@@ -294,7 +309,7 @@ pub(crate) fn adopt(worker: Arc<Inner>, index: u32) {
     word.store(tid.into(), Ordering::Relaxed);
     let record = ThreadRecord::new(&worker, Arc::downgrade(&worker), index);
     worker.find_pin(Some(record.pin(&worker)));
-    record.depth.set(1);
+    record.words.depth.set(1);
     record.keep.replace(Some(worker));
     RECORDS.with_borrow_mut(|records| records.0.push(record));
 }
@@ -302,14 +317,11 @@ pub(crate) fn adopt(worker: Arc<Inner>, index: u32) {
 impl ThreadRecord {
     fn new(inner: &Inner, owner: Weak<Inner>, index: u32) -> Box<Self> {
         Box::new(Self {
+            words: ThreadWords::new(inner, index),
             worker: inner.id(),
             owner,
             index,
-            pin: NonNull::from(inner.mailbox().thread(index, ThreadWord::Pin)),
-            head: NonNull::from(inner.head()),
-            depth: Cell::new(0),
             serialised: Cell::new(0),
-            polls: Cell::new(0),
             leaves: Cell::new(0),
             keep: RefCell::new(None),
         })
@@ -320,19 +332,19 @@ impl ThreadRecord {
         debug_assert!(self.worker == inner.id());
         // SAFETY: the word lies in the mailbox of the record's worker, which is `inner`: whoever has a record
         // for a worker found it by the worker's number. The mailbox lives as long as the worker.
-        unsafe { self.pin.as_ref() }
+        unsafe { self.words.pin.as_ref() }
     }
 
     #[inline(always)]
     fn head<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
         debug_assert!(self.worker == inner.id());
         // SAFETY: as for `pin`; the word lies in the worker's window.
-        unsafe { self.head.as_ref() }
+        unsafe { self.words.head.as_ref() }
     }
 
     /// The outermost guard is left.
     #[inline(always)]
-    fn leave(&self, inner: &Inner) {
+    pub(crate) fn leave(&self, inner: &Inner) {
         match inner.life().alive().load(Ordering::Relaxed) {
             ALIVE => pin::leave(self.pin(inner), 0),
             MOVING => self.leave_slowly(inner),
@@ -379,7 +391,7 @@ impl Guard<'_> {
     /// What [`Worker::unwind`] takes to leave what was entered after this guard, should those guards never be
     /// dropped.
     pub fn token(&self) -> Token {
-        Token(self.record().depth.get())
+        Token::new(self.record().words.depth.get())
     }
 
     #[inline(always)]
@@ -399,8 +411,8 @@ impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
         let record = self.record();
-        let depth = record.depth.get() - 1;
-        record.depth.set(depth);
+        let depth = record.words.depth.get() - 1;
+        record.words.depth.set(depth);
         if depth == 0 {
             record.leave(self.worker.inner());
         }

@@ -24,8 +24,8 @@ use crate::worker::{Inner, State, Worker};
 /// a guard.
 #[derive(Debug)]
 pub struct Function<F> {
-    cell: Arc<HandleCell>,
-    _type: PhantomData<F>,
+    pub(crate) cell: Arc<HandleCell>,
+    pub(crate) _type: PhantomData<F>,
 }
 
 impl<F> Clone for Function<F> {
@@ -44,7 +44,9 @@ impl HandleCell {
     }
 }
 
+/// What calls load comes first: hosts in C are given its address.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct HandleCell {
     target: AtomicU64,
     /// [`Inner::id`] of the worker that the target belongs to.
@@ -57,6 +59,8 @@ pub(crate) struct HandleCell {
     /// The asked-for unit that it belongs to, which stays as long as its handles; `None`: the name is a published one.
     unit: Option<Arc<Lease>>,
 }
+
+const _: () = assert!(core::mem::offset_of!(HandleCell, target) == 0);
 
 /// What a handle is to be of.
 pub(crate) struct Wanted<'a> {
@@ -391,11 +395,12 @@ fn check_signature(
 impl<F> Function<F> {
     /// The entry point of the current version, for the guard's worker.
     #[inline(always)]
-    fn target(&self, guard: &Guard<'_>) -> *const () {
+    pub(crate) fn target(&self, guard: &Guard<'_>) -> *const () {
         assert!(
             self.cell.worker == guard.worker().inner().id(),
             "a handle is called with a guard of its own worker"
         );
+        // Acquire: pairs with the release in `Place::store` (transition.rs): what was bound is there.
         core::ptr::with_exposed_provenance(self.cell.target.load(Ordering::Acquire) as usize)
     }
 

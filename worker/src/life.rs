@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jitcast_runtime::gate::Gate;
 use jitcast_runtime::sys::{Mapping, MappingAdvice};
 
-/// The process that attached.
+/// The process that attached. Hosts in C compare with it too ([`crate::thread_words`]).
 pub(crate) const ALIVE: u64 = 1;
 
 /// The same, while threads are inside at different generations.
@@ -37,7 +37,13 @@ impl LifePage {
     /// What threads enter through.
     #[inline(always)]
     pub(crate) fn gate(&self) -> Gate<'_> {
-        Gate::new(self.word(0), self.word(3))
+        Gate::new(self.applied(), self.word(3))
+    }
+
+    /// The gate's word: the applied generation, or 0.
+    #[inline(always)]
+    pub(crate) fn applied(&self) -> &AtomicU64 {
+        self.word(0)
     }
 
     /// [`ALIVE`] or [`MOVING`] in the process that attached.

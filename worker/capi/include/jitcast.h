@@ -1,0 +1,683 @@
+/*
+ * jitcast.h: the worker side of jitcast for hosts in C and C++. Made by cbindgen from worker/capi/src; do not edit.
+ *
+ * A worker is a process's attachment to a segment of published code. A thread calls that code inside a guard:
+ *
+ *     jitcast_worker *worker;
+ *     jitcast_handle *score;
+ *     jitcast_thread *thread;
+ *     jitcast_attach_path("/run/jitcast.sock", NULL, &worker);
+ *     jitcast_function(worker, "score", "(i64) -> i64", NULL, &score);
+ *     jitcast_thread_of(worker, &thread);                                once in each thread
+ *     if (jitcast_thread_enter(thread, NULL) == JITCAST_STATUS_OK) {
+ *         int64_t n = ((int64_t (*)(int64_t))jitcast_address(score))(21);
+ *         jitcast_thread_leave(thread);
+ *     }
+ *
+ * Functions may be called from any thread, but for what is a thread's own (jitcast_thread, jitcast_token). They return a
+ * status; jitcast_last_error() has its text. In a child of fork(2) worker, handles and the forking thread's jitcast_thread
+ * go on without a call, at the child's own. None of them is fit for signal handlers.
+ */
+
+#ifndef JITCAST_H
+#define JITCAST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * What `alive` holds when the fast path may leave.
+ */
+#define JITCAST_THREAD_ALIVE 1
+
+/**
+ * The version of the ABI, which is the number in the library's SONAME: raised when something that was there changes.
+ */
+#define JITCAST_ABI_VERSION 1
+
+/**
+ * In jitcast_options: published code may import what `imports` names, and nothing else.
+ */
+#define JITCAST_STRICT 1
+
+/**
+ * For jitcast_wait: as long as it takes.
+ */
+#define JITCAST_FOREVER UINT64_MAX
+
+/**
+ * How a call ended. Numbers keep their meaning.
+ */
+typedef enum jitcast_status {
+    /**
+     * As it should.
+     */
+    JITCAST_STATUS_OK = 0,
+    /**
+     * An argument is none that the function takes: NULL, not UTF-8, a wrong size.
+     */
+    JITCAST_STATUS_INVALID_ARGUMENT = 1,
+    /**
+     * The time is over, and nothing has come.
+     */
+    JITCAST_STATUS_TIMED_OUT = 2,
+    /**
+     * A mistake of the library. It is to be reported; the worker should not be used any more.
+     */
+    JITCAST_STATUS_INTERNAL = 3,
+    /**
+     * There is no compiler process to talk to.
+     */
+    JITCAST_STATUS_CONNECT = 10,
+    /**
+     * It does not answer as it should.
+     */
+    JITCAST_STATUS_PROTOCOL = 11,
+    /**
+     * It said no.
+     */
+    JITCAST_STATUS_REFUSED = 12,
+    /**
+     * It is somebody else's.
+     */
+    JITCAST_STATUS_FOREIGN_COMPILER = 13,
+    /**
+     * The segment can be written by others.
+     */
+    JITCAST_STATUS_NOT_SEALED = 14,
+    /**
+     * The segment is not one that this process can use, or cannot be mapped.
+     */
+    JITCAST_STATUS_SEGMENT = 15,
+    /**
+     * A step of the system failed.
+     */
+    JITCAST_STATUS_SYSTEM = 16,
+    /**
+     * A library cannot be loaded.
+     */
+    JITCAST_STATUS_LIBRARY = 17,
+    /**
+     * This process was forked from a worker, and could not be made one.
+     */
+    JITCAST_STATUS_FORKED = 20,
+    /**
+     * All thread records of the worker are in use.
+     */
+    JITCAST_STATUS_TOO_MANY_THREADS = 21,
+    /**
+     * The thread is ending.
+     */
+    JITCAST_STATUS_THREAD_ENDS = 22,
+    /**
+     * The thread runs destructors of published code.
+     */
+    JITCAST_STATUS_WHILE_ENDING = 23,
+    /**
+     * What is published cannot be applied in this worker.
+     */
+    JITCAST_STATUS_UPDATE = 24,
+    /**
+     * The worker was detached.
+     */
+    JITCAST_STATUS_DETACHED = 25,
+    /**
+     * The thread holds no guard.
+     */
+    JITCAST_STATUS_NOT_INSIDE = 26,
+    /**
+     * The thread holds a guard.
+     */
+    JITCAST_STATUS_INSIDE = 27,
+    /**
+     * Nothing is published under the name.
+     */
+    JITCAST_STATUS_NOT_FOUND = 30,
+    /**
+     * What is, is not a function.
+     */
+    JITCAST_STATUS_NOT_A_FUNCTION = 31,
+    /**
+     * It has another signature.
+     */
+    JITCAST_STATUS_SIGNATURE = 32,
+    /**
+     * Its signature was not recorded.
+     */
+    JITCAST_STATUS_UNKNOWN_SIGNATURE = 33,
+    /**
+     * It needs a host symbol that this process lacks.
+     */
+    JITCAST_STATUS_MISSING_IMPORT = 34,
+    /**
+     * Its unit failed in this worker.
+     */
+    JITCAST_STATUS_UNIT_FAILED = 35,
+    /**
+     * It is quarantined.
+     */
+    JITCAST_STATUS_QUARANTINED = 36,
+    /**
+     * Constructors of published code run.
+     */
+    JITCAST_STATUS_WHILE_STARTING = 37,
+    /**
+     * The thread is inside at an old generation, for which there is no handle.
+     */
+    JITCAST_STATUS_OUTDATED = 38,
+    /**
+     * The unit that had it is gone.
+     */
+    JITCAST_STATUS_GONE = 39,
+    /**
+     * The segment says something impossible.
+     */
+    JITCAST_STATUS_CORRUPT = 40,
+} jitcast_status;
+
+/**
+ * A process's attachment to a segment.
+ */
+typedef struct jitcast_worker jitcast_worker;
+
+/**
+ * Some function: to be cast to its type.
+ */
+typedef void (*jitcast_code)(void);
+
+/**
+ * A host symbol that published code may import: a function or a datum, one of both. The caller fills `size`; members may be
+ * added at the end.
+ */
+typedef struct jitcast_import {
+    /**
+     * sizeof(jitcast_import), as the caller's header has it, the same in all members of an array.
+     */
+    size_t size;
+    /**
+     * Its name.
+     */
+    const char *name;
+    /**
+     * The function, of the type that published code calls it as; NULL: it is a datum.
+     */
+    jitcast_code function;
+    /**
+     * The datum, of the type that published code takes it for; NULL: it is a function.
+     */
+    const void *datum;
+} jitcast_import;
+
+/**
+ * How to attach. The caller fills `size`, and the rest with zeros where it has nothing to say; members may be added at
+ * the end. Nothing of it is used after the call, but what imports lead to.
+ */
+typedef struct jitcast_options {
+    /**
+     * sizeof(jitcast_options), as the caller's header has it.
+     */
+    size_t size;
+    /**
+     * What `jitcast status` shows, and canaries may be for; at most 63 bytes. NULL: nothing.
+     */
+    const char *label;
+    /**
+     * What published code may import, before what the process exports.
+     */
+    const struct jitcast_import *imports;
+    /**
+     * How many these are.
+     */
+    size_t import_count;
+    /**
+     * Shared libraries to load, whose symbols published code may import.
+     */
+    const char *const *libraries;
+    /**
+     * How many these are.
+     */
+    size_t library_count;
+    /**
+     * Users, besides root and the process's own, whose compiler process is trusted.
+     */
+    const uint32_t *trusted_uids;
+    /**
+     * How many these are.
+     */
+    size_t trusted_uid_count;
+    /**
+     * JITCAST_STRICT or 0.
+     */
+    uint32_t flags;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} jitcast_options;
+
+/**
+ * A handle of a function, which follows updates. jitcast_address says what to call.
+ */
+typedef struct jitcast_handle {
+    /**
+     * jitcast_address loads it.
+     */
+    uint64_t target;
+} jitcast_handle;
+
+/**
+ * A thread in a worker, as the inline functions see it. Its members are theirs.
+ */
+typedef struct jitcast_thread {
+    /**
+     * The thread's pin in the worker's mailbox.
+     */
+    uint64_t *pin;
+    /**
+     * The head of the ring.
+     */
+    uint64_t *head;
+    /**
+     * The gate: the applied generation, or 0.
+     */
+    uint64_t *applied;
+    /**
+     * 1 in the process that attached, 0 in a child that is no worker, 2 while threads are inside at
+     * different generations.
+     */
+    uint64_t *alive;
+    /**
+     * How many guards this thread holds. The pin is set while it is not 0: guards may be left in any order.
+     */
+    uint32_t depth;
+    /**
+     * How often this thread entered, modulo 2^16.
+     */
+    uint16_t polls;
+    /**
+     * Not 0: guards of this worker execute a fence, out of line.
+     */
+    uint16_t fenced;
+} jitcast_thread;
+
+/**
+ * How deep a thread is inside: for hosts that leave by longjmp.
+ */
+typedef struct jitcast_token {
+    /**
+     * How many guards it holds.
+     */
+    uint32_t depth;
+} jitcast_token;
+
+/**
+ * What a worker can say about itself. The caller fills `size`; members may be added at the end.
+ */
+typedef struct jitcast_statistics {
+    /**
+     * sizeof(jitcast_statistics), as the caller's header has it.
+     */
+    size_t size;
+    /**
+     * The number by which the compiler process knows the worker.
+     */
+    uint64_t number;
+    /**
+     * The base of its window.
+     */
+    uint64_t base;
+    /**
+     * The generation that it has applied.
+     */
+    uint64_t applied;
+    /**
+     * Publications applied.
+     */
+    uint64_t updates;
+    /**
+     * Times that it read the directory instead of the ring.
+     */
+    uint64_t resyncs;
+    /**
+     * Host symbols that it lacks.
+     */
+    uint64_t missing;
+} jitcast_statistics;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the ABI of the library that runs: JITCAST_ABI_VERSION of the header, if the two belong together.
+ */
+uint32_t jitcast_abi_version(void);
+
+/**
+ * Attaches to the compiler process at the socket `path`, or, after an `@`, of that name in the abstract name space: maps the
+ * segment, binds what is published, and runs its constructors. `options` may be NULL.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_CONNECT; JITCAST_STATUS_PROTOCOL; JITCAST_STATUS_REFUSED;
+ * JITCAST_STATUS_FOREIGN_COMPILER, if it is not this user's, root's or a trusted one's; JITCAST_STATUS_NOT_SEALED; JITCAST_STATUS_SEGMENT;
+ * JITCAST_STATUS_SYSTEM; JITCAST_STATUS_LIBRARY; JITCAST_STATUS_UPDATE. Nothing is left behind then, but libraries that were loaded.
+ *
+ * Required:
+ * `path` is null or a C string; `options` is null or as its description says; `worker` is null or can be stored to.
+ */
+enum jitcast_status jitcast_attach_path(const char *path,
+                                        const struct jitcast_options *options,
+                                        struct jitcast_worker **worker);
+
+/**
+ * The same, over a socket that is connected: inherited or handed over. It is the library's from then on if this succeeds, and else the
+ * caller's. Such a worker does not look for another compiler process when this one is gone.
+ *
+ * Errors: those of jitcast_attach_path, but for JITCAST_STATUS_CONNECT.
+ *
+ * Required:
+ * As for jitcast_attach_path; nobody else uses `fd`.
+ */
+enum jitcast_status jitcast_attach_fd(int fd,
+                                      const struct jitcast_options *options,
+                                      struct jitcast_worker **worker);
+
+/**
+ * The same, by the name of a named segment, whose header says where the socket is.
+ *
+ * Errors: those of jitcast_attach_path.
+ *
+ * Required:
+ * As for jitcast_attach_path.
+ */
+enum jitcast_status jitcast_attach_name(const char *name,
+                                        const struct jitcast_options *options,
+                                        struct jitcast_worker **worker);
+
+/**
+ * Detaches: runs destructors of published code, and unmaps the segment. No thread is inside or enters any more, and every
+ * jitcast_thread of the worker is void. Handles are still to be freed. NULL is let pass.
+ *
+ * Errors: JITCAST_STATUS_INSIDE, if the calling thread holds a guard; then nothing has happened.
+ *
+ * Required:
+ * `worker` is null, or attached and used by nobody else.
+ */
+enum jitcast_status jitcast_detach(struct jitcast_worker *worker);
+
+/**
+ * Makes a handle of the function `name`, to be freed by jitcast_handle_free. `signature`, as "(i64, f64) -> i32", is compared with
+ * what was recorded at publication; NULL: the caller vouches for the type, of every version that will be published.
+ * `fallback`, if it is not NULL, is called instead while the name is quarantined, not published (yet), or cannot be
+ * called in this worker. A handle without one leads to a trap then, which ends the process with a message. Handles follow at the next
+ * guard.
+ *
+ * Errors: those of jitcast_enter; JITCAST_STATUS_NOT_A_FUNCTION; JITCAST_STATUS_SIGNATURE; JITCAST_STATUS_UNKNOWN_SIGNATURE, if none was
+ * recorded; JITCAST_STATUS_WHILE_STARTING; JITCAST_STATUS_OUTDATED; JITCAST_STATUS_CORRUPT; without a fallback also
+ * JITCAST_STATUS_NOT_FOUND, JITCAST_STATUS_MISSING_IMPORT, JITCAST_STATUS_UNIT_FAILED, JITCAST_STATUS_QUARANTINED.
+ *
+ * Required:
+ * `worker` is null or attached; `name` and `signature` are null or C strings; `fallback` is a function of the same type;
+ * `handle` is null or can be stored to.
+ */
+enum jitcast_status jitcast_function(const struct jitcast_worker *worker,
+                                     const char *name,
+                                     const char *signature,
+                                     jitcast_code fallback,
+                                     struct jitcast_handle **handle);
+
+/**
+ * Frees a handle, which nobody uses any more. It may be of a worker that was detached, and NULL.
+ *
+ * Required:
+ * `handle` is null or came from jitcast_function, and is freed once.
+ */
+void jitcast_handle_free(struct jitcast_handle *handle);
+
+/**
+ * Finds the canonical address of the function `name`, its stub: for those who keep pointers. It leads to the current
+ * version, is the same for all of them, and is to be called inside a guard, and only while the name is published.
+ *
+ * Errors: those of jitcast_function without a fallback and a signature.
+ *
+ * Required:
+ * `worker` is null or attached; `name` is null or a C string; `code` is null or can be stored to.
+ */
+enum jitcast_status jitcast_stub(const struct jitcast_worker *worker, const char *name, jitcast_code *code);
+
+/**
+ * Fetches the calling thread's record in `worker`, which the inline functions take. It is there until the thread ends or
+ * the worker is detached, and is no other thread's business.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_FORKED, in a child that is no worker;
+ * JITCAST_STATUS_TOO_MANY_THREADS; JITCAST_STATUS_THREAD_ENDS; JITCAST_STATUS_WHILE_ENDING.
+ *
+ * Required:
+ * `worker` is null or attached; `thread` is null or can be stored to.
+ */
+enum jitcast_status jitcast_thread_of(const struct jitcast_worker *worker,
+                                      struct jitcast_thread **thread);
+
+/**
+ * Enters a guard: applies what is new, unless the calling thread is inside already, and pins the thread. `token`, if it
+ * is not NULL, is for jitcast_unwind. Everything that is called under the outermost guard belongs to one generation.
+ *
+ * Errors: those of jitcast_thread_of; JITCAST_STATUS_UPDATE, if what was published cannot be applied. The thread holds as many
+ * guards as before then, and goes on without published code.
+ *
+ * Required:
+ * `worker` is null or attached; `token` is null or can be stored to.
+ */
+enum jitcast_status jitcast_enter(const struct jitcast_worker *worker,
+                                  struct jitcast_token *token);
+
+/**
+ * Leaves a guard of the calling thread, however it was entered.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_INSIDE.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+enum jitcast_status jitcast_leave(const struct jitcast_worker *worker);
+
+/**
+ * How deep the calling thread is inside `worker`, for jitcast_unwind: 0 where it is not, and where `worker` is NULL.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+struct jitcast_token jitcast_take_token(const struct jitcast_worker *worker);
+
+/**
+ * Leaves every guard that the calling thread entered after `token` was taken: after a longjmp out of published code, past
+ * the guards that it was called in. Where the token is that of jitcast_enter, that guard itself is still there.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT, also if the thread is not as deep inside as the token says;
+ * JITCAST_STATUS_FORKED, in a child that is no worker.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+enum jitcast_status jitcast_unwind(const struct jitcast_worker *worker,
+                                   struct jitcast_token token);
+
+/**
+ * What jitcast_thread_enter calls where the common case does not hold. Not to be called otherwise.
+ *
+ * Errors: those of jitcast_enter; JITCAST_STATUS_DETACHED.
+ *
+ * Required:
+ * `thread` is null or the calling thread's; `token` is null or can be stored to.
+ */
+enum jitcast_status jitcast_enter_slowly(struct jitcast_thread *thread, struct jitcast_token *token);
+
+/**
+ * What jitcast_thread_leave calls where the common case does not hold. Not to be called otherwise.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_INSIDE; JITCAST_STATUS_DETACHED.
+ *
+ * Required:
+ * `thread` is null or the calling thread's.
+ */
+enum jitcast_status jitcast_leave_slowly(struct jitcast_thread *thread);
+
+/**
+ * The text of the calling thread's last error, with a line that says what to do where there is something; "" if there
+ * was none. Valid until the thread's next call that fails. Calls that succeed leave it as it is; JITCAST_STATUS_TIMED_OUT has no
+ * text. Never NULL.
+ */
+const char *jitcast_last_error(void);
+
+/**
+ * The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.
+ * Publications do not show there: guards find them, and jitcast_wait. The number stays the same, and the descriptor is the library's: it is
+ * neither read nor closed. -1 if `worker` is NULL.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+int jitcast_fd(const struct jitcast_worker *worker);
+
+/**
+ * Looks whether the compiler process is still there; if not, for another one that goes on with its journal. Never waits. To be called
+ * when jitcast_fd shows something, and, while the worker is not connected, now and then. Guards do it every 65,536th time.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+enum jitcast_status jitcast_tend(const struct jitcast_worker *worker);
+
+/**
+ * Whether the compiler process was there when somebody last looked (jitcast_tend).
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+bool jitcast_is_connected(const struct jitcast_worker *worker);
+
+/**
+ * Waits until something newer than generation `seen` is published, at most `timeout_ns` nanoseconds or JITCAST_FOREVER, and tends the
+ * worker meanwhile. To be called outside guards.
+ *
+ * Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+enum jitcast_status jitcast_wait(const struct jitcast_worker *worker,
+                                 uint64_t seen,
+                                 uint64_t timeout_ns);
+
+/**
+ * The generation that the calling thread is inside at, or else the one that the worker has applied; 0 if `worker` is NULL.
+ *
+ * Required:
+ * `worker` is null or attached.
+ */
+uint64_t jitcast_generation(const struct jitcast_worker *worker);
+
+/**
+ * Fills `statistics`, as far as its `size` goes; what a newer header has besides becomes 0.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT.
+ *
+ * Required:
+ * `worker` is null or attached; `statistics` is null, or can be stored to for as many bytes as its `size` says.
+ */
+enum jitcast_status jitcast_stats(const struct jitcast_worker *worker, struct jitcast_statistics *statistics);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* JITCAST_H */
+
+/*
+ * Entering and leaving without a call: what Gate::enter (runtime/src/gate.rs), pin::enter and pin::leave
+ * (runtime/src/pin.rs) do, on the same words. Everything but the common case is left to the library, which does the whole
+ * again. Hence a thread may enter by one of both ways and leave by the other.
+ *
+ * `thread` is the calling thread's, and not NULL.
+ */
+
+/**
+ * Enters a guard: applies what is new, unless the thread is inside already, and pins the thread. `token`, if it is not
+ * NULL, is for jitcast_unwind.
+ *
+ * Errors: as jitcast_enter.
+ */
+static inline jitcast_status jitcast_thread_enter(jitcast_thread *thread, jitcast_token *token)
+{
+    const uint32_t depth = thread->depth;
+    if (depth == 0) {
+        uint64_t applied;
+        /* Every 65,536th poll tends the worker. A worker that membarrier(2) cannot reach executes fences. */
+        thread->polls = (uint16_t)(thread->polls + 1);
+        if (thread->polls == 0 || thread->fenced != 0)
+            return jitcast_enter_slowly(thread, token);
+        /* Acquire: pairs with the release in Gate::open; what was applied is there. 0: closed, or wiped by a fork. */
+        applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
+        if (applied == 0)
+            return jitcast_enter_slowly(thread, token);
+        /* The pin, then the head, with the light half of a barrier between them (pin::light_barrier): pairs with the
+           membarrier(2) that the compiler process executes between publishing and looking at pins, so either it sees
+           this pin, or this thread a head at least as new as what was published. */
+        __atomic_store_n(thread->pin, applied, __ATOMIC_RELAXED);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        /* Acquire: pairs with the release of the head in Ring::publish. The gate once more: who closes it executes a
+           barrier before it looks at pins, so it sees this one, or this load sees the 0. */
+        if (__atomic_load_n(thread->head, __ATOMIC_ACQUIRE) != applied
+            || __atomic_load_n(thread->applied, __ATOMIC_RELAXED) != applied)
+            return jitcast_enter_slowly(thread, token);
+    } else if (__atomic_load_n(thread->alive, __ATOMIC_RELAXED) == 0) {
+        /* A child that is no worker, which inherited the guard. */
+        return jitcast_enter_slowly(thread, token);
+    }
+    thread->depth = depth + 1;
+    if (token != NULL)
+        token->depth = depth + 1;
+    return JITCAST_STATUS_OK;
+}
+
+/**
+ * Leaves a guard.
+ *
+ * Errors: JITCAST_STATUS_NOT_INSIDE; JITCAST_STATUS_DETACHED.
+ */
+static inline jitcast_status jitcast_thread_leave(jitcast_thread *thread)
+{
+    const uint32_t depth = thread->depth;
+    if (depth > 1) {
+        thread->depth = depth - 1;
+        return JITCAST_STATUS_OK;
+    }
+    /* Not inside; or in a child whose pin is its parent's; or while threads are inside at different generations. */
+    if (depth == 0 || __atomic_load_n(thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE)
+        return jitcast_leave_slowly(thread);
+    thread->depth = 0;
+    /* Release: pairs with the acquire loads of pins (pin::oldest, Mailbox::pins). What the thread did inside happens
+       before what it was inside of is reused. */
+    __atomic_store_n(thread->pin, (uint64_t)0, __ATOMIC_RELEASE);
+    return JITCAST_STATUS_OK;
+}
+
+/** How deep the thread is inside, for jitcast_unwind: as jitcast_take_token. */
+static inline jitcast_token jitcast_thread_token(const jitcast_thread *thread)
+{
+    jitcast_token token;
+    token.depth = thread->depth;
+    return token;
+}
+
+/**
+ * What to call for `handle`, which is not NULL, inside a guard of its worker. It is good for as long as the outermost guard:
+ * load it again in the next one. To be cast to the function's type.
+ */
+static inline jitcast_code jitcast_address(const jitcast_handle *handle)
+{
+    /* Acquire: pairs with the release in Place::store (worker/src/transition.rs): what was bound is there. */
+    return (jitcast_code)(uintptr_t)__atomic_load_n(&handle->target, __ATOMIC_ACQUIRE);
+}

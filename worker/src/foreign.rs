@@ -1,0 +1,76 @@
+//! Handles for hosts in other languages: typed by the text of a signature, loaded through a pointer.
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use jitcast_runtime::WorkerAddr;
+use jitcast_runtime::signature::Signature;
+
+use crate::error::LookupError;
+use crate::guard::Guard;
+use crate::handle::{Function, HandleCell, Wanted};
+use crate::worker::Worker;
+
+/// Code whose type its caller knows.
+#[derive(Debug)]
+pub enum Code {}
+
+impl Worker {
+    /// The function `name`, whose recorded signature must be `signature` (`None`: whatever was recorded), or `fallback` while it
+    /// does not serve, as for [`Worker::function_or`].
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    ///
+    /// # Safety
+    /// `fallback` is a function of that signature that stays. Without a signature, `name` is a function of the type that
+    /// it is called as in every version that will be published.
+    pub unsafe fn function_by_signature(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: Option<NonNull<c_void>>,
+    ) -> Result<Function<Code>, LookupError> {
+        let fallback =
+            fallback.map(|code| WorkerAddr::new(code.as_ptr().expose_provenance() as u64));
+        let wanted = Wanted {
+            name,
+            signature,
+            fallback,
+            unit: None,
+        };
+        self.handle(guard, wanted)
+    }
+}
+
+impl Function<Code> {
+    /// What to call inside `guard`.
+    pub fn address(&self, guard: &Guard<'_>) -> *const () {
+        self.target(guard)
+    }
+
+    /// The handle as the word that holds what to call, to be loaded with acquire inside a guard of its worker.
+    /// [`Function::from_raw`] takes it back.
+    pub fn into_raw(self) -> NonNull<AtomicU64> {
+        let cell = Arc::into_raw(self.cell).cast_mut();
+        // SAFETY: an `Arc` leads to something.
+        unsafe { NonNull::new_unchecked(cell) }.cast()
+    }
+
+    /// The handle that [`Function::into_raw`] made a word of.
+    ///
+    /// # Safety
+    /// It did, and nobody else takes it back or loads the word any more.
+    pub unsafe fn from_raw(word: NonNull<AtomicU64>) -> Self {
+        // SAFETY: the caller's promise; the word comes first in the cell (asserted beside it).
+        let cell = unsafe { Arc::from_raw(word.as_ptr().cast::<HandleCell>()) };
+        Self {
+            cell,
+            _type: PhantomData,
+        }
+    }
+}
