@@ -19,6 +19,7 @@ use common::scratch::Scratch;
 use jitcast::compiler::{
     Compiler, CompilerOptions, JournalOptions, Policy, Server, UnitSource, front,
 };
+#[cfg(feature = "seeded-faults")]
 use jitcast::runtime::mailbox::FIRST_GENERATION;
 use jitcast::runtime::segment::BackEnd;
 use rustix::process::Signal;
@@ -137,6 +138,7 @@ impl Place {
     }
 
     /// One of a named segment.
+    #[cfg(feature = "seeded-faults")]
     fn named(name: &str) -> Self {
         Self {
             name: Some(Name::new(name)),
@@ -145,6 +147,7 @@ impl Place {
     }
 
     /// Which object has the name.
+    #[cfg(feature = "seeded-faults")]
     fn object(&self) -> Option<u64> {
         use std::os::unix::fs::MetadataExt;
         let name = self.name.as_ref()?;

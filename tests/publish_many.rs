@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use common::host::{Host, WINDOW_BYTES};
 use common::noise::Noise;
 use common::object::{Maker, PLUS_ONE};
-use common::process::{Process, await_some, finish, jitcast};
+use common::process::{Process, await_some, jitcast};
 use common::remote::{self, Remote};
 use common::role;
 use common::scratch::adds;
@@ -74,6 +74,7 @@ fn connect(socket: &str) -> UnixStream {
 }
 
 /// Sends a request over a connection of its own, and does not wait.
+#[cfg(feature = "seeded-faults")]
 fn send(socket: &str, request: &PublishRequest) -> UnixStream {
     let connection = connect(socket);
     begin_publish(&connection, request).unwrap();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::common::process::{NOBODY, jitcast_as};
+use crate::common::process::{NOBODY, finish, jitcast_as};
 use crate::common::{fault, require};
 
 /// A compiler process in which somebody prepares `slow` and `base`. What comes over that connection waits too, and so does what
