@@ -216,12 +216,12 @@ impl Inner {
             Some(_) if !self.is_same(state, offer)? => Outcome::Different,
             _ => {
                 let is_there = is_mapped || shared_data.is_some();
-                // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or what is
-                // reachable at their generations has not been reused, and was compared, and there are no shared data, or the
-                // same ones.
-                let renewed = segment
-                    .filter(|_| is_there)
-                    .map(|object| unsafe { self.window().renew(object, shared_data) });
+                let renewed = segment.filter(|_| is_there).map(|object| {
+                    // SAFETY: the same geometry (its header has this segment's instance); and either no thread is inside, or
+                    // what is reachable at their generations has not been reused, and was compared, and there are no shared
+                    // data, or the same ones.
+                    unsafe { self.window().renew(object, shared_data) }
+                });
                 if matches!(renewed, Some(Ok(()))) {
                     Outcome::Renewed(offer.number)
                 } else {
