@@ -74,7 +74,7 @@ fn crates_depend_on_one_another_in_one_direction() {
 /// The files that may contain unsafe code outside tests.
 const UNSAFE: &[&str] = &[
     "compiler/src/compiler.rs",
-    "compiler/src/requests/child.rs",
+    "compiler/src/requests/spawn.rs",
     "compiler/src/server/connection.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",

@@ -6,16 +6,19 @@ mod common;
 #[path = "publish/units.rs"]
 mod units;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::host::{Host, compiles};
 use common::process::{PATIENCE, await_some};
 use common::scratch::adds;
 use common::serve::Serve;
-use common::{remote, role};
+use common::{child, remote, role};
 use jitcast::compiler::{Audience, Changeset, CompilerOptions, RequestLimits};
 use jitcast::worker::{Function, LookupError, RequestError, Worker};
-use rustix::process::Signal;
+use rustix::process::{
+    Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid,
+};
 use units::{Code, c, call, publish};
 
 use asking::*;
@@ -285,6 +288,38 @@ fn a_child_has_what_its_parent_had_and_not_what_it_waits_for() {
         worker.tend();
         asked(&host).is_empty().then_some(())
     });
+}
+
+/// A compiler process may be part of a server that forks, at any moment, children that live on.
+#[test]
+fn children_that_live_on_keep_nobody_from_an_answer() {
+    let host = host();
+    let worker = units::attach(&host);
+    let done = AtomicBool::new(false);
+    let children = std::thread::scope(|scope| {
+        let forking = scope.spawn(|| {
+            let mut children = Vec::new();
+            while !done.load(Ordering::Relaxed) && children.len() < 500 {
+                children.push(child::fork(|| {
+                    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+                    std::thread::sleep(Duration::MAX);
+                }));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            children
+        });
+        for bonus in 0..20 {
+            let f = function(&worker, &ask(&worker, &adds("f", bonus)), "f");
+            assert_eq!(result(&worker, &f, 1), 1 + bonus);
+        }
+        done.store(true, Ordering::Relaxed);
+        forking.join().unwrap()
+    });
+    assert!(children.len() > 20, "{}", children.len());
+    for child in children {
+        kill_process(child, Signal::KILL).unwrap();
+        waitpid(Some(child), WaitOptions::empty()).unwrap();
+    }
 }
 
 /// Tends a worker until it is connected, or is not.

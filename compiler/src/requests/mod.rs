@@ -9,6 +9,7 @@ mod child;
 mod codegen;
 mod holds;
 mod queue;
+mod spawn;
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
@@ -30,13 +31,12 @@ pub(crate) use holds::Holds;
 use queue::Outcome;
 pub(crate) use queue::{Asks, Incoming};
 
-use child::Child;
 use codegen::{CodegenRequest, Generated};
 
 /// What requests are carried out by, and within which limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestOptions {
-    /// The command that compiles, in a child process: an executable that calls [`codegen`], and its arguments, as `jitcast
+    /// The command that compiles, in a child process: the path of an executable that calls [`codegen`], and its arguments, as `jitcast
     /// codegen` is. `None`: requests are refused.
     pub command: Option<Vec<OsString>>,
     /// What workers may ask for.
@@ -142,7 +142,7 @@ pub(crate) fn carry_out(
     let generated = if seeded(Fault::RequestCompiledInProcess) {
         codegen::generate(request)
     } else {
-        Child::run(how, &request)
+        child::run(how, &request)
     };
     let source = generated.and_then(|generated| unit_source(name, generated));
     let source = source.map_err(Outcome::Refused)?;

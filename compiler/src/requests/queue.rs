@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -103,7 +104,7 @@ pub(crate) struct Asks {
     jobs: Sender<Job>,
     done: Receiver<Done>,
     sweeps: Sender<()>,
-    /// Closed when the server ends: no child is waited for then.
+    /// Shut down when the server ends: no child is waited for then.
     ending: UnixStream,
     threads: Vec<JoinHandle<()>>,
 }
@@ -303,7 +304,9 @@ impl Asks {
 
     /// Ends the threads, and the children that they wait for.
     pub(crate) fn end(self) {
-        drop((self.jobs, self.sweeps, self.ending));
+        // Not by closing alone: a child that somebody forked in this process has a copy.
+        let _ = self.ending.shutdown(Shutdown::Both);
+        drop((self.jobs, self.sweeps));
         for thread in self.threads {
             let _ = thread.join();
         }
