@@ -61,7 +61,7 @@ impl Host {
 
     /// The same under `policy`.
     pub(crate) fn with_policy(options: CompilerOptions, policy: Policy) -> Self {
-        let scratch = Scratch::new();
+        let scratch = Scratch::open_to_all();
         let socket = scratch.path("socket");
         let options = CompilerOptions {
             socket: socket.clone(),

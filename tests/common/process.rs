@@ -286,9 +286,13 @@ pub(crate) struct Watched {
 impl Watched {
     /// Watches the process `pid`, which lives.
     pub(crate) fn new(pid: i32) -> Self {
-        let pidfd = pidfd_open(id(pid), PidfdFlags::empty())
-            .unwrap_or_else(|error| panic!("process {pid}: {error}"));
-        Self { pid, pidfd }
+        Self::find(pid).unwrap_or_else(|| panic!("there is no process {pid}"))
+    }
+
+    /// Watches the process `pid`, if there is one.
+    pub(crate) fn find(pid: i32) -> Option<Self> {
+        let pidfd = pidfd_open(id(pid), PidfdFlags::empty()).ok()?;
+        Some(Self { pid, pidfd })
     }
 
     /// Sends it a signal.
@@ -311,7 +315,8 @@ impl Watched {
         );
     }
 
-    fn ends_within(&self, timeout: Duration) -> bool {
+    /// Whether it ends by then.
+    pub(crate) fn ends_within(&self, timeout: Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = Timespec {
             tv_sec: timeout.as_secs().cast_signed(),

@@ -1,6 +1,7 @@
 //! What a test needs of its surroundings: looked for, and said loudly if it is not there.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Says that a test, or a part of one, cannot run here: past libtest's capture, since nobody reads the output
@@ -62,6 +63,20 @@ fn tool(name: &str) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
+    found_or_skipped(name, found)
+}
+
+/// As [`tool`], for one that fails where it says its version.
+fn starts(name: &str, argument: &str) -> bool {
+    let mut command = Command::new(name);
+    command
+        .arg(argument)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    found_or_skipped(name, command.status().is_ok())
+}
+
+fn found_or_skipped(name: &str, found: bool) -> bool {
     if !found {
         skipped(&format!("`{name}` is not on PATH"));
     }
@@ -71,6 +86,15 @@ fn tool(name: &str) -> bool {
 /// Whether there is what installs the C library and builds against it; says so if not.
 pub(crate) fn make() -> bool {
     tool("make") && tool("pkg-config")
+}
+
+/// Whether there is nginx with what modules of it are built from, and a load for it; says so if not.
+pub(crate) fn nginx() -> bool {
+    let sources = Path::new("/usr/share/nginx/src/configure").exists();
+    if !sources {
+        skipped("there are no sources of nginx (Debian: nginx-dev)");
+    }
+    sources && starts("nginx", "-v") && starts("wrk", "-v")
 }
 
 /// Whether this process may become another user; says so if not.
