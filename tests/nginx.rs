@@ -3,6 +3,8 @@
 //! anything but a version that was current while it was under way.
 
 mod common;
+#[path = "servers/http.rs"]
+mod http;
 #[path = "nginx/load.rs"]
 mod load;
 #[path = "nginx/server.rs"]
@@ -13,18 +15,19 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::host::Host;
-use common::process::{Process, Watched, await_some, finish, jitcast};
+use common::process::{NOBODY, Process, Watched, await_some, finish, jitcast};
 use common::scratch::Scratch;
 use common::serve::Serve;
+use http::{Versions, status_of};
 use jitcast::compiler::{CompilerOptions, Policy};
-use load::{Load, Versions, get};
+use load::{Load, get, keep_connection};
 use rustix::process::Signal;
 use server::{Nginx, complaints, page_sources};
 
 /// A compiler process, in this one, to which nginx's workers may attach whoever they are.
 fn host() -> Host {
     let mut policy = Policy::default();
-    policy.attach.allow_uid(common::process::NOBODY);
+    policy.attach.allow_uid(NOBODY);
     let options = CompilerOptions::with_window(common::host::WINDOW_BYTES).unwrap();
     Host::with_policy(options, policy)
 }
@@ -51,7 +54,7 @@ fn what_answers_is_replaced_a_thousand_times_under_load() {
     let workers = nginx.workers();
     assert_eq!(workers.len(), 4);
     let load = Load::start(&nginx, &versions);
-    let held_open = load.keep_connection();
+    let held_open = keep_connection(&nginx, &versions);
     for _ in 0..1000 {
         publish_next(&host, &versions, &pages);
         std::thread::sleep(Duration::from_millis(2));
@@ -233,8 +236,8 @@ fn nginx_serves_before_without_and_after_a_compiler_process() {
     let socket = scratch.path("socket");
     let journal = scratch.path("journal");
     let nginx = Nginx::start(module, &socket);
-    assert_eq!(load::status_of(&nginx.url()), 503);
-    let allow = format!("uid:{}", common::process::NOBODY);
+    assert_eq!(status_of(&nginx.url()), 503);
+    let allow = format!("uid:{NOBODY}");
     let options = ["--journal", &journal, "--allow-attach", &allow];
     let publish = |version: u32| {
         let page = common::scratch::example("nginx/page.c");
@@ -245,7 +248,7 @@ fn nginx_serves_before_without_and_after_a_compiler_process() {
     let answered = |version: u32| {
         let mut of = std::collections::BTreeSet::new();
         await_some("answers of all workers", || {
-            if load::status_of(&nginx.url()) == 200 {
+            if status_of(&nginx.url()) == 200 {
                 let page = get(&nginx.url());
                 if page.version == version {
                     of.insert(page.process);

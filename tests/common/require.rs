@@ -78,7 +78,7 @@ fn starts(name: &str, argument: &str) -> bool {
 
 fn found_or_skipped(name: &str, found: bool) -> bool {
     if !found {
-        skipped(&format!("`{name}` is not on PATH"));
+        skipped(&format!("`{name}` is not there"));
     }
     found
 }
@@ -95,6 +95,15 @@ pub(crate) fn nginx() -> bool {
         skipped("there are no sources of nginx (Debian: nginx-dev)");
     }
     sources && starts("nginx", "-v") && starts("wrk", "-v")
+}
+
+/// Whether there is Debian's Python with gunicorn and what installs packages, and a load for it; says so if not.
+pub(crate) fn gunicorn() -> bool {
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", "import setuptools, gunicorn, pip, wheel"]);
+    let found = python.stderr(Stdio::null()).status();
+    let what = "/usr/bin/python3 with gunicorn, pip, setuptools and wheel";
+    found_or_skipped(what, found.is_ok_and(|status| status.success())) && starts("wrk", "-v")
 }
 
 /// Whether this process may become another user; says so if not.

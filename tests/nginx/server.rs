@@ -12,6 +12,7 @@ use crate::common::object::Maker;
 use crate::common::process::{PATIENCE, Watched, await_some, finish};
 use crate::common::require;
 use crate::common::scratch::{Scratch, example};
+use crate::http::free_port;
 
 /// The module; `None`: something that it takes is not there, which is said.
 pub(crate) fn module() -> Option<&'static str> {
@@ -202,10 +203,4 @@ pub(crate) fn complaints(log: &str) -> Vec<String> {
         .filter(|line| levels.iter().any(|level| line.contains(level)));
     let killed = |line: &&str| !line.contains("exited on signal 9");
     lines.filter(killed).map(str::to_owned).collect()
-}
-
-/// A port that nobody listens at.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
