@@ -1,12 +1,31 @@
-//! What a host in Rust says to a worker: calls without a guard in sight.
+//! What a host in Rust says to a worker: calls without a guard in sight, host functions with their signatures.
 
 mod common;
 #[path = "publish/units.rs"]
 mod units;
 
-use common::host::Host;
-use jitcast::worker::Polled;
-use units::{attach, function};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use common::host::{Host, clif_unit, object_unit};
+use common::object::Maker;
+use common::scratch::adds;
+use jitcast::compiler::PublishOptions;
+use jitcast::worker::{HostTable, LookupError, Polled};
+use units::{attach, attach_with, calls, function, publish, try_call};
+
+jitcast::worker::embed!();
+
+extern "C" fn add_seven(x: i64) -> i64 {
+    x + 7
+}
+
+extern "C" fn double(x: f64) -> f64 {
+    x * 2.0
+}
+
+extern "C-unwind" fn panics(x: i64) -> i64 {
+    resume_unwind(Box::new(x))
+}
 
 #[test]
 fn a_call_is_made_without_a_guard_in_sight_and_follows_updates() {
@@ -27,4 +46,116 @@ fn a_call_is_made_without_a_guard_in_sight_and_follows_updates() {
     assert_eq!(worker.call(&score, (21,)).unwrap(), 23);
     drop(guard);
     assert_eq!(worker.call(&score, (21,)).unwrap(), 24);
+}
+
+#[test]
+fn an_exception_that_passes_a_call_leaves_its_guard() {
+    let host = Host::sealed();
+    publish(&host, &[clif_unit("u", &calls("f", "panics", 0))]);
+    let mut table = HostTable::strict();
+    table.define("panics", panics as extern "C-unwind" fn(i64) -> i64);
+    let worker = attach_with(&host, table);
+    let guard = worker.enter().unwrap();
+    let passes = worker.function::<extern "C-unwind" fn(i64) -> i64>(&guard, "f");
+    let passes = passes.unwrap();
+    drop(guard);
+    let caught = catch_unwind(AssertUnwindSafe(|| worker.call(&passes, (5,))));
+    assert_eq!(caught.unwrap_err().downcast_ref(), Some(&5_i64));
+    assert!(matches!(worker.poll().unwrap(), Polled::Current { .. }));
+}
+
+#[test]
+fn a_host_function_is_called_by_the_signature_that_it_was_registered_with() {
+    let host = Host::sealed();
+    let units = [
+        clif_unit("right", &calls("right", "hook", 1)),
+        clif_unit("far", &calls("far", "wrong", 0)),
+        clif_unit(
+            "wrong",
+            "function %wrong(i64) -> i64 {\n fn0 = %hook(f64) -> f64\nblock0(v0: i64):\n v1 = bitcast.f64 v0\n \
+             v2 = call fn0(v1)\n v3 = bitcast.i64 v2\n return v3\n}\n",
+        ),
+    ];
+    let published = publish(&host, &units);
+    assert_eq!(published.imports, ["hook", "hook"]);
+    let mut table = HostTable::strict();
+    table.define("hook", add_seven as extern "C" fn(i64) -> i64);
+    let worker = attach_with(&host, table);
+    assert_eq!(try_call(&worker, "right", 1), Ok(9));
+    for name in ["wrong", "far"] {
+        let error = try_call(&worker, name, 1).unwrap_err();
+        let pid = std::process::id();
+        assert_eq!(
+            error,
+            LookupError::ImportSignature {
+                name: name.into(),
+                import: "hook".into(),
+                called: "(f64) -> f64".into(),
+                defined: "(i64) -> i64".into(),
+                pid,
+            }
+        );
+        let shown = format!(
+            "`{name}` calls the host symbol `hook` as (f64) -> f64, and this worker (pid {pid}) defines it as (i64) -> i64\n  help: "
+        );
+        assert!(error.to_string().starts_with(&shown), "{error}");
+    }
+    assert_eq!(worker.stats().missing, 1);
+    // Another worker may be another program.
+    let mut table = HostTable::strict();
+    table.define("hook", double as extern "C" fn(f64) -> f64);
+    let other = attach_with(&host, table);
+    assert_eq!(
+        try_call(&other, "wrong", 1.5_f64.to_bits().cast_signed()),
+        Ok(3.0_f64.to_bits().cast_signed())
+    );
+    assert!(try_call(&other, "right", 1).is_err());
+    // What is found in the process, or defined by its address, is nobody's word.
+    let mut table = HostTable::strict();
+    // SAFETY: called by its own type only.
+    unsafe { table.define_address("hook", add_seven as *const std::ffi::c_void) };
+    let third = attach_with(&host, table);
+    assert_eq!(try_call(&third, "right", 1), Ok(9));
+    assert_eq!(third.stats().missing, 0);
+}
+
+#[test]
+fn what_says_no_signature_or_several_is_not_checked() {
+    let host = Host::sealed();
+    let both = "function %both(i64) -> i64 {\n fn0 = %hook(i64) -> i64\n fn1 = %hook(i64, i64) -> i64\n\
+        block0(v0: i64):\n v1 = call fn0(v0)\n v2 = call fn1(v1, v0)\n return v2\n}\n";
+    // sub $8, %rsp; call hook; add $8, %rsp; ret
+    let code = [
+        0x48, 0x83, 0xec, 8, 0xe8, 0, 0, 0, 0, 0x48, 0x83, 0xc4, 8, 0xc3,
+    ];
+    let asks = Maker::new().referring("asks", &code, (5, "hook", object::elf::R_X86_64_PLT32, -4));
+    publish(
+        &host,
+        &[clif_unit("both", both), object_unit("asks", asks.finish())],
+    );
+    let mut table = HostTable::strict();
+    table.define("hook", add_seven as extern "C" fn(i64) -> i64);
+    let worker = attach_with(&host, table);
+    assert_eq!(try_call(&worker, "both", 1), Ok(15));
+    assert_eq!(try_call(&worker, "asks", 1), Ok(8));
+    assert_eq!(worker.stats().missing, 0);
+}
+
+#[test]
+fn what_was_rolled_back_to_is_checked_as_before() {
+    let host = Host::sealed();
+    let generation = host
+        .publish("u", &calls("f", "hook", 1))
+        .unwrap_or_else(|error| panic!("{error}"));
+    host.publish("u", &adds("f", 5)).unwrap();
+    let back = PublishOptions::default();
+    host.compiler.rollback(Some(generation), back).unwrap();
+    let mut table = HostTable::strict();
+    table.define("hook", double as extern "C" fn(f64) -> f64);
+    let worker = attach_with(&host, table);
+    let error = try_call(&worker, "f", 1).unwrap_err();
+    assert!(
+        matches!(error, LookupError::ImportSignature { .. }),
+        "{error}"
+    );
 }

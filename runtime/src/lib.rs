@@ -23,6 +23,7 @@ unless_modelled! {
     pub mod geometry;
     pub mod header;
     pub mod heap;
+    pub mod host_name;
     pub mod index;
     pub mod mailbox;
     pub mod memory;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::directory::read_page;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
     CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, TRAP_CELL,
     trailing_text,
@@ -44,19 +45,26 @@ impl Inner {
         }
         let mut found = self.find_import(name, record.weak == 1, record.trap);
         let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
-        found.address = found
-            .address
-            .or_else(|| Some(self.window().addr_of(fallback?)));
+        if found.mismatch.is_none() {
+            found.address = found
+                .address
+                .or_else(|| Some(self.window().addr_of(fallback?)));
+        }
         state.imports.insert(ImportId::new(import), found);
         Ok(())
     }
 
     /// Looks a host symbol up.
     pub(crate) fn find_import(&self, name: String, weak: bool, trap: SegmentOffset) -> Import {
-        let found = self.host().resolve(&name);
+        let host = HostName::parse(&name);
+        let (address, mismatch) = match self.host().resolve_import(&host) {
+            Ok(found) => (found.or_else(|| weak.then_some(WorkerAddr::NULL)), None),
+            Err(mismatch) => (None, Some(mismatch)),
+        };
         Import {
-            address: found.or_else(|| weak.then_some(WorkerAddr::NULL)),
-            name,
+            name: host.name.to_owned(),
+            address,
+            mismatch,
             trap: self.window().addr_of(trap),
         }
     }

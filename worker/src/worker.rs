@@ -22,7 +22,7 @@ use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
 use crate::handle::Handles;
-use crate::host::HostTable;
+use crate::host::{HostTable, Mismatch};
 use crate::life::LifePage;
 use crate::link::Link;
 use crate::pin_slot::PinSlot;
@@ -147,6 +147,8 @@ pub(crate) struct Import {
     pub(crate) name: String,
     /// The address; null for a weak symbol that nobody has; `None`: missing.
     pub(crate) address: Option<WorkerAddr>,
+    /// Why it is missing although the host has it.
+    pub(crate) mismatch: Option<Mismatch>,
     /// What cells hold instead where it is missing.
     pub(crate) trap: WorkerAddr,
 }
