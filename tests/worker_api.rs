@@ -1,17 +1,24 @@
-//! What a host in Rust says to a worker: calls without a guard in sight, host functions with their signatures.
+//! What a host in Rust says to a worker, and is told by it: calls without a guard in sight, host functions with their signatures,
+//! events.
 
 mod common;
 #[path = "publish/units.rs"]
 mod units;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use common::host::{Host, clif_unit, object_unit};
 use common::object::Maker;
+use common::process::await_some;
+use common::require;
 use common::scratch::adds;
 use jitcast::compiler::PublishOptions;
-use jitcast::worker::{HostTable, LookupError, Polled};
-use units::{attach, attach_with, calls, function, publish, try_call};
+use jitcast::worker::{
+    Endpoint, Event, HostTable, Log, LookupError, Polled, Worker, WorkerOptions,
+};
+use units::{attach, attach_with, c, calls, function, publish, try_call};
 
 jitcast::worker::embed!();
 
@@ -158,4 +165,73 @@ fn what_was_rolled_back_to_is_checked_as_before() {
         matches!(error, LookupError::ImportSignature { .. }),
         "{error}"
     );
+}
+
+/// A log that keeps what it is told, and uses the worker meanwhile.
+fn keeping(worker: &Arc<OnceLock<Worker>>) -> (Log, Arc<Mutex<Vec<Event>>>) {
+    let events = Arc::<Mutex<Vec<Event>>>::default();
+    let (worker, kept) = (Arc::clone(worker), Arc::clone(&events));
+    let log = Log::new(move |event| {
+        kept.lock().unwrap().push(event.clone());
+        if let Some(worker) = worker.get() {
+            worker.enter().unwrap().generation();
+            worker.failed_units();
+            worker.tend();
+        }
+    });
+    (log, events)
+}
+
+#[test]
+fn a_host_is_told_what_no_call_returns() {
+    let host = Host::sealed();
+    publish(&host, &[clif_unit("u", &calls("f", "hook", 1))]);
+    let known = Arc::<OnceLock<Worker>>::default();
+    let (log, events) = keeping(&known);
+    let options = WorkerOptions {
+        host: HostTable::strict(),
+        log,
+        ..WorkerOptions::default()
+    };
+    let worker = Worker::attach(Endpoint::Path(Path::new(&host.socket)), options).unwrap();
+    known.set(worker.clone()).unwrap();
+    let take = || std::mem::take(&mut *events.lock().unwrap());
+    let missing = |import: &str| Event::MissingImport {
+        import: import.into(),
+    };
+    assert_eq!(take(), [missing("hook")]);
+    publish(&host, &[clif_unit("v", &calls("g", "other", 1))]);
+    worker.poll().unwrap();
+    assert_eq!(take(), [missing("other")]);
+    if require::cc() {
+        let aborts =
+            "static __attribute__((constructor)) void start(void) { *(volatile int *)8 = 1; }";
+        publish(
+            &host,
+            &[c("w", &format!("{aborts} long h(long x) {{ return x; }}"))],
+        );
+        worker.poll().unwrap();
+        let failed = take();
+        assert!(
+            matches!(&failed[..], [Event::UnitFailed(unit)] if unit.unit == "w"),
+            "{failed:?}"
+        );
+    }
+    host.compiler.renew().unwrap();
+    await_some("a renewal", || {
+        worker.poll().unwrap();
+        worker.tend();
+        take()
+            .into_iter()
+            .find(|event| matches!(event, Event::Renewed { .. }))
+    });
+    drop(host);
+    await_some("the loss of the compiler process", || {
+        worker.tend();
+        take()
+            .into_iter()
+            .find(|event| *event == Event::Disconnected)
+    });
+    assert!(!worker.is_connected());
+    known.get().unwrap().poll().unwrap();
 }

@@ -13,6 +13,7 @@ use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr,
 
 use crate::canary::Canaries;
 use crate::error::UpdateError;
+use crate::log::{Event, note};
 use crate::transition::{Place, Step};
 use crate::trap;
 use crate::worker::{Import, Inner, State};
@@ -50,6 +51,7 @@ impl Inner {
                 .address
                 .or_else(|| Some(self.window().addr_of(fallback?)));
         }
+        note_missing(state, &found);
         state.imports.insert(ImportId::new(import), found);
         Ok(())
     }
@@ -235,6 +237,14 @@ impl Inner {
                 .get(&import)
                 .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
         }
+    }
+}
+
+/// Lets the host know of a host symbol that is missing.
+pub(crate) fn note_missing(state: &mut State, import: &Import) {
+    if import.address.is_none() {
+        let import = import.described();
+        note(&mut state.events, Event::MissingImport { import });
     }
 }
 

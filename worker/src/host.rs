@@ -148,12 +148,10 @@ impl HostTable {
             &host.signature,
             defined.and_then(|defined| defined.signature.as_ref()),
         ) {
-            (Some(called), Some(defined)) if !defined.compatible(called) => {
-                Err(Mismatch {
-                    called: called.clone(),
-                    defined: defined.clone(),
-                })
-            }
+            (Some(called), Some(defined)) if !defined.compatible(called) => Err(Mismatch {
+                called: called.clone(),
+                defined: defined.clone(),
+            }),
             _ => Ok(self.resolve(host.name)),
         }
     }

@@ -24,6 +24,7 @@ use crate::asked::Lease;
 use crate::attach::{self, Home};
 use crate::error::{AttachError, RequestError};
 use crate::inbox::Inbox;
+use crate::log::{Event, note};
 use crate::watched::Watched;
 
 /// How long a fork waits for what was asked for. It comes in some ten microseconds, if the compiler process is there.
@@ -108,6 +109,8 @@ pub(crate) struct Talk {
     stated: bool,
     next_request: u64,
     requests: HashMap<u64, Request>,
+    /// What the host has not been told.
+    events: Vec<Event>,
     /// What could not be sent yet.
     outbox: Vec<u8>,
     inbox: Inbox,
@@ -146,6 +149,7 @@ impl Talk {
             stated,
             next_request,
             requests: HashMap::new(),
+            events: Vec::new(),
             outbox: Vec::new(),
             inbox: Inbox::default(),
         }
@@ -159,6 +163,11 @@ impl Talk {
     /// Whether something has not been sent yet.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// What the host has not been told.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        core::mem::take(&mut self.events)
     }
 
     /// Whether the compiler process knows which units this worker has.
@@ -208,6 +217,8 @@ impl Talk {
         let is_open =
             |request: &&mut Request| !request.taken && !matches!(request.answer, Answer::Failed(_));
         open.values_mut().filter(is_open).for_each(lost);
+        let mut events = core::mem::take(&mut self.events);
+        note(&mut events, Event::Disconnected);
         *self = Self {
             requests: open,
             state: State::Lost {
@@ -216,6 +227,7 @@ impl Talk {
             },
             // The object that it is in is there without the connection.
             offer: self.offer.take(),
+            events,
             ..Self::new(false, self.next_request)
         };
     }
@@ -579,6 +591,8 @@ impl Link {
         let Some(offer) = talk.offer.take() else {
             return;
         };
+        let number = offer.number;
+        note(&mut talk.events, Event::Renewed { number });
         // As below.
         let _ = self.segment.replace(&offer.segment);
         let _ = self.shared_data.replace(&offer.shared_data);
@@ -595,6 +609,7 @@ impl Link {
 
     /// The offer is none: it does not hold what it should.
     pub(crate) fn decline(&self, talk: &mut Talk) {
+        note(&mut talk.events, Event::Declined);
         if talk.offer.take().is_none_or(|offer| offer.socket.is_none()) {
             return;
         }

@@ -25,6 +25,7 @@ use crate::handle::Handles;
 use crate::host::{HostTable, Mismatch};
 use crate::life::LifePage;
 use crate::link::Link;
+use crate::log::{Event, Log};
 use crate::pin_slot::PinSlot;
 use crate::renew::Renewal;
 use crate::startup::{FailedUnit, Starting, Units};
@@ -49,6 +50,8 @@ pub struct WorkerOptions {
     pub trusted_uids: Vec<u32>,
     /// How exceptions and backtraces find their way through published code.
     pub unwinding: Unwinding,
+    /// Who is told of what the host may want to write down.
+    pub log: Log,
 }
 
 /// With a fault seeded: shared data of this worker's own.
@@ -100,6 +103,7 @@ pub(crate) struct Inner {
     /// The object that is mapped.
     object: AtomicU64,
     host: HostTable,
+    log: Log,
     state: Mutex<State>,
     starting: Starting,
     pin_slot: Option<PinSlot>,
@@ -131,9 +135,21 @@ pub(crate) struct State {
     pub(crate) renewal: Option<Renewal>,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
+    /// What the host has not been told.
+    pub(crate) events: Vec<Event>,
 }
 
 impl Import {
+    /// Its name, and what the host has instead if it is missing for that.
+    pub(crate) fn described(&self) -> String {
+        match &self.mismatch {
+            None => self.name.clone(),
+            Some(Mismatch { called, defined }) => {
+                format!("{}` (called as {called}, defined as `{defined})", self.name)
+            }
+        }
+    }
+
     /// Takes it for missing, since published code cannot use what there is.
     pub(crate) fn lacks(&mut self, why: &str) {
         self.address = None;
@@ -197,6 +213,7 @@ impl Worker {
             number: AtomicU64::new(attachment.number),
             object: AtomicU64::new(object),
             host: options.host,
+            log: options.log,
             state: Mutex::new(State::default()),
             starting: Starting::default(),
             pin_slot: PinSlot::claim(),
@@ -215,6 +232,8 @@ impl Worker {
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
         inner.bind_everything(options.unwinding)?;
+        let events = core::mem::take(&mut inner.lock_always().events);
+        inner.log.tell(&events);
         fork::prepare();
         inner.link.ask_ahead(&mut inner.link.talk());
         Ok(Self(inner))
@@ -369,6 +388,16 @@ impl Inner {
 
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
+    }
+
+    /// The state, for a thread that runs nothing published.
+    pub(crate) fn lock_always(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is told what happens.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The state, for a thread that is inside: unless somebody runs constructors, who holds it. Since nobody else is
