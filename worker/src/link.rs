@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::mailbox::Mailbox;
@@ -109,6 +111,8 @@ pub(crate) struct Talk {
     stated: bool,
     next_request: u64,
     requests: HashMap<u64, Request>,
+    /// Who waited for answers that are there.
+    woken: Vec<Waker>,
     /// What the host has not been told.
     events: Vec<Event>,
     /// What could not be sent yet.
@@ -120,6 +124,8 @@ pub(crate) struct Talk {
 #[derive(Debug)]
 struct Request {
     answer: Answer,
+    /// Who is to be woken when the answer is there.
+    waker: Option<Waker>,
     /// Whether what the answer granted is somebody's.
     taken: bool,
     /// Whether nobody waits for it any more.
@@ -149,6 +155,7 @@ impl Talk {
             stated,
             next_request,
             requests: HashMap::new(),
+            woken: Vec::new(),
             events: Vec::new(),
             outbox: Vec::new(),
             inbox: Inbox::default(),
@@ -185,6 +192,7 @@ impl Talk {
         self.next_request += 1;
         let request = Request {
             answer: Answer::None,
+            waker: None,
             taken: false,
             given_up: Arc::clone(given_up),
         };
@@ -195,6 +203,20 @@ impl Talk {
     /// What came of request `id`; `None`: this process has not made it.
     pub(crate) fn answer(&self, id: u64) -> Option<Answer> {
         self.requests.get(&id).map(|request| request.answer.clone())
+    }
+
+    /// Lets `waker` be woken once there is an answer to request `id`: whether there is none yet.
+    pub(crate) fn await_answer(&mut self, id: u64, waker: &Waker) -> bool {
+        let request = self.requests.get_mut(&id);
+        let open = request.filter(|request| request.answer == Answer::None);
+        let Some(request) = open else {
+            return false;
+        };
+        match &mut request.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        true
     }
 
     /// What request `id` was granted is `lease`'s: whether it was.
@@ -212,15 +234,18 @@ impl Talk {
 
     /// The connection is gone, and all that was said over it.
     fn lose(&mut self) {
-        let lost = |request: &mut Request| request.answer = Answer::Failed(RequestError::Lost);
+        let mut woken = core::mem::take(&mut self.woken);
         let mut open = core::mem::take(&mut self.requests);
         let is_open =
             |request: &&mut Request| !request.taken && !matches!(request.answer, Answer::Failed(_));
-        open.values_mut().filter(is_open).for_each(lost);
+        for request in open.values_mut().filter(is_open) {
+            request.settle(Answer::Failed(RequestError::Lost), &mut woken);
+        }
         let mut events = core::mem::take(&mut self.events);
         note(&mut events, Event::Disconnected);
         *self = Self {
             requests: open,
+            woken,
             state: State::Lost {
                 next: Instant::now(),
                 backoff: FIRST_BACKOFF,
@@ -230,6 +255,39 @@ impl Talk {
             events,
             ..Self::new(false, self.next_request)
         };
+    }
+}
+
+impl Request {
+    fn settle(&mut self, answer: Answer, woken: &mut Vec<Waker>) {
+        self.answer = answer;
+        woken.extend(self.waker.take());
+    }
+}
+
+/// The talk, held. Who waits for an answer that came meanwhile is woken when it is held no longer, and may ask for it at once.
+#[derive(Debug)]
+pub(crate) struct HeldTalk<'a>(Option<MutexGuard<'a, Talk>>);
+
+impl Deref for HeldTalk<'_> {
+    type Target = Talk;
+
+    fn deref(&self) -> &Talk {
+        self.0.as_ref().expect("only taken when it is dropped")
+    }
+}
+
+impl DerefMut for HeldTalk<'_> {
+    fn deref_mut(&mut self) -> &mut Talk {
+        self.0.as_mut().expect("only taken when it is dropped")
+    }
+}
+
+impl Drop for HeldTalk<'_> {
+    fn drop(&mut self) {
+        let woken = core::mem::take(&mut self.woken);
+        drop(self.0.take());
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -301,15 +359,16 @@ impl Link {
         self.socket.descriptor()
     }
 
-    pub(crate) fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn talk(&self) -> HeldTalk<'_> {
+        let talk = self.talk.lock();
+        HeldTalk(Some(talk.unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// The same, unless somebody else is at it.
-    pub(crate) fn try_talk(&self) -> Result<MutexGuard<'_, Talk>, ()> {
+    pub(crate) fn try_talk(&self) -> Result<HeldTalk<'_>, ()> {
         match self.talk.try_lock() {
-            Ok(talk) => Ok(talk),
-            Err(TryLockError::Poisoned(talk)) => Ok(talk.into_inner()),
+            Ok(talk) => Ok(HeldTalk(Some(talk))),
+            Err(TryLockError::Poisoned(talk)) => Ok(HeldTalk(Some(talk.into_inner()))),
             Err(TryLockError::WouldBlock) => Err(()),
         }
     }
@@ -361,9 +420,12 @@ impl Link {
             let Some(socket) = self.socket.get() else {
                 // The host has closed it: nothing comes any more.
                 let failed = Answer::Failed(RequestError::NotConnected);
-                let open = talk.requests.values_mut();
+                let Talk {
+                    requests, woken, ..
+                } = talk;
+                let open = requests.values_mut();
                 let open = open.filter(|request| request.answer == Answer::None);
-                return open.for_each(|request| request.answer = failed.clone());
+                return open.for_each(|request| request.settle(failed.clone(), woken));
             };
             match talk.inbox.receive(socket) {
                 Ok(Some(frame)) => self.take(talk, frame),
@@ -401,7 +463,7 @@ impl Link {
                     _ => Answer::Failed(RequestError::Refused { reason }),
                 };
                 match talk.requests.get_mut(&reply.id) {
-                    Some(request) => request.answer = answer,
+                    Some(request) => request.settle(answer, &mut talk.woken),
                     None if reply.outcome == ASK_READY => self.release(talk, reply.unit, 1),
                     None => {}
                 }
