@@ -76,6 +76,7 @@ const UNSAFE: &[&str] = &[
     "compiler/src/compiler.rs",
     "compiler/src/requests/child.rs",
     "compiler/src/server/connection.rs",
+    "examples/async_worker.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",
     "runtime/src/patch.rs",

@@ -3,6 +3,9 @@
 #[path = "requests/asking.rs"]
 mod asking;
 mod common;
+#[allow(dead_code, reason = "its program is another one")]
+#[path = "../examples/async_worker.rs"]
+mod example;
 #[path = "publish/units.rs"]
 mod units;
 
@@ -10,10 +13,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use asking::host;
-use common::process::await_some;
-use common::scratch::adds;
+use common::process::{PATIENCE, await_some};
+use common::remote;
+use common::scratch::{Scratch, adds};
+use common::serve::Serve;
 use jitcast::worker::{RequestError, Worker};
 use units::{Code, attach};
 
@@ -87,4 +93,43 @@ fn who_awaits_an_answer_that_cannot_come_is_woken_too() {
         pending.unit(&guard),
         Ok(_) | Err(RequestError::Lost | RequestError::NotConnected)
     ));
+}
+
+/// A host on tokio, as in the example.
+#[tokio::test]
+async fn a_runtime_watches_the_connection_across_compiler_processes() {
+    let (scratch, journal) = (Scratch::new(), Scratch::new());
+    let socket = scratch.path("socket");
+    let options = ["--journal", &journal.path("journal")];
+    let serve = Serve::start_at(&socket, &options);
+    let worker = remote::attach(&socket);
+    let watching = tokio::spawn(example::look_after(worker.clone()));
+    assert_eq!(answer(&worker, "one", 1).await, 6);
+    drop(serve);
+    let patience = tokio::time::timeout(PATIENCE, async {
+        while worker.is_connected() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    patience.await.expect("the loss is noticed");
+    let _serve = Serve::start_at(&socket, &options);
+    let patience = tokio::time::timeout(PATIENCE, async {
+        while !worker.is_connected() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    patience.await.expect("the next one is found");
+    assert_eq!(answer(&worker, "two", 2).await, 7);
+    assert!(!watching.is_finished());
+}
+
+/// Asks for a function that adds `bonus`, and calls it with 5.
+async fn answer(worker: &Worker, name: &str, bonus: i64) -> i64 {
+    let mut pending = worker.request(&adds(name, bonus)).unwrap();
+    let answer = tokio::time::timeout(PATIENCE, pending.ready());
+    answer.await.expect("an answer");
+    let guard = worker.enter().unwrap();
+    let unit = pending.unit(&guard).unwrap();
+    let function = unit.function::<Code>(&guard, name).unwrap();
+    function.call(&guard, 5)
 }

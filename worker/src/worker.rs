@@ -1,7 +1,7 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -277,7 +277,7 @@ impl Worker {
     }
 
     /// The descriptor of the connection to the compiler process. When it hangs up, that process has ended: [`Worker::tend`] looks
-    /// for another. The number stays the same then.
+    /// for another. The number stays the same then, but leads to another file: epoll(7) has to be told of it again.
     pub fn connection(&self) -> BorrowedFd<'_> {
         self.0.link.descriptor()
     }
@@ -330,6 +330,14 @@ impl Worker {
 
     pub(crate) fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.0)
+    }
+}
+
+/// The connection ([`Worker::connection`]), for event loops: when it is readable or has hung up, [`Worker::tend`] is to be called.
+/// Publications do not show there: guards find them, and [`Worker::wait`].
+impl AsFd for Worker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection()
     }
 }
 
