@@ -33,11 +33,11 @@ use crate::watched::Watched;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// When a compiler process that is gone is looked for again: first, and at the most.
-const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const LAST_BACKOFF: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+pub(crate) const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// How long one may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
 /// What a child takes over.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use jitcast_runtime::{index, module, sys};
 use rustix::thread::futex;
 
 use crate::asked::Bound;
-use crate::attach::{self, Endpoint};
+use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
@@ -52,6 +52,31 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
     /// Who is told of what the host may want to write down.
     pub log: Log,
+}
+
+/// What a worker is made with.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) label: String,
+    pub(crate) trusted_uids: Vec<u32>,
+    pub(crate) barriers: Barriers,
+    pub(crate) log: Log,
+    host: Arc<HostTable>,
+    unwinding: Unwinding,
+}
+
+impl Setup {
+    /// Registers this process for barriers, too.
+    pub(crate) fn new(options: WorkerOptions) -> Self {
+        Self {
+            label: options.label,
+            trusted_uids: options.trusted_uids,
+            barriers: Barriers::register(),
+            log: options.log,
+            host: Arc::new(options.host),
+            unwinding: options.unwinding,
+        }
+    }
 }
 
 /// With a fault seeded: shared data of this worker's own.
@@ -102,7 +127,7 @@ pub(crate) struct Inner {
     number: AtomicU64,
     /// The object that is mapped.
     object: AtomicU64,
-    host: HostTable,
+    host: Arc<HostTable>,
     log: Log,
     state: Mutex<State>,
     starting: Starting,
@@ -175,13 +200,13 @@ impl Worker {
     /// # Errors
     /// [`AttachError`]; nothing is left behind then.
     pub fn attach(endpoint: Endpoint<'_>, options: WorkerOptions) -> Result<Self, AttachError> {
-        let barriers = Barriers::register();
-        let attachment = attach::attach(
-            endpoint,
-            &options.label,
-            barriers.incomplete(),
-            &options.trusted_uids,
-        )?;
+        let setup = Setup::new(options);
+        Self::begin(attach::attach(endpoint, &setup)?, &setup)
+    }
+
+    /// Maps what the handshake yielded, and binds what is published.
+    pub(crate) fn begin(attachment: Attachment, setup: &Setup) -> Result<Self, AttachError> {
+        let barriers = setup.barriers;
         let link = &attachment.link;
         let window = match apart(&attachment.geometry)? {
             None => Window::map(&attachment.geometry, &link.segment, &link.shared_data),
@@ -209,11 +234,11 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
-            label: attach::stated(&options.label).to_owned(),
+            label: attach::stated(&setup.label).to_owned(),
             number: AtomicU64::new(attachment.number),
             object: AtomicU64::new(object),
-            host: options.host,
-            log: options.log,
+            host: Arc::clone(&setup.host),
+            log: setup.log.clone(),
             state: Mutex::new(State::default()),
             starting: Starting::default(),
             pin_slot: PinSlot::claim(),
@@ -231,7 +256,7 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything(options.unwinding)?;
+        inner.bind_everything(setup.unwinding)?;
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);
         fork::prepare();
