@@ -18,7 +18,7 @@ use jitcast::compiler::PublishOptions;
 use jitcast::worker::{
     Endpoint, Event, HostTable, Log, LookupError, Polled, Worker, WorkerOptions,
 };
-use units::{attach, attach_with, c, calls, function, publish, try_call};
+use units::{Code, attach, attach_with, c, c_with, calls, function, publish, try_call};
 
 jitcast::worker::embed!();
 
@@ -234,4 +234,35 @@ fn a_host_is_told_what_no_call_returns() {
     });
     assert!(!worker.is_connected());
     known.get().unwrap().poll().unwrap();
+}
+
+#[test]
+fn debugging_information_says_the_signatures_of_c() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let flags = ["-O2", "-fPIC", "-fno-plt", "-gdwarf-5"];
+    let source =
+        "double hook(double); long f(long x) { return x + 1; } long g(long x) { return hook(x); }
+        struct pair { long a, b; }; long h(struct pair x) { return x.a; }";
+    publish(&host, &[c_with("u", source, &flags)]);
+    let mut table = HostTable::strict();
+    table.define("hook", add_seven as extern "C" fn(i64) -> i64);
+    let worker = attach_with(&host, table);
+    let guard = worker.enter().unwrap();
+    let f = worker.function::<Code>(&guard, "f").unwrap();
+    assert_eq!(f.call(&guard, 1), 2);
+    let wrong = worker.function::<extern "C" fn(f64) -> i64>(&guard, "f");
+    assert_eq!(
+        wrong.unwrap_err().to_string(),
+        "`f` has the signature (i64) -> i64, not (f64) -> i64"
+    );
+    let unknown = worker.function::<Code>(&guard, "h").unwrap_err();
+    assert!(matches!(unknown, LookupError::UnknownSignature { .. }));
+    let hook = worker.function::<Code>(&guard, "g").unwrap_err();
+    assert!(
+        matches!(hook, LookupError::ImportSignature { .. }),
+        "{hook}"
+    );
 }
