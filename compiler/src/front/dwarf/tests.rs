@@ -137,7 +137,10 @@ fn entries_that_stand_for_much_more_than_their_bytes_end_the_reading() {
         writer.set_section_data(section, bytes, 1);
     };
     // Abbreviation 1: an entry without children and with a hundred thousand flags, which take no bytes.
-    let flag = [constants::DW_AT_external.0 as u8, constants::DW_FORM_flag_present.0 as u8];
+    let flag = [
+        constants::DW_AT_external.0 as u8,
+        constants::DW_FORM_flag_present.0 as u8,
+    ];
     let mut abbreviations = vec![1, constants::DW_TAG_subprogram.0 as u8, 0];
     abbreviations.extend((0..100_000).flat_map(|_| flag));
     abbreviations.extend([0, 0, 0]);
