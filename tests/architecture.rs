@@ -230,6 +230,23 @@ fn architecture_names_every_dependency() {
 }
 
 #[test]
+fn the_readme_shows_what_a_worker_depends_on() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let command = "tree -p jitcast-worker -e normal,no-proc-macro --format {lib}";
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    let cargo = cargo
+        .current_dir(root())
+        .args(command.split(' '))
+        .arg("--locked");
+    let tree = String::from_utf8(cargo.output().unwrap().stdout).unwrap();
+    assert!(tree.starts_with("jitcast_worker\n"), "{tree}");
+    assert!(
+        readme.contains(&format!("\n```\n{tree}```\n")),
+        "README.md: a worker depends on as little as can be; if on this, say so there:\n{tree}"
+    );
+}
+
+#[test]
 fn elsewhere_one_message_says_where_it_runs() {
     let folder = root().join("runtime/src");
     let text = fs::read_to_string(folder.join("lib.rs")).unwrap();

@@ -211,6 +211,7 @@ fn a_host_is_told_what_no_call_returns() {
             &[c("w", &format!("{aborts} long h(long x) {{ return x; }}"))],
         );
         worker.poll().unwrap();
+        assert_eq!(worker.stats().failed, 1);
         let failed = take();
         assert!(
             matches!(&failed[..], [Event::UnitFailed(unit)] if unit.unit == "w"),

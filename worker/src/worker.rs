@@ -97,6 +97,7 @@ const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerStats {
     /// The number by which the compiler process knows it.
     pub number: u64,
@@ -110,6 +111,8 @@ pub struct WorkerStats {
     pub resyncs: u64,
     /// Host symbols that it lacks.
     pub missing: u64,
+    /// Units that failed in it ([`Worker::failed_units`]).
+    pub failed: u64,
 }
 
 #[derive(Debug)]
@@ -318,6 +321,7 @@ impl Worker {
             updates: word(Word::Updates),
             resyncs: word(Word::Resyncs),
             missing: word(Word::Missing),
+            failed: word(Word::Failed),
         }
     }
 
