@@ -50,7 +50,7 @@ fn chain(number: usize, depth: usize) -> String {
 fn attach(serving: &Serving, unwinding: Unwinding) -> Worker {
     let mut host = HostTable::default();
     // SAFETY: published code calls it as what it is.
-    unsafe { host.define("complain", complain as *const c_void) };
+    unsafe { host.define_address("complain", complain as *const c_void) };
     let options = WorkerOptions {
         host,
         unwinding,

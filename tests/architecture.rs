@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -76,6 +78,7 @@ const UNSAFE: &[&str] = &[
     "compiler/src/compiler.rs",
     "compiler/src/requests/spawn.rs",
     "compiler/src/server/connection.rs",
+    "examples/async_worker.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",
     "runtime/src/patch.rs",
@@ -222,6 +225,76 @@ fn architecture_names_every_dependency() {
         assert!(
             known,
             "ARCHITECTURE.md: say why the project depends on `{name}`"
+        );
+    }
+}
+
+#[test]
+fn the_readme_shows_what_a_worker_depends_on() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let command = "tree -p jitcast-worker -e normal,no-proc-macro --format {lib}";
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    let cargo = cargo
+        .current_dir(root())
+        .args(command.split(' '))
+        .arg("--locked");
+    let tree = String::from_utf8(cargo.output().unwrap().stdout).unwrap();
+    assert!(tree.starts_with("jitcast_worker\n"), "{tree}");
+    assert!(
+        readme.contains(&format!("\n```\n{tree}```\n")),
+        "README.md: a worker depends on as little as can be; if on this, say so there:\n{tree}"
+    );
+}
+
+#[test]
+fn elsewhere_one_message_says_where_it_runs() {
+    let folder = root().join("runtime/src");
+    let text = fs::read_to_string(folder.join("lib.rs")).unwrap();
+    for (here, elsewhere) in [("x86_64", "aarch64"), ("linux", "macos")] {
+        // As if this machine were another: modules are where they were.
+        let text = text.replace(&format!("\"{here}\""), &format!("\"{elsewhere}\""));
+        let text = text.replace(
+            "pub mod ",
+            &format!("#[path = \"{}/\"] pub mod ", folder.display()),
+        );
+        let text = ["atomic", "gate", "pin", "ring"]
+            .iter()
+            .fold(text, |text, name| {
+                text.replace(
+                    &format!("/\"] pub mod {name};"),
+                    &format!("/{name}.rs\"] pub mod {name};"),
+                )
+            });
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
+        let arguments = [
+            "--edition",
+            "2024",
+            "--crate-type",
+            "lib",
+            "--emit",
+            "metadata=/dev/null",
+            "-",
+        ];
+        let mut rustc = rustc
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        rustc
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        let said = String::from_utf8(rustc.wait_with_output().unwrap().stderr).unwrap();
+        let errors: Vec<_> = said
+            .lines()
+            .filter(|line| line.starts_with("error"))
+            .collect();
+        assert!(
+            matches!(errors[..], [first, last] if first.contains("runs on Linux on x86-64 only") && last.contains("1 previous error")),
+            "runtime/src/lib.rs: what is not for this machine goes below `unless_modelled`:\n{said}"
         );
     }
 }

@@ -81,6 +81,7 @@ impl Template {
             files: vec![file],
             signatures,
             uncallable: Vec::new(),
+            imports: Vec::new(),
             reclaim,
             link: jitcast::compiler::LinkOptions::default(),
         }

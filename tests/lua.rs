@@ -92,6 +92,7 @@ fn unit(name: &str, files: Vec<UnitFile>, signatures: &[(&str, &str)]) -> UnitSo
         files,
         signatures,
         uncallable: Vec::new(),
+        imports: Vec::new(),
         link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }

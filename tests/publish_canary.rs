@@ -106,7 +106,7 @@ impl Counting {
             ((&raw mut *begun).cast(), (&raw mut *ended).cast());
         for (name, array) in [("begun", first), ("ended", second)] {
             // SAFETY: an array of longs, there for ever, and of the length that the unit takes it for.
-            unsafe { table.define(name, array) };
+            unsafe { table.define_address(name, array) };
         }
         Self {
             worker: attach_with(host, table),

@@ -33,7 +33,7 @@ extern "C" fn add_seven(x: i64) -> i64 {
 /// A table in which `name` is [`add_seven`].
 fn with_seven(mut table: HostTable, name: &str) -> HostTable {
     // SAFETY: the units of these tests take `name` for a function of a long that returns a long.
-    unsafe { table.define(name, add_seven as *const c_void) };
+    unsafe { table.define_address(name, add_seven as *const c_void) };
     table
 }
 

@@ -222,7 +222,7 @@ fn a_constructor_may_call_a_host_that_enters_guards_and_is_told_not_to_look_up()
     publish(&host, &[adders("good", &[("good", 1)])]);
     let mut table = HostTable::default();
     // SAFETY: the unit takes it for such a function.
-    unsafe { table.define("back", back as *const std::ffi::c_void) };
+    unsafe { table.define_address("back", back as *const std::ffi::c_void) };
     let worker = attach_with(&host, table);
     *WORKER.lock().unwrap() = Some(worker.clone());
     let source = "void back(void); __attribute__((constructor)) static void calls(void) { back(); }

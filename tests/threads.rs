@@ -454,7 +454,7 @@ fn a_panic_inside_a_callback_leaves_the_callers_guard_alone() {
     let mut table = HostTable::default();
     let callback = callback as extern "C" fn(i64) -> i64 as *const std::ffi::c_void;
     // SAFETY: the unit above takes the name for a function of a long that returns a long.
-    unsafe { table.define("jitcast_test_callback", callback) };
+    unsafe { table.define_address("jitcast_test_callback", callback) };
     let worker = attach_with(&host, table);
     let (worker, _) = CALLBACK_WORKER.get_or_init(|| (worker, host));
     let guard = worker.enter().unwrap();
@@ -497,7 +497,7 @@ fn a_constructor_that_takes_its_time_keeps_nobody() {
         ("jitcast_test_destroyed", destroyed),
     ] {
         // SAFETY: the unit below takes the names for functions without arguments and results.
-        unsafe { table.define(name, function as *const std::ffi::c_void) };
+        unsafe { table.define_address(name, function as *const std::ffi::c_void) };
     }
     let worker = attach_with(&host, table);
     let f = handle(&worker, "f");
@@ -570,7 +570,7 @@ fn jump_out(socket: &str) {
     let mut table = HostTable::default();
     let enter_again = enter_again as extern "C" fn() as *const std::ffi::c_void;
     // SAFETY: the unit takes the name for a function without arguments and results.
-    unsafe { table.define("jitcast_test_enter_again", enter_again) };
+    unsafe { table.define_address("jitcast_test_enter_again", enter_again) };
     let options = jitcast::worker::WorkerOptions {
         host: table,
         ..Default::default()

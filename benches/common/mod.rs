@@ -79,6 +79,7 @@ pub(crate) fn clif(unit: &str, text: &str) -> UnitSource {
         }],
         signatures: compiled.signatures,
         uncallable: Vec::new(),
+        imports: compiled.imports,
         link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
@@ -103,6 +104,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
         }],
         signatures: Vec::new(),
         uncallable: Vec::new(),
+        imports: Vec::new(),
         link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }

@@ -9,6 +9,7 @@ mod check;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
     CellValue, SYMBOL_ABSOLUTE, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED,
     SYMBOL_THREAD_LOCAL, StoredRegion,
@@ -32,7 +33,7 @@ pub(crate) struct Catalog {
     pub(crate) orphans: HashMap<String, Symbol>,
     /// Names whose functions are not to be reached, published or not.
     pub(crate) quarantined: BTreeSet<String>,
-    pub(crate) imports: HashMap<ImportKey, Import>,
+    pub(crate) imports: BTreeMap<ImportKey, Import>,
     /// What is unique in a process, by name: it outlives the unit that brought it.
     pub(crate) pool: HashMap<String, Pooled>,
     /// The canaries that are running, by number.
@@ -78,7 +79,7 @@ impl Unit {
     pub(crate) fn host_symbols(&self) -> impl Iterator<Item = String> {
         let imports = self.imports.iter();
         let hosts = imports.filter(|(_, kind)| *kind != ImportKind::Unique);
-        hosts.map(|(name, _)| name.clone())
+        hosts.map(|(text, _)| HostName::parse(text).name.to_owned())
     }
 }
 
@@ -174,7 +175,7 @@ pub(crate) struct Variable {
     pub(crate) fresh: SegmentOffset,
 }
 
-/// A host symbol by its name, and how it is referred to.
+/// A host symbol by its name and the signature by which it is called ([`HostName`]), and how it is referred to.
 pub(crate) type ImportKey = (String, ImportKind);
 
 /// How a host symbol is referred to. Those of one name are different imports, since they differ where the host
@@ -369,7 +370,14 @@ impl Catalog {
     pub(crate) fn users_of_import(&self, name: &str) -> u32 {
         let import = |kind| self.imports.get(&(name.to_owned(), kind));
         let users = [import(ImportKind::Strong), import(ImportKind::Weak)];
-        let users = users.into_iter().flatten();
+        // With signatures: from `name(` up to `name)`.
+        let [first, end] = ["(", ")"].map(|bound| (format!("{name}{bound}"), ImportKind::Strong));
+        let typed = self.imports.range(first..end);
+        let typed = typed.filter(|((text, _), _)| HostName::parse(text).name == name);
+        let users = users
+            .into_iter()
+            .flatten()
+            .chain(typed.map(|(_, import)| import));
         users.map(|import| import.users).sum()
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use jitcast_linker::Dialect;
+use jitcast_runtime::signature::Signature;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -58,6 +59,8 @@ pub struct RetainedUnit {
     pub signatures: Vec<(String, String)>,
     /// Functions that no host can call, with what is recorded instead.
     pub uncallable: Vec<(String, String)>,
+    /// The signatures by which it calls functions of others, likewise.
+    pub imports: Vec<(String, String)>,
     /// Whether its memory is reused.
     pub reclaim: Reclaim,
     /// How it is linked.
@@ -79,14 +82,17 @@ impl RetainedUnit {
             content,
             cranelift: file.dialect == Dialect::Cranelift,
         });
-        let signatures = source.signatures.iter();
+        let texts = |signatures: &[(String, Signature)]| {
+            let texts = signatures.iter();
+            let texts = texts.map(|(name, signature)| (name.clone(), signature.to_string()));
+            texts.collect()
+        };
         Self {
             name: source.name.clone(),
             files: files.collect(),
-            signatures: signatures
-                .map(|(name, signature)| (name.clone(), signature.to_string()))
-                .collect(),
+            signatures: texts(&source.signatures),
             uncallable: source.uncallable.clone(),
+            imports: texts(&source.imports),
             reclaim: source.reclaim,
             link: source.link.clone(),
         }
@@ -126,14 +132,17 @@ impl RetainedUnit {
                 },
             })
         };
-        let signatures = self.signatures.iter();
+        let parsed = |texts: &[(String, String)]| {
+            let texts = texts.iter();
+            let parsed = texts.filter_map(|(name, text)| Some((name.clone(), text.parse().ok()?)));
+            parsed.collect()
+        };
         Ok(UnitSource {
             name: self.name.clone(),
             files: self.files.iter().map(file).collect::<Result<_, _>>()?,
-            signatures: signatures
-                .filter_map(|(name, text)| Some((name.clone(), text.parse().ok()?)))
-                .collect(),
+            signatures: parsed(&self.signatures),
             uncallable: self.uncallable.clone(),
+            imports: parsed(&self.imports),
             reclaim: self.reclaim,
             link: self.link.clone(),
         })

@@ -18,7 +18,7 @@ use crate::ring::{RECORD_WORDS, Ring};
 pub const MAGIC: [u8; 8] = *b"JITCAST\n";
 
 /// The version of the format that this code reads and writes.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Places of the ring.
 pub const RING_PLACES: usize = 1024;

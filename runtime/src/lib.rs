@@ -5,13 +5,19 @@
 //! Under `cfg(loom)` only the protocols are built ([`ring`], [`pin`], [`gate`]): loom's atomics cannot lie in shared
 //! memory.
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!(
+    "jitcast runs on Linux on x86-64 only: published code, the sealed segment and the barriers of guards are made for it"
+);
+
 pub mod atomic;
 pub mod gate;
 pub mod pin;
 pub mod ring;
 
+/// Elsewhere the message above is to be the only one.
 macro_rules! unless_modelled {
-    ($(pub mod $name:ident;)*) => { $(#[cfg(not(loom))] pub mod $name;)* };
+    ($($item:item)*) => { $(#[cfg(all(not(loom), target_os = "linux", target_arch = "x86_64"))] $item)* };
 }
 
 unless_modelled! {
@@ -23,6 +29,7 @@ unless_modelled! {
     pub mod geometry;
     pub mod header;
     pub mod heap;
+    pub mod host_name;
     pub mod index;
     pub mod mailbox;
     pub mod memory;
@@ -37,12 +44,11 @@ unless_modelled! {
     pub mod sys;
     pub mod window;
     pub mod wire;
-}
 
-#[cfg(not(loom))]
-pub use {
-    addr::{SegmentDelta, SegmentOffset, WorkerAddr},
-    geometry::{Area, Geometry, Region},
-    memory::Corrupt,
-    patch::{ImportId, Patch, PatchKind, PatchTarget},
-};
+    pub use {
+        addr::{SegmentDelta, SegmentOffset, WorkerAddr},
+        geometry::{Area, Geometry, Region},
+        memory::Corrupt,
+        patch::{ImportId, Patch, PatchKind, PatchTarget},
+    };
+}

@@ -303,7 +303,7 @@ pub const SYMBOL_ABSOLUTE: u32 = 2;
 /// [`SymbolRecord::kind`]: a datum of each thread's own.
 pub const SYMBOL_THREAD_LOCAL: u32 = 3;
 
-/// A host symbol that published code refers to. Its name follows the record.
+/// A host symbol that published code refers to. Its name follows the record ([`HostName`](crate::host_name::HostName)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ImportRecord {

@@ -156,6 +156,7 @@ pub(crate) fn clif_unit(unit: &str, text: &str) -> UnitSource {
         }],
         signatures: compiled.signatures,
         uncallable: Vec::new(),
+        imports: compiled.imports,
         link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }
@@ -173,6 +174,7 @@ pub(crate) fn object_unit(unit: &str, bytes: Vec<u8>) -> UnitSource {
         files: vec![file],
         signatures: Vec::new(),
         uncallable: Vec::new(),
+        imports: Vec::new(),
         link: jitcast::compiler::LinkOptions::default(),
         reclaim: Reclaim::Auto,
     }

@@ -120,9 +120,9 @@ pub(crate) fn play(target: &str) {
     assert!(DRIVER.set(Library(library)).is_ok());
     let mut host = HostTable::default();
     // SAFETY: functions of the types that the sources declare.
-    unsafe { host.define("note", note as *const c_void) };
+    unsafe { host.define_address("note", note as *const c_void) };
     // SAFETY: as above.
-    unsafe { host.define("look", look as *const c_void) };
+    unsafe { host.define_address("look", look as *const c_void) };
     let options = WorkerOptions {
         host,
         unwinding: match unwinding {
@@ -232,7 +232,7 @@ pub(crate) fn panics_pass() {
     publish(&host, &units);
     let mut table = HostTable::default();
     // SAFETY: a function of the type that the units declare.
-    unsafe { table.define("panics", panics as *const c_void) };
+    unsafe { table.define_address("panics", panics as *const c_void) };
     let worker = units::attach_with(&host, table);
     for x in 0..3 {
         let guard = worker.enter().unwrap();

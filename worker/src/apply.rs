@@ -91,7 +91,7 @@ impl Inner {
     }
 
     /// Applies what is new, and leaves the calling thread (whose pin is 0) inside at the generation that is applied then; or,
-    /// if another thread is at it, at the one that was applied before.
+    /// if another thread is at it, at the one that was applied before. The host is told what came of it.
     pub(crate) fn catch_up(&self, thread: u32) -> Result<(), UpdateError> {
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
         let gate = self.life().gate();
@@ -106,7 +106,12 @@ impl Inner {
                 self.state().lock().unwrap_or_else(PoisonError::into_inner)
             }
         };
-        self.enter_held(&mut state, thread)
+        self.enter_held(&mut state, thread)?;
+        // From here on this thread is inside, and so may whoever is told.
+        let events = core::mem::take(&mut state.events);
+        drop(state);
+        self.log().tell(&events);
+        Ok(())
     }
 
     /// The same, by who holds the state.

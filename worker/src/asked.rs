@@ -13,6 +13,7 @@ use jitcast_runtime::records::{AskedFunction, AskedImport, AskedRecord, Root, wa
 use jitcast_runtime::wire::FrameKind;
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr, index};
 
+use crate::cells::note_missing;
 use crate::error::{LookupError, RequestError, UpdateError};
 use crate::guard::Guard;
 use crate::handle::{Function, FunctionType, Wanted};
@@ -200,6 +201,7 @@ impl Inner {
             &mut |import: AskedImport, [name, _]| {
                 let found = self.find_import(name, import.weak == 1, import.trap);
                 let number = ImportId::new(import.number);
+                note_missing(state, &found);
                 state.imports.insert(number, found);
                 imports.push(number);
                 Ok::<_, UpdateError>(())

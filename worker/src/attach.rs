@@ -19,6 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::error::AttachError;
 use crate::fault::{Fault, seeded};
 use crate::link::LinkParts;
+use crate::worker::Setup;
 
 /// Where the compiler process is found.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub enum Endpoint<'a> {
 const MAX_LABEL_BYTES: usize = 63;
 
 /// Where a compiler process is found again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Home {
     Path(PathBuf),
     Name(String),
@@ -43,7 +44,7 @@ pub(crate) enum Home {
 
 impl Home {
     /// `None`: a connection that was handed over cannot be made anew.
-    fn of(endpoint: &Endpoint<'_>) -> Option<Self> {
+    pub(crate) fn of(endpoint: &Endpoint<'_>) -> Option<Self> {
         match endpoint {
             // The host may go to another folder.
             Endpoint::Path(path) if !is_abstract(path) => Some(Self::Path(
@@ -68,44 +69,67 @@ pub(crate) struct Attachment {
     pub(crate) fenced: bool,
 }
 
-pub(crate) fn attach(
-    endpoint: Endpoint<'_>,
-    label: &str,
-    fenced: bool,
-    allowed_uids: &[u32],
-) -> Result<Attachment, AttachError> {
+/// Attaches, and waits for the answer.
+pub(crate) fn attach(endpoint: Endpoint<'_>, setup: &Setup) -> Result<Attachment, AttachError> {
     let home = Home::of(&endpoint);
-    let socket = connect(endpoint)?;
-    check_peer(&socket, allowed_uids)?;
-    let request = request(label, fenced);
-    wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
-        .map_err(|cause| AttachError::Protocol { cause })?;
-    let (reply, [segment, shared_data, mailbox_fd]) = answer(&socket)?;
-    let sealed = reply.sealed == 1;
-    let (header, geometry) = check_segment(&segment, sealed)?;
-    check_shared_data(&shared_data, sealed, &geometry)?;
-    let mailbox = map_mailbox(&mailbox_fd)?;
-    let link = LinkParts {
-        socket,
-        mailbox: mailbox_fd,
-        segment,
-        shared_data,
-        home,
-        identity: ResumeRequest {
-            attach: request,
-            instance: header.instance,
-        },
-        trusted_uids: allowed_uids.to_vec(),
-        sealed,
-    };
-    Ok(Attachment {
-        link,
-        geometry,
-        header,
-        mailbox,
-        number: reply.worker,
-        fenced: reply.fenced != 0,
-    })
+    Asking::begin(connect(endpoint)?, setup)?.finish(home, setup)
+}
+
+/// A compiler process that has been asked to be attached to.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    socket: OwnedFd,
+    request: AttachRequest,
+}
+
+impl Asking {
+    /// Asks over `socket`, which a local peer takes the question from at once.
+    pub(crate) fn begin(socket: OwnedFd, setup: &Setup) -> Result<Self, AttachError> {
+        check_peer(&socket, &setup.trusted_uids)?;
+        let request = request(&setup.label, setup.barriers.incomplete());
+        wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
+            .map_err(|cause| AttachError::Protocol { cause })?;
+        Ok(Self { socket, request })
+    }
+
+    /// Where the answer comes.
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// Takes the answer, checked.
+    pub(crate) fn finish(
+        self,
+        home: Option<Home>,
+        setup: &Setup,
+    ) -> Result<Attachment, AttachError> {
+        let (reply, [segment, shared_data, mailbox_fd]) = answer(&self.socket)?;
+        let sealed = reply.sealed == 1;
+        let (header, geometry) = check_segment(&segment, sealed)?;
+        check_shared_data(&shared_data, sealed, &geometry)?;
+        let mailbox = map_mailbox(&mailbox_fd)?;
+        let link = LinkParts {
+            socket: self.socket,
+            mailbox: mailbox_fd,
+            segment,
+            shared_data,
+            home,
+            identity: ResumeRequest {
+                attach: self.request,
+                instance: header.instance,
+            },
+            trusted_uids: setup.trusted_uids.clone(),
+            sealed,
+        };
+        Ok(Attachment {
+            link,
+            geometry,
+            header,
+            mailbox,
+            number: reply.worker,
+            fenced: reply.fenced != 0,
+        })
+    }
 }
 
 fn request(label: &str, fenced: bool) -> AttachRequest {

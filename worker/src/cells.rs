@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::directory::read_page;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
     CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, TRAP_CELL,
     trailing_text,
@@ -12,6 +13,7 @@ use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr,
 
 use crate::canary::Canaries;
 use crate::error::UpdateError;
+use crate::log::{Event, note};
 use crate::transition::{Place, Step};
 use crate::trap;
 use crate::worker::{Import, Inner, State};
@@ -44,19 +46,27 @@ impl Inner {
         }
         let mut found = self.find_import(name, record.weak == 1, record.trap);
         let fallback = Some(record.fallback).filter(|fallback| !fallback.is_none());
-        found.address = found
-            .address
-            .or_else(|| Some(self.window().addr_of(fallback?)));
+        if found.mismatch.is_none() {
+            found.address = found
+                .address
+                .or_else(|| Some(self.window().addr_of(fallback?)));
+        }
+        note_missing(state, &found);
         state.imports.insert(ImportId::new(import), found);
         Ok(())
     }
 
     /// Looks a host symbol up.
     pub(crate) fn find_import(&self, name: String, weak: bool, trap: SegmentOffset) -> Import {
-        let found = self.host().resolve(&name);
+        let host = HostName::parse(&name);
+        let (address, mismatch) = match self.host().resolve_import(&host) {
+            Ok(found) => (found.or_else(|| weak.then_some(WorkerAddr::NULL)), None),
+            Err(mismatch) => (None, Some(mismatch)),
+        };
         Import {
-            address: found.or_else(|| weak.then_some(WorkerAddr::NULL)),
-            name,
+            name: host.name.to_owned(),
+            address,
+            mismatch,
             trap: self.window().addr_of(trap),
         }
     }
@@ -227,6 +237,14 @@ impl Inner {
                 .get(&import)
                 .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
         }
+    }
+}
+
+/// Lets the host know of a host symbol that is missing.
+pub(crate) fn note_missing(state: &mut State, import: &Import) {
+    if import.address.is_none() {
+        let import = import.described();
+        note(&mut state.events, Event::MissingImport { import });
     }
 }
 

@@ -195,6 +195,22 @@ pub enum LookupError {
         /// This process.
         pid: u32,
     },
+    /// It calls a host symbol by another signature than that by which this process defined it.
+    #[error(
+        "`{name}` calls the host symbol `{import}` as {called}, and this worker (pid {pid}) defines it as {defined}\n  help: declare it in the unit as the host defines it, or define it in the worker's host table as it is called"
+    )]
+    ImportSignature {
+        /// The name.
+        name: String,
+        /// The host symbol.
+        import: String,
+        /// How published code calls it.
+        called: String,
+        /// How the host defines it.
+        defined: String,
+        /// This process.
+        pid: u32,
+    },
     /// Its unit failed in this worker.
     #[error(
         "`{name}` cannot be called: {failed}\n  help: mend the unit's constructors and publish it again"
@@ -310,6 +326,7 @@ impl LookupError {
             self,
             Self::NotFound { .. }
                 | Self::MissingImport { .. }
+                | Self::ImportSignature { .. }
                 | Self::UnitFailed { .. }
                 | Self::Quarantined { .. }
                 | Self::Gone { .. }

@@ -19,7 +19,7 @@ use jitcast_runtime::pin;
 use crate::fault::{Fault, seeded};
 use crate::guard;
 use crate::life::Life;
-use crate::link::{Spare, Talk};
+use crate::link::{HeldTalk, Spare};
 use crate::trap;
 use crate::unwind::windows;
 use crate::worker::{Inner, State};
@@ -27,7 +27,7 @@ use crate::worker::{Inner, State};
 /// A worker whose process is about to fork.
 struct Forking {
     // Declared, and so dropped, before the worker that they belong to.
-    talk: MutexGuard<'static, Talk>,
+    talk: HeldTalk<'static>,
     state: MutexGuard<'static, State>,
     worker: Arc<Inner>,
     life: Life,
@@ -104,8 +104,7 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
     let state =
         unsafe { core::mem::transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(state) };
     // SAFETY: as for the state.
-    let talk =
-        unsafe { core::mem::transmute::<MutexGuard<'_, Talk>, MutexGuard<'static, Talk>>(talk) };
+    let talk = unsafe { core::mem::transmute::<HeldTalk<'_>, HeldTalk<'static>>(talk) };
     Some(Forking {
         talk,
         state,
@@ -177,7 +176,7 @@ extern "C" fn in_parent() {
             worker.mailbox().release(thread);
         }
         worker.link().ask_ahead(&mut talk);
-        drop((talk, state));
+        drop((state, talk));
     }
 }
 

@@ -98,7 +98,8 @@ impl Worker {
         self.enter_with(record)
     }
 
-    /// Looks for what is new and applies it, unless this thread is inside a guard: then nothing is applied, whatever is new.
+    /// Looks for what is new and applies it, unless this thread is inside a guard: then nothing is applied, whatever is new. What is
+    /// applied in an idle moment, no request has to wait for.
     ///
     /// # Errors
     /// [`EnterError`].

@@ -14,11 +14,13 @@ use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
 use crate::asked::Lease;
 use crate::cells::{failed_trap, removed_trap};
-use crate::error::LookupError;
+use crate::error::{EnterError, LookupError};
 use crate::guard::Guard;
 use crate::transition::{Place, Step, Transitions};
 use crate::trap::{containing, letting_out, quarantined_trap};
 use crate::worker::{Inner, State, Worker};
+
+use sealed::Sealed;
 
 /// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
 /// a guard.
@@ -175,6 +177,21 @@ impl Inner {
 }
 
 impl Worker {
+    /// Calls the current version of `function` under a guard of its own: for those who make one call at a time. Calls that
+    /// belong together are made under one guard ([`Worker::enter`], [`Function::call`]).
+    ///
+    /// # Errors
+    /// [`EnterError`]; nothing was called then.
+    #[inline(always)]
+    pub fn call<F: FunctionType>(
+        &self,
+        function: &Function<F>,
+        args: F::Args,
+    ) -> Result<F::Output, EnterError> {
+        let guard = self.enter()?;
+        Ok(F::call_published(function, &guard, args))
+    }
+
     /// The function `name`, whose recorded signature must be that of `F`.
     ///
     /// # Errors
@@ -359,8 +376,9 @@ impl Inner {
 fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr {
     match why {
         _ if let Some(fallback) = handle.fallback => fallback,
-        LookupError::MissingImport { import, .. } => {
-            let lacking = state.imports.values().find(|known| known.name == *import);
+        LookupError::MissingImport { import, .. } | LookupError::ImportSignature { import, .. } => {
+            let mut lacking = state.imports.values();
+            let lacking = lacking.find(|known| known.address.is_none() && known.name == *import);
             lacking.map_or_else(removed_trap, |import| import.trap)
         }
         LookupError::UnitFailed { .. } => failed_trap(),
@@ -411,14 +429,17 @@ impl<F> Function<F> {
 }
 
 /// A type that published functions take or return.
-pub trait AbiType: Copy {
+pub trait AbiType: Copy + Sealed {
     /// Its type in signatures; `None`: nothing is returned.
     const TYPE: Option<Type>;
 }
 
 macro_rules! abi_types {
     ($($rust:ty => $abi:ident),* $(,)?) => {
-        $(impl AbiType for $rust { const TYPE: Option<Type> = Some(Type::$abi); })*
+        $(
+            impl Sealed for $rust {}
+            impl AbiType for $rust { const TYPE: Option<Type> = Some(Type::$abi); }
+        )*
     };
 }
 
@@ -426,6 +447,10 @@ abi_types! {
     i8 => I8, i16 => I16, i32 => I32, i64 => I64, u8 => U8, u16 => U16, u32 => U32, u64 => U64,
     isize => I64, usize => U64, f32 => F32, f64 => F64,
 }
+
+impl Sealed for () {}
+impl<T> Sealed for *const T {}
+impl<T> Sealed for *mut T {}
 
 impl AbiType for () {
     const TYPE: Option<Type> = None;
@@ -441,12 +466,34 @@ impl<T> AbiType for *mut T {
 
 /// A function type that a handle can have: `extern "C" fn`, which no exception may leave (the process ends then), or
 /// `extern "C-unwind" fn`, through which one passes to the host.
-pub trait FunctionType {
+pub trait FunctionType: Copy + Sealed {
+    /// What it takes, as a tuple.
+    type Args;
+
+    /// What it returns.
+    type Output;
+
     /// Its signature.
     fn signature() -> Signature;
 
     /// The address of this one.
     fn address(self) -> WorkerAddr;
+
+    /// Calls this one, the host's own.
+    fn call(self, args: Self::Args) -> Self::Output;
+
+    /// [`Function::call`], with a tuple.
+    #[doc(hidden)]
+    fn call_published(
+        function: &Function<Self>,
+        guard: &Guard<'_>,
+        args: Self::Args,
+    ) -> Self::Output;
+}
+
+/// Calls rely on what these traits say of a type, so nobody else says it.
+mod sealed {
+    pub trait Sealed {}
 }
 
 macro_rules! function_types {
@@ -455,7 +502,12 @@ macro_rules! function_types {
         function_types!(@one "C-unwind", letting_out, $($param $arg),*);
     )* };
     (@one $abi:literal, $run:ident, $($param:ident $arg:ident),*) => {
+        impl<$($param: AbiType,)* R: AbiType> Sealed for extern $abi fn($($param),*) -> R {}
+
         impl<$($param: AbiType,)* R: AbiType> FunctionType for extern $abi fn($($param),*) -> R {
+            type Args = ($($param,)*);
+            type Output = R;
+
             fn signature() -> Signature {
                 let params: &[Option<Type>] = &[$($param::TYPE),*];
                 Signature { params: params.iter().copied().flatten().collect(), returns: R::TYPE }
@@ -463,6 +515,16 @@ macro_rules! function_types {
 
             fn address(self) -> WorkerAddr {
                 WorkerAddr::new((self as *const ()).expose_provenance() as u64)
+            }
+
+            #[inline(always)]
+            fn call(self, ($($arg,)*): Self::Args) -> R {
+                self($($arg),*)
+            }
+
+            #[inline(always)]
+            fn call_published(function: &Function<Self>, guard: &Guard<'_>, ($($arg,)*): Self::Args) -> R {
+                function.call(guard, $($arg),*)
             }
         }
 

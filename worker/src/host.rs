@@ -8,15 +8,35 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 
 use jitcast_runtime::WorkerAddr;
+use jitcast_runtime::host_name::HostName;
+use jitcast_runtime::signature::Signature;
 
+use crate::handle::FunctionType;
 use crate::{spawn, thread_local};
 
 /// The host symbols of a worker.
 #[derive(Debug)]
 pub struct HostTable {
-    defined: HashMap<String, WorkerAddr>,
+    defined: HashMap<String, Defined>,
     libraries: Vec<Library>,
     search_process: bool,
+}
+
+/// What a name was defined as.
+#[derive(Clone, Debug)]
+struct Defined {
+    address: WorkerAddr,
+    /// `None`: whoever defined it vouches for it.
+    signature: Option<Signature>,
+}
+
+/// A host symbol is called by a signature that is not the one it was defined with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mismatch {
+    /// How published code calls it.
+    pub(crate) called: Signature,
+    /// What the host says it is.
+    pub(crate) defined: Signature,
 }
 
 /// A library cannot be loaded.
@@ -55,7 +75,7 @@ impl Default for HostTable {
 }
 
 impl HostTable {
-    /// A table that binds only what [`HostTable::define`] names.
+    /// The strict mode: a table that binds only what was defined ([`HostTable::define`], [`HostTable::define_address`]).
     pub fn strict() -> Self {
         Self {
             defined: HashMap::new(),
@@ -64,14 +84,31 @@ impl HostTable {
         }
     }
 
-    /// Defines `name`, before anything that `dlsym` finds.
+    /// Defines `name` as a function of this process, `log as extern "C" fn(i64)`, before anything that `dlsym` finds. Published
+    /// code that is known to call it by another signature cannot be called in this worker ([`LookupError::ImportSignature`]).
+    /// That is known of CLIF, and of C where debugging information says it.
+    ///
+    /// [`LookupError::ImportSignature`]: crate::LookupError::ImportSignature
+    pub fn define<F: FunctionType>(&mut self, name: &str, function: F) -> &mut Self {
+        let defined = Defined {
+            address: function.address(),
+            signature: Some(F::signature()),
+        };
+        self.defined.insert(name.to_owned(), defined);
+        self
+    }
+
+    /// Defines `name` as what is at `address`, a datum or a function of any type, before anything that `dlsym` finds.
     ///
     /// # Safety
     /// `address` is what published code takes `name` for: a function of the signature it calls, or a datum of
     /// the type it accesses, valid while the worker is attached.
-    pub unsafe fn define(&mut self, name: &str, address: *const c_void) -> &mut Self {
-        self.defined
-            .insert(name.to_owned(), WorkerAddr::new(address.addr() as u64));
+    pub unsafe fn define_address(&mut self, name: &str, address: *const c_void) -> &mut Self {
+        let defined = Defined {
+            address: WorkerAddr::new(address.addr() as u64),
+            signature: None,
+        };
+        self.defined.insert(name.to_owned(), defined);
         self
     }
 
@@ -95,13 +132,37 @@ impl HostTable {
         Ok(self)
     }
 
+    /// What was defined as `name`. It stands for every version of the host's.
+    fn definition(&self, name: &str) -> Option<&Defined> {
+        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
+        self.defined.get(name).or_else(|| self.defined.get(stem))
+    }
+
+    /// The address of what an import names, if there is one that can be called as the import does.
+    pub(crate) fn resolve_import(
+        &self,
+        host: &HostName<'_>,
+    ) -> Result<Option<WorkerAddr>, Mismatch> {
+        let defined = self.definition(host.name);
+        match (
+            &host.signature,
+            defined.and_then(|defined| defined.signature.as_ref()),
+        ) {
+            (Some(called), Some(defined)) if !defined.compatible(called) => Err(Mismatch {
+                called: called.clone(),
+                defined: defined.clone(),
+            }),
+            _ => Ok(self.resolve(host.name)),
+        }
+    }
+
     /// The address of `name` in this process, if there is one; of `name@VERSION`, that of the version.
     pub fn resolve(&self, name: &str) -> Option<WorkerAddr> {
-        // What is defined explicitly, and what is ours, stands for every version of the host's.
-        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
-        if let Some(address) = self.defined.get(name).or_else(|| self.defined.get(stem)) {
-            return Some(*address);
+        if let Some(defined) = self.definition(name) {
+            return Some(defined.address);
         }
+        // What is ours stands for every version of the host's, too.
+        let stem = name.split_once('@').map_or(name, |(stem, _)| stem);
         if stem == "__tls_get_addr" {
             // How published code finds what is its own; of the host's it knows only what was bound.
             let found: extern "C" fn(*const thread_local::Index) -> *mut u8 =
@@ -231,7 +292,7 @@ mod tests {
         let mut table = HostTable::strict();
         assert_eq!(table.resolve("malloc"), None);
         // SAFETY: nothing is called through it.
-        unsafe { table.define("malloc", core::ptr::without_provenance(0x1000)) };
+        unsafe { table.define_address("malloc", core::ptr::without_provenance(0x1000)) };
         assert_eq!(table.resolve("malloc"), Some(WorkerAddr::new(0x1000)));
         let versioned = table.resolve("malloc@GLIBC_2.2.5");
         assert_eq!(versioned, Some(WorkerAddr::new(0x1000)));

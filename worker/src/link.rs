@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::mailbox::Mailbox;
@@ -24,17 +26,18 @@ use crate::asked::Lease;
 use crate::attach::{self, Home};
 use crate::error::{AttachError, RequestError};
 use crate::inbox::Inbox;
+use crate::log::{Event, note};
 use crate::watched::Watched;
 
 /// How long a fork waits for what was asked for. It comes in some ten microseconds, if the compiler process is there.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// When a compiler process that is gone is looked for again: first, and at the most.
-const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const LAST_BACKOFF: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+pub(crate) const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// How long one may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
 /// What a child takes over.
 #[derive(Debug)]
@@ -108,6 +111,10 @@ pub(crate) struct Talk {
     stated: bool,
     next_request: u64,
     requests: HashMap<u64, Request>,
+    /// Who waited for answers that are there.
+    woken: Vec<Waker>,
+    /// What the host has not been told.
+    events: Vec<Event>,
     /// What could not be sent yet.
     outbox: Vec<u8>,
     inbox: Inbox,
@@ -117,6 +124,8 @@ pub(crate) struct Talk {
 #[derive(Debug)]
 struct Request {
     answer: Answer,
+    /// Who is to be woken when the answer is there.
+    waker: Option<Waker>,
     /// Whether what the answer granted is somebody's.
     taken: bool,
     /// Whether nobody waits for it any more.
@@ -146,6 +155,8 @@ impl Talk {
             stated,
             next_request,
             requests: HashMap::new(),
+            woken: Vec::new(),
+            events: Vec::new(),
             outbox: Vec::new(),
             inbox: Inbox::default(),
         }
@@ -159,6 +170,11 @@ impl Talk {
     /// Whether something has not been sent yet.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// What the host has not been told.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        core::mem::take(&mut self.events)
     }
 
     /// Whether the compiler process knows which units this worker has.
@@ -176,6 +192,7 @@ impl Talk {
         self.next_request += 1;
         let request = Request {
             answer: Answer::None,
+            waker: None,
             taken: false,
             given_up: Arc::clone(given_up),
         };
@@ -186,6 +203,20 @@ impl Talk {
     /// What came of request `id`; `None`: this process has not made it.
     pub(crate) fn answer(&self, id: u64) -> Option<Answer> {
         self.requests.get(&id).map(|request| request.answer.clone())
+    }
+
+    /// Lets `waker` be woken once there is an answer to request `id`: whether there is none yet.
+    pub(crate) fn await_answer(&mut self, id: u64, waker: &Waker) -> bool {
+        let request = self.requests.get_mut(&id);
+        let open = request.filter(|request| request.answer == Answer::None);
+        let Some(request) = open else {
+            return false;
+        };
+        match &mut request.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        true
     }
 
     /// What request `id` was granted is `lease`'s: whether it was.
@@ -203,21 +234,60 @@ impl Talk {
 
     /// The connection is gone, and all that was said over it.
     fn lose(&mut self) {
-        let lost = |request: &mut Request| request.answer = Answer::Failed(RequestError::Lost);
+        let mut woken = core::mem::take(&mut self.woken);
         let mut open = core::mem::take(&mut self.requests);
         let is_open =
             |request: &&mut Request| !request.taken && !matches!(request.answer, Answer::Failed(_));
-        open.values_mut().filter(is_open).for_each(lost);
+        for request in open.values_mut().filter(is_open) {
+            request.settle(Answer::Failed(RequestError::Lost), &mut woken);
+        }
+        let mut events = core::mem::take(&mut self.events);
+        note(&mut events, Event::Disconnected);
         *self = Self {
             requests: open,
+            woken,
             state: State::Lost {
                 next: Instant::now(),
                 backoff: FIRST_BACKOFF,
             },
             // The object that it is in is there without the connection.
             offer: self.offer.take(),
+            events,
             ..Self::new(false, self.next_request)
         };
+    }
+}
+
+impl Request {
+    fn settle(&mut self, answer: Answer, woken: &mut Vec<Waker>) {
+        self.answer = answer;
+        woken.extend(self.waker.take());
+    }
+}
+
+/// The talk, held. Who waits for an answer that came meanwhile is woken when it is held no longer, and may ask for it at once.
+#[derive(Debug)]
+pub(crate) struct HeldTalk<'a>(Option<MutexGuard<'a, Talk>>);
+
+impl Deref for HeldTalk<'_> {
+    type Target = Talk;
+
+    fn deref(&self) -> &Talk {
+        self.0.as_ref().expect("only taken when it is dropped")
+    }
+}
+
+impl DerefMut for HeldTalk<'_> {
+    fn deref_mut(&mut self) -> &mut Talk {
+        self.0.as_mut().expect("only taken when it is dropped")
+    }
+}
+
+impl Drop for HeldTalk<'_> {
+    fn drop(&mut self) {
+        let woken = core::mem::take(&mut self.woken);
+        drop(self.0.take());
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -289,15 +359,16 @@ impl Link {
         self.socket.descriptor()
     }
 
-    pub(crate) fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn talk(&self) -> HeldTalk<'_> {
+        let talk = self.talk.lock();
+        HeldTalk(Some(talk.unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// The same, unless somebody else is at it.
-    pub(crate) fn try_talk(&self) -> Result<MutexGuard<'_, Talk>, ()> {
+    pub(crate) fn try_talk(&self) -> Result<HeldTalk<'_>, ()> {
         match self.talk.try_lock() {
-            Ok(talk) => Ok(talk),
-            Err(TryLockError::Poisoned(talk)) => Ok(talk.into_inner()),
+            Ok(talk) => Ok(HeldTalk(Some(talk))),
+            Err(TryLockError::Poisoned(talk)) => Ok(HeldTalk(Some(talk.into_inner()))),
             Err(TryLockError::WouldBlock) => Err(()),
         }
     }
@@ -349,9 +420,12 @@ impl Link {
             let Some(socket) = self.socket.get() else {
                 // The host has closed it: nothing comes any more.
                 let failed = Answer::Failed(RequestError::NotConnected);
-                let open = talk.requests.values_mut();
+                let Talk {
+                    requests, woken, ..
+                } = talk;
+                let open = requests.values_mut();
                 let open = open.filter(|request| request.answer == Answer::None);
-                return open.for_each(|request| request.answer = failed.clone());
+                return open.for_each(|request| request.settle(failed.clone(), woken));
             };
             match talk.inbox.receive(socket) {
                 Ok(Some(frame)) => self.take(talk, frame),
@@ -389,7 +463,7 @@ impl Link {
                     _ => Answer::Failed(RequestError::Refused { reason }),
                 };
                 match talk.requests.get_mut(&reply.id) {
-                    Some(request) => request.answer = answer,
+                    Some(request) => request.settle(answer, &mut talk.woken),
                     None if reply.outcome == ASK_READY => self.release(talk, reply.unit, 1),
                     None => {}
                 }
@@ -579,6 +653,8 @@ impl Link {
         let Some(offer) = talk.offer.take() else {
             return;
         };
+        let number = offer.number;
+        note(&mut talk.events, Event::Renewed { number });
         // As below.
         let _ = self.segment.replace(&offer.segment);
         let _ = self.shared_data.replace(&offer.shared_data);
@@ -595,6 +671,7 @@ impl Link {
 
     /// The offer is none: it does not hold what it should.
     pub(crate) fn decline(&self, talk: &mut Talk) {
+        note(&mut talk.events, Event::Declined);
         if talk.offer.take().is_none_or(|offer| offer.socket.is_none()) {
             return;
         }

@@ -14,7 +14,7 @@ use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
 use crate::canary::Canaries;
 use crate::error::LookupError;
 use crate::guard::Guard;
-use crate::worker::{Inner, State, Worker};
+use crate::worker::{Import, Inner, State, Worker};
 
 /// A published function, as the directory describes it at one generation.
 #[derive(Clone, Debug)]
@@ -146,11 +146,7 @@ impl Inner {
             for reference in needs.reachable(node) {
                 match reference {
                     Reference::Import(import) if missing.contains(&import) => {
-                        return Err(LookupError::MissingImport {
-                            name: name.to_owned(),
-                            import: state.imports[&import].name.clone(),
-                            pid: std::process::id(),
-                        });
+                        return Err(lacks(name, &state.imports[&import]));
                     }
                     Reference::Import(_) => {}
                     Reference::Symbol(hash) => {
@@ -177,5 +173,25 @@ impl Inner {
             Some(region) if region.len_bytes > 0 => Needs::read(view, region),
             _ => Ok(Needs::default()),
         }
+    }
+}
+
+/// Function `name` needs a host symbol that is missing.
+fn lacks(name: &str, import: &Import) -> LookupError {
+    let (name, pid) = (name.to_owned(), std::process::id());
+    let host_symbol = import.name.clone();
+    match &import.mismatch {
+        None => LookupError::MissingImport {
+            name,
+            import: host_symbol,
+            pid,
+        },
+        Some(mismatch) => LookupError::ImportSignature {
+            name,
+            import: host_symbol,
+            called: mismatch.called.to_string(),
+            defined: mismatch.defined.to_string(),
+            pid,
+        },
     }
 }

@@ -61,10 +61,14 @@ impl Worker {
     /// too, every 65,536th time, and so does [`Worker::wait`]. Also looks whether this worker, a forked child, has been given its
     /// place among the workers that run canaries.
     pub fn tend(&self) {
-        let inner = self.inner();
-        if !inner.is_attached_here() {
-            return;
+        if self.inner().is_attached_here() {
+            self.look_after();
+            self.inner().tell_host();
         }
+    }
+
+    fn look_after(&self) {
+        let inner = self.inner();
         inner.look_at_seat();
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
@@ -98,6 +102,18 @@ impl Worker {
 }
 
 impl Inner {
+    /// Tells the host what it has not been told, unless somebody else is at it.
+    fn tell_host(&self) {
+        let mut events = Vec::new();
+        if let Ok(mut talk) = self.link().try_talk() {
+            events = talk.take_events();
+        }
+        if let Ok(mut state) = self.state().try_lock() {
+            events.append(&mut state.events);
+        }
+        self.log().tell(&events);
+    }
+
     /// The renewal that is announced at `head`, and the generation before it.
     pub(crate) fn announced(&self, head: u64) -> Option<(Renewal, u64)> {
         let record = self.control().ring().read(head)?;

@@ -3,8 +3,10 @@
 //! A request is a frame over the worker's connection; its reply is found by a number. Nothing here waits but what says so.
 //! Invariant: what a reply grants is either bound or given back.
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jitcast_runtime::wire::{AskRequest, FrameKind};
@@ -77,6 +79,29 @@ impl Pending {
         self.worker.tend();
         let talk = self.worker.inner().link().try_talk();
         talk.is_ok_and(|talk| talk.answer(self.id) != Some(Answer::None))
+    }
+
+    /// Waits for the answer, in any executor. Nothing here runs by itself, so this is woken by whoever looks after the worker:
+    /// [`Worker::tend`], called when the connection ([`AsFd`](std::os::fd::AsFd)) is readable or has hung up, and guards, now and
+    /// then.
+    pub fn ready(&self) -> impl Future<Output = ()> + '_ {
+        poll_fn(|context| self.poll_ready(context))
+    }
+
+    fn poll_ready(&self, context: &Context<'_>) -> Poll<()> {
+        if self.is_ready() {
+            return Poll::Ready(());
+        }
+        let Ok(mut talk) = self.worker.inner().link().try_talk() else {
+            // Somebody is at the connection, for a moment.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        if talk.await_answer(self.id, context.waker()) {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
     }
 
     /// Waits for the answer, or until `timeout` passes: whether it is there.

@@ -47,7 +47,7 @@ pub(crate) extern "C" fn missing_import(import: u32, base: u64) -> ! {
     let name = worker.and_then(|worker| worker.import_name(ImportId::new(import)));
     let name = name.unwrap_or_else(|| format!("number {import}"));
     fatal(&format!(
-        "published code called the host symbol `{name}`, which is missing in this worker"
+        "published code called the host symbol `{name}`, which is missing in this worker, or defined with another signature"
     ))
 }
 

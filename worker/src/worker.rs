@@ -1,7 +1,7 @@
 //! A worker: one process's attachment to a segment.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -15,16 +15,17 @@ use jitcast_runtime::{index, module, sys};
 use rustix::thread::futex;
 
 use crate::asked::Bound;
-use crate::attach::{self, Endpoint};
+use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
 use crate::handle::Handles;
-use crate::host::HostTable;
+use crate::host::{HostTable, Mismatch};
 use crate::life::LifePage;
 use crate::link::Link;
+use crate::log::{Event, Log};
 use crate::pin_slot::PinSlot;
 use crate::renew::Renewal;
 use crate::startup::{FailedUnit, Starting, Units};
@@ -49,6 +50,33 @@ pub struct WorkerOptions {
     pub trusted_uids: Vec<u32>,
     /// How exceptions and backtraces find their way through published code.
     pub unwinding: Unwinding,
+    /// Who is told of what the host may want to write down.
+    pub log: Log,
+}
+
+/// What a worker is made with.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) label: String,
+    pub(crate) trusted_uids: Vec<u32>,
+    pub(crate) barriers: Barriers,
+    pub(crate) log: Log,
+    host: Arc<HostTable>,
+    unwinding: Unwinding,
+}
+
+impl Setup {
+    /// Registers this process for barriers, too.
+    pub(crate) fn new(options: WorkerOptions) -> Self {
+        Self {
+            label: options.label,
+            trusted_uids: options.trusted_uids,
+            barriers: Barriers::register(),
+            log: options.log,
+            host: Arc::new(options.host),
+            unwinding: options.unwinding,
+        }
+    }
 }
 
 /// With a fault seeded: shared data of this worker's own.
@@ -69,6 +97,7 @@ const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerStats {
     /// The number by which the compiler process knows it.
     pub number: u64,
@@ -82,6 +111,8 @@ pub struct WorkerStats {
     pub resyncs: u64,
     /// Host symbols that it lacks.
     pub missing: u64,
+    /// Units that failed in it ([`Worker::failed_units`]).
+    pub failed: u64,
 }
 
 #[derive(Debug)]
@@ -99,7 +130,8 @@ pub(crate) struct Inner {
     number: AtomicU64,
     /// The object that is mapped.
     object: AtomicU64,
-    host: HostTable,
+    host: Arc<HostTable>,
+    log: Log,
     state: Mutex<State>,
     starting: Starting,
     pin_slot: Option<PinSlot>,
@@ -131,9 +163,21 @@ pub(crate) struct State {
     pub(crate) renewal: Option<Renewal>,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
+    /// What the host has not been told.
+    pub(crate) events: Vec<Event>,
 }
 
 impl Import {
+    /// Its name, and what the host has instead if it is missing for that.
+    pub(crate) fn described(&self) -> String {
+        match &self.mismatch {
+            None => self.name.clone(),
+            Some(Mismatch { called, defined }) => {
+                format!("{}` (called as {called}, defined as `{defined})", self.name)
+            }
+        }
+    }
+
     /// Takes it for missing, since published code cannot use what there is.
     pub(crate) fn lacks(&mut self, why: &str) {
         self.address = None;
@@ -147,6 +191,8 @@ pub(crate) struct Import {
     pub(crate) name: String,
     /// The address; null for a weak symbol that nobody has; `None`: missing.
     pub(crate) address: Option<WorkerAddr>,
+    /// Why it is missing although the host has it.
+    pub(crate) mismatch: Option<Mismatch>,
     /// What cells hold instead where it is missing.
     pub(crate) trap: WorkerAddr,
 }
@@ -157,13 +203,13 @@ impl Worker {
     /// # Errors
     /// [`AttachError`]; nothing is left behind then.
     pub fn attach(endpoint: Endpoint<'_>, options: WorkerOptions) -> Result<Self, AttachError> {
-        let barriers = Barriers::register();
-        let attachment = attach::attach(
-            endpoint,
-            &options.label,
-            barriers.incomplete(),
-            &options.trusted_uids,
-        )?;
+        let setup = Setup::new(options);
+        Self::begin(attach::attach(endpoint, &setup)?, &setup)
+    }
+
+    /// Maps what the handshake yielded, and binds what is published.
+    pub(crate) fn begin(attachment: Attachment, setup: &Setup) -> Result<Self, AttachError> {
+        let barriers = setup.barriers;
         let link = &attachment.link;
         let window = match apart(&attachment.geometry)? {
             None => Window::map(&attachment.geometry, &link.segment, &link.shared_data),
@@ -191,10 +237,11 @@ impl Worker {
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
-            label: attach::stated(&options.label).to_owned(),
+            label: attach::stated(&setup.label).to_owned(),
             number: AtomicU64::new(attachment.number),
             object: AtomicU64::new(object),
-            host: options.host,
+            host: Arc::clone(&setup.host),
+            log: setup.log.clone(),
             state: Mutex::new(State::default()),
             starting: Starting::default(),
             pin_slot: PinSlot::claim(),
@@ -212,7 +259,9 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything(options.unwinding)?;
+        inner.bind_everything(setup.unwinding)?;
+        let events = core::mem::take(&mut inner.lock_always().events);
+        inner.log.tell(&events);
         fork::prepare();
         inner.link.ask_ahead(&mut inner.link.talk());
         Ok(Self(inner))
@@ -256,7 +305,7 @@ impl Worker {
     }
 
     /// The descriptor of the connection to the compiler process. When it hangs up, that process has ended: [`Worker::tend`] looks
-    /// for another. The number stays the same then.
+    /// for another. The number stays the same then, but leads to another file: epoll(7) has to be told of it again.
     pub fn connection(&self) -> BorrowedFd<'_> {
         self.0.link.descriptor()
     }
@@ -272,6 +321,7 @@ impl Worker {
             updates: word(Word::Updates),
             resyncs: word(Word::Resyncs),
             missing: word(Word::Missing),
+            failed: word(Word::Failed),
         }
     }
 
@@ -309,6 +359,14 @@ impl Worker {
 
     pub(crate) fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.0)
+    }
+}
+
+/// The connection ([`Worker::connection`]), for event loops: when it is readable or has hung up, [`Worker::tend`] is to be called.
+/// Publications do not show there: guards find them, and [`Worker::wait`].
+impl AsFd for Worker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection()
     }
 }
 
@@ -367,6 +425,16 @@ impl Inner {
 
     pub(crate) fn state(&self) -> &Mutex<State> {
         &self.state
+    }
+
+    /// The state, for a thread that runs nothing published.
+    pub(crate) fn lock_always(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is told what happens.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The state, for a thread that is inside: unless somebody runs constructors, who holds it. Since nobody else is

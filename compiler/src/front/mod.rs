@@ -5,6 +5,7 @@
 pub(crate) mod ar;
 pub mod cc;
 pub mod clif;
+mod dwarf;
 mod thin;
 
 #[cfg(test)]
@@ -111,7 +112,8 @@ pub struct Compiled {
     pub bytes: Vec<u8>,
     /// Whose habits it follows.
     pub dialect: Dialect,
-    /// The signatures of the functions that it defines, as far as they are known: those of CLIF.
+    /// The signatures of the functions that it defines, as far as they are known: those of CLIF, and of C where debugging
+    /// information (`-g`) says them.
     pub signatures: Vec<(String, Signature)>,
     /// Functions that it defines whose signature is known and none that a host can call by, with that
     /// signature's text.
@@ -120,6 +122,13 @@ pub struct Compiled {
     pub imports: Vec<(String, Signature)>,
     /// What the compiler said though it succeeded: the warnings of C.
     pub messages: String,
+}
+
+impl Compiled {
+    fn add(&mut self, described: dwarf::Described) {
+        self.signatures.extend(described.signatures);
+        self.imports.extend(described.imports);
+    }
 }
 
 /// A file that did not get as far as the linker.
@@ -331,7 +340,8 @@ fn compile(
         messages: String::new(),
     };
     match kind {
-        Kind::Object | Kind::Archive => {}
+        Kind::Object => compiled.add(dwarf::describe(&compiled.bytes)),
+        Kind::Archive => {}
         Kind::C => {
             let source = if on_disk {
                 cc::Source::File(path)
@@ -339,6 +349,7 @@ fn compile(
                 cc::Source::Text(&compiled.bytes)
             };
             let done = cc::compile(&compiled.name, &source, &options.cc, &options.cflags)?;
+            compiled.add(dwarf::describe(&done.object));
             (compiled.bytes, compiled.messages) = (done.object, done.messages);
         }
         Kind::Clif => {

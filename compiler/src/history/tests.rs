@@ -14,6 +14,7 @@ fn source(name: &str, bytes: &[u8]) -> UnitSource {
         files: vec![file],
         signatures: vec![("f".to_owned(), "(i64) -> i64".parse().unwrap())],
         uncallable: Vec::new(),
+        imports: Vec::new(),
         reclaim: Reclaim::Auto,
         link: LinkOptions::default(),
     }

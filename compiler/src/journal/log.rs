@@ -22,7 +22,7 @@ use super::storage::File;
 const MAGIC: [u8; 8] = *b"JITCASTJ";
 
 /// The version of the format that this code reads and writes.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 const MARKER: u32 = u32::from_le_bytes(*b"JREC");
 

@@ -13,12 +13,14 @@ use jitcast_linker::{
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::{Area, Region, SLOT_BYTES, STUB_BYTES};
 use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
     AskedFunction, AskedImport, AskedRecord, StoredRegion, hash_name, push_texts,
 };
 use jitcast_runtime::{ImportId, Patch, PatchKind, PatchTarget, SegmentOffset, module, needs};
 use zerocopy::IntoBytes;
 
+use super::bind::import_key;
 use super::code::{TRAP_BYTES, write_import_trap_at, write_stub_at};
 use super::describe::write_table;
 use super::frames::write_text;
@@ -99,7 +101,7 @@ pub(crate) fn write_asked(
     source: &UnitSource,
     prepared: &Prepared<'_>,
 ) -> Result<Changes, PublishError> {
-    let (meanings, hosts) = settle(site.catalog, prepared)?;
+    let (meanings, hosts) = settle(site.catalog, source, prepared)?;
     let numbers = |next: u32, count: usize| {
         let count = u32::try_from(count).ok();
         let end = count.and_then(|count| next.checked_add(count));
@@ -141,6 +143,7 @@ pub(crate) fn remove_asked(
 /// What each reference of a unit means, and the host symbols that it needs for itself.
 fn settle<'a>(
     catalog: &'a Catalog,
+    source: &UnitSource,
     prepared: &Prepared<'_>,
 ) -> Result<(Vec<Meaning<'a>>, Vec<ImportKey>), PublishError> {
     let (mut hosts, mut known) = (Vec::new(), BTreeMap::new());
@@ -157,16 +160,7 @@ fn settle<'a>(
             continue;
         }
         let pooled = catalog.pool.contains_key(reference.name);
-        let kind = match reference.weak {
-            _ if pooled => ImportKind::Unique,
-            true => ImportKind::Weak,
-            false => ImportKind::Strong,
-        };
-        let name = match reference.version {
-            Some(version) if !pooled => format!("{}@{version}", reference.name),
-            _ => reference.name.to_owned(),
-        };
-        let key = (name, kind);
+        let key = import_key(source, reference, pooled);
         meanings.push(match catalog.imports.get(&key) {
             Some(import) => Meaning::KnownHost(import.id),
             None => Meaning::Host(*known.entry(key.clone()).or_insert_with(|| {
@@ -398,9 +392,12 @@ impl<'a, 'p> Making<'a, 'p> {
             .filter(|(_, meaning)| matches!(meaning, Meaning::Published(_)))
             .map(|(reference, _)| reference.name.to_owned())
             .collect();
-        let bare = |(name, _): &ImportKey| match name.split_once('@') {
-            Some((bare, _)) if !bare.is_empty() => bare.to_owned(),
-            _ => name.clone(),
+        let bare = |(text, _): &ImportKey| {
+            let name = HostName::parse(text).name;
+            match name.split_once('@') {
+                Some((bare, _)) if !bare.is_empty() => bare.to_owned(),
+                _ => name.to_owned(),
+            }
         };
         Ok(Asked {
             number: self.number,

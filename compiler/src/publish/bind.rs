@@ -4,11 +4,12 @@ use jitcast_linker::{Binding, Reference};
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{CellValue, ImportRecord};
 use jitcast_runtime::{ImportId, PatchTarget};
 
 use super::code::write_import_trap;
-use super::{Batch, check_name};
+use super::{Batch, UnitSource, check_name};
 use crate::catalog::{Import, ImportKey, ImportKind, Kind};
 use crate::error::PublishError;
 
@@ -36,7 +37,7 @@ impl<'p> Batch<'_, 'p> {
     ) -> Result<Binding, PublishError> {
         check_name(reference.name)?;
         if !self.is_segments(reference.name) || self.pooled(reference.name).is_some() {
-            return Ok(self.bind_host(txn, edit, reference)?);
+            return Ok(self.bind_host(txn, edit, unit, reference)?);
         }
         let mut symbol = match self.changes.symbols.get(reference.name) {
             Some(symbol) => symbol.clone(),
@@ -100,28 +101,20 @@ impl<'p> Batch<'_, 'p> {
         users > self.leaving_users.get(name).copied().unwrap_or(0)
     }
 
-    /// Which import a reference is that is not to a published symbol.
-    pub(super) fn import_key(&self, reference: &Reference<'p>) -> ImportKey {
-        let kind = match reference.weak {
-            _ if self.pooled(reference.name).is_some() => ImportKind::Unique,
-            true => ImportKind::Weak,
-            false => ImportKind::Strong,
-        };
-        // Workers look for `name@VERSION` in that version.
-        let name = match reference.version {
-            Some(version) if kind != ImportKind::Unique => format!("{}@{version}", reference.name),
-            _ => reference.name.to_owned(),
-        };
-        (name, kind)
+    /// Which import a reference of unit number `unit` is that is not to a published symbol.
+    pub(super) fn import_key(&self, unit: usize, reference: &Reference<'p>) -> ImportKey {
+        let unique = self.pooled(reference.name).is_some();
+        import_key(&self.sources[unit], reference, unique)
     }
 
     pub(super) fn bind_host(
         &mut self,
         txn: &mut Txn<'_>,
         edit: &mut Edit,
+        unit: usize,
         reference: &Reference<'p>,
     ) -> Result<Binding, SegmentFull> {
-        let key = self.import_key(reference);
+        let key = self.import_key(unit, reference);
         let published = self.site.catalog.imports.get(&key);
         let known = self.changes.imports.get(&key).or(published).cloned();
         let mut changed = known.is_none();
@@ -182,4 +175,26 @@ impl<'p> Batch<'_, 'p> {
         self.changes.imports.insert(key, import);
         Ok(binding)
     }
+}
+
+/// Which import a reference of `source` is; `unique`: to what is one in a process.
+pub(super) fn import_key(
+    source: &UnitSource,
+    reference: &Reference<'_>,
+    unique: bool,
+) -> ImportKey {
+    if unique {
+        return (reference.name.to_owned(), ImportKind::Unique);
+    }
+    let kind = match reference.weak {
+        true => ImportKind::Weak,
+        false => ImportKind::Strong,
+    };
+    // Workers look for `name@VERSION` in that version.
+    let versioned = reference
+        .version
+        .map(|version| format!("{}@{version}", reference.name));
+    let name = versioned.as_deref().unwrap_or(reference.name);
+    let signature = source.calls_by(reference.name).cloned();
+    (HostName::new(name, signature).to_string(), kind)
 }

@@ -121,7 +121,7 @@ impl<'p> Batch<'_, 'p> {
                 .collect(),
             imports: imports
                 .iter()
-                .map(|import| self.import_key(import))
+                .map(|import| self.import_key(unit, import))
                 .collect(),
         };
         self.changes.units.push((source.name.clone(), unit_record));
@@ -140,7 +140,7 @@ impl<'p> Batch<'_, 'p> {
                 return needs::Reference::Symbol(self.hash(reference.name));
             }
             // Bound just before, and so among the changes.
-            let key = self.import_key(reference);
+            let key = self.import_key(unit, reference);
             needs::Reference::Import(self.changes.imports[&key].id)
         };
         let references: Vec<_> = self.units[unit]

@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use jitcast_linker::{Definition, Dialect, Input, Options, Prepared, SymbolKind};
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::heap::Txn;
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{MAX_NAME_BYTES, hash_name};
 use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{Geometry, SegmentOffset};
@@ -75,6 +76,9 @@ pub struct UnitSource {
     pub signatures: Vec<(String, Signature)>,
     /// Functions that no host can call (several results, vectors), with what is recorded instead.
     pub uncallable: Vec<(String, String)>,
+    /// The signatures by which it calls functions of others, as far as they are known. Workers compare them with those of the
+    /// functions that their hosts registered.
+    pub imports: Vec<(String, Signature)>,
     /// Whether its memory is reused after it was replaced.
     pub reclaim: Reclaim,
     /// How it is linked.
@@ -100,6 +104,7 @@ impl UnitSource {
             files: Vec::new(),
             signatures: Vec::new(),
             uncallable: Vec::new(),
+            imports: Vec::new(),
             reclaim: Reclaim::Auto,
             link: LinkOptions::default(),
         };
@@ -118,6 +123,7 @@ impl UnitSource {
             } = file;
             self.signatures.extend(file.signatures);
             self.uncallable.extend(file.unlisted);
+            self.imports.extend(file.imports);
             self.files.push(UnitFile {
                 name,
                 bytes,
@@ -151,6 +157,15 @@ impl UnitSource {
             support: Some((support::NAME, support::archive())),
             ..Options::default()
         }
+    }
+
+    /// The signature by which it calls `name`; `None` too if it does so by several.
+    fn calls_by(&self, name: &str) -> Option<&Signature> {
+        let mut known = self.imports.iter().filter(|(known, _)| known == name);
+        let (_, first) = known.next()?;
+        known
+            .all(|(_, other)| first.compatible(other))
+            .then_some(first)
     }
 
     /// What is recorded of the signature of `name`; empty: nothing is known.
@@ -283,7 +298,8 @@ impl<'a, 'p> Batch<'a, 'p> {
         {
             for (import, kind) in &unit.imports {
                 if *kind != ImportKind::Unique {
-                    *leaving_users.entry(import.as_str()).or_insert(0) += 1;
+                    let name = HostName::parse(import).name;
+                    *leaving_users.entry(name).or_insert(0) += 1;
                 }
             }
             if unit.keeps {

@@ -25,6 +25,8 @@ pub(super) struct Generated {
     pub(super) signatures: Vec<(String, String)>,
     /// Functions that no host can call, with what is recorded instead.
     pub(super) uncallable: Vec<(String, String)>,
+    /// The signatures by which it calls functions of others, as text.
+    pub(super) imports: Vec<(String, String)>,
 }
 
 /// Compiles a request: what [`codegen`] does between reading and writing.

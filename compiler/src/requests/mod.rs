@@ -156,6 +156,7 @@ fn unit_source(name: &str, generated: Generated) -> Result<UnitSource, String> {
         object,
         signatures,
         uncallable,
+        imports,
     } = generated;
     let parse = |(name, text): (String, String)| {
         let signature = text.parse().map_err(|error| format!("{error}"))?;
@@ -173,6 +174,7 @@ fn unit_source(name: &str, generated: Generated) -> Result<UnitSource, String> {
             .map(parse)
             .collect::<Result<_, _>>()?,
         uncallable,
+        imports: imports.into_iter().map(parse).collect::<Result<_, _>>()?,
         reclaim: Reclaim::Yes,
         link: publish::LinkOptions::default(),
     })
@@ -202,6 +204,7 @@ fn compile(request: CodegenRequest) -> Result<Generated, String> {
         object: compiled.bytes,
         signatures: compiled.signatures.into_iter().map(text).collect(),
         uncallable: compiled.unlisted,
+        imports: compiled.imports.into_iter().map(text).collect(),
     })
 }
 

@@ -267,7 +267,7 @@ unsafe fn define(host: &mut HostTable, options: &jitcast_options) -> Result<(), 
             }
         };
         // SAFETY: the caller's promise.
-        unsafe { host.define(name, address) };
+        unsafe { host.define_address(name, address) };
         at = at.wrapping_byte_add(import.size);
     }
     Ok(())

@@ -187,7 +187,9 @@ impl From<LookupError> for Failure {
             LookupError::NotAFunction { .. } => jitcast_status::NotAFunction,
             LookupError::Signature { .. } => jitcast_status::Signature,
             LookupError::UnknownSignature { .. } => jitcast_status::UnknownSignature,
-            LookupError::MissingImport { .. } => jitcast_status::MissingImport,
+            LookupError::MissingImport { .. } | LookupError::ImportSignature { .. } => {
+                jitcast_status::MissingImport
+            }
             LookupError::UnitFailed { .. } => jitcast_status::UnitFailed,
             LookupError::Quarantined { .. } => jitcast_status::Quarantined,
             LookupError::WhileStarting => jitcast_status::WhileStarting,

@@ -24,6 +24,7 @@ use jitcast_runtime::{Corrupt, SegmentOffset, index};
 use crate::canary::Canaries;
 use crate::error::UpdateError;
 use crate::guard;
+use crate::log::{Event, note};
 use crate::startup::protect::Ended;
 use crate::trap;
 use crate::worker::{Inner, State};
@@ -258,6 +259,7 @@ impl Inner {
                 module: Some(module),
             });
         }
+        note(&mut state.events, Event::UnitFailed(failed.clone()));
         state.units.failed.insert(unit.number, failed);
     }
 

@@ -4,6 +4,7 @@ use core::fmt;
 
 use jitcast_runtime::frames::find_name;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES, STUB_BYTES};
+use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
     ImportRecord, Root, SymbolRecord, TextRecord, UnitRecord, trailing_text,
 };
@@ -137,7 +138,7 @@ impl Inner {
                     return Ok(());
                 }
                 let name = trailing_text::<ImportRecord>(view, at, 0, import.name_len)?;
-                Err(found(name, None))
+                Err(found(HostName::parse(&name).name.to_owned(), None))
             })
         });
         match walked {
