@@ -4,6 +4,8 @@
 mod common;
 #[path = "servers/http.rs"]
 mod http;
+#[path = "servers/versioned.rs"]
+mod versioned;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,14 +13,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use common::host::Host;
-use common::object::Maker;
 use common::process::{PATIENCE, Process, Stream, Watched, await_some, finish};
 use common::require;
 use common::scratch::{Scratch, example};
 use http::{Asking, Versions, Wrk, agent, free_port};
-use jitcast::compiler::{LinkOptions, Reclaim, UnitFile, UnitSource};
-use jitcast::linker::Dialect;
 use rustix::process::Signal;
+use versioned::Versioned;
 
 /// Debian's, which has gunicorn.
 const PYTHON: &str = "/usr/bin/python3";
@@ -26,7 +26,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// What is installed once for all tests.
 struct Installed {
     scratch: Scratch,
-    kernel: Vec<u8>,
+    kernel: Versioned,
 }
 
 /// `None`: something that it takes is not there, which is said.
@@ -56,45 +56,12 @@ fn installed() -> Option<&'static Installed> {
         pip.args(["-m", "pip", "install", "--no-index", "--no-build-isolation"])
             .args(["--target", &scratch.path("site"), &copy]);
         finish(&mut pip).succeeded();
-        let header = scratch.write("weight.h", "extern const double weight;");
-        let source = std::fs::read_to_string(example("gunicorn/kernel.c")).unwrap();
-        let flags = ["-c", "-O2", "-fPIC", "-DWEIGHT=weight", "-include", &header];
-        let kernel = std::fs::read(scratch.compile("kernel.o", &source, &flags)).unwrap();
+        let kernel = Versioned::kernel();
         Installed { scratch, kernel }
     }))
 }
 
 impl Installed {
-    /// The kernel of a version: its weight.
-    fn unit(&self, version: u32) -> UnitSource {
-        let weight = Maker::new().read_only("weight", &f64::from(version).to_le_bytes());
-        let file = |name: &str, bytes| UnitFile {
-            name: name.to_owned(),
-            bytes,
-            dialect: Dialect::Elf,
-        };
-        UnitSource {
-            name: "kernel".to_owned(),
-            files: vec![
-                file("kernel.o", self.kernel.clone()),
-                file("weight.o", weight.finish()),
-            ],
-            signatures: Vec::new(),
-            uncallable: Vec::new(),
-            link: LinkOptions::default(),
-            // It hands out no addresses.
-            reclaim: Reclaim::Yes,
-        }
-    }
-
-    /// Publishes the next version, which is the current one once this returns.
-    fn publish_next(&self, host: &Host, versions: &Versions) {
-        let version = versions.begin();
-        let published = host.compiler.publish(&[self.unit(version)]);
-        published.unwrap_or_else(|error| panic!("{error}"));
-        versions.end(version);
-    }
-
     fn python(&self, socket: &str) -> Command {
         let mut command = Command::new(PYTHON);
         command
@@ -179,7 +146,7 @@ fn a_kernel_is_replaced_in_preloaded_workers_without_a_reload() {
     };
     let host = Host::sealed();
     let versions = Versions::default();
-    installed.publish_next(&host, &versions);
+    installed.kernel.publish_next(&host, &versions);
     let port = free_port();
     let url = format!("http://127.0.0.1:{port}/");
     let master = installed.gunicorn(&host, port, &[]);
@@ -187,7 +154,7 @@ fn a_kernel_is_replaced_in_preloaded_workers_without_a_reload() {
     let (wrk, to_ask) = (Wrk::start(&url), url.clone());
     let asking = Asking::start(&versions, move || ask(&to_ask).0);
     for _ in 0..300 {
-        installed.publish_next(&host, &versions);
+        installed.kernel.publish_next(&host, &versions);
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let requests = asking.finish() + wrk.finish();
@@ -208,7 +175,7 @@ fn two_masters_share_what_is_published() {
     };
     let host = Host::sealed();
     let versions = Versions::default();
-    installed.publish_next(&host, &versions);
+    installed.kernel.publish_next(&host, &versions);
     let port = free_port();
     let url = format!("http://127.0.0.1:{port}/");
     let options = [
@@ -221,22 +188,18 @@ fn two_masters_share_what_is_published() {
         "40",
     ];
     let masters = [0, 1].map(|_| installed.gunicorn(&host, port, &options));
-    let bases = host
-        .compiler
-        .status()
-        .workers
-        .into_iter()
-        .map(|worker| worker.base);
-    assert_eq!(
-        bases.collect::<BTreeSet<_>>().len(),
-        8,
-        "each at an address of its own"
-    );
+    await_some("eight workers, each at an address of its own", || {
+        let workers = host.compiler.status().workers;
+        let bases = workers.iter().map(|worker| worker.base);
+        // One that attaches says its base a little later.
+        let bases: BTreeSet<_> = bases.filter(|base| *base != 0).collect();
+        (bases.len() == 8).then_some(())
+    });
     let before = workers(&host);
     let mut seen = BTreeSet::new();
     // A worker that ends at its last request may let go of connections that wait for it; that is gunicorn's, so they are asked one by one.
     await_some("workers that were started anew", || {
-        installed.publish_next(&host, &versions);
+        installed.kernel.publish_next(&host, &versions);
         let (version, process) = ask(&url);
         assert_eq!(version, versions.current());
         seen.insert(process);

@@ -94,7 +94,12 @@ pub(crate) fn nginx() -> bool {
     if !sources {
         skipped("there are no sources of nginx (Debian: nginx-dev)");
     }
-    sources && starts("nginx", "-v") && starts("wrk", "-v")
+    sources && starts("nginx", "-v") && wrk()
+}
+
+/// Whether there is a load for HTTP; says so if not.
+pub(crate) fn wrk() -> bool {
+    starts("wrk", "-v")
 }
 
 /// Whether there is Debian's Python with gunicorn and what installs packages, and a load for it; says so if not.
@@ -103,7 +108,7 @@ pub(crate) fn gunicorn() -> bool {
     python.args(["-c", "import setuptools, gunicorn, pip, wheel"]);
     let found = python.stderr(Stdio::null()).status();
     let what = "/usr/bin/python3 with gunicorn, pip, setuptools and wheel";
-    found_or_skipped(what, found.is_ok_and(|status| status.success())) && starts("wrk", "-v")
+    found_or_skipped(what, found.is_ok_and(|status| status.success())) && wrk()
 }
 
 /// Whether this process may become another user; says so if not.

@@ -4,11 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use jitcast::compiler::{LinkOptions, Reclaim, UnitFile, UnitSource};
-use jitcast::linker::Dialect;
 use rustix::process::Signal;
 
-use crate::common::object::Maker;
 use crate::common::process::{PATIENCE, Watched, await_some, finish};
 use crate::common::require;
 use crate::common::scratch::{Scratch, example};
@@ -36,53 +33,6 @@ pub(crate) fn module() -> Option<&'static str> {
         let module = build.join("ngx_http_jitcast_module.so");
         module.to_str().unwrap().to_owned()
     }))
-}
-
-/// The example's page, whose version is in an object of its own.
-pub(crate) struct Pages(Vec<u8>);
-
-pub(crate) fn page_sources() -> Option<Pages> {
-    if !require::cc() {
-        return None;
-    }
-    let scratch = Scratch::new();
-    let header = scratch.write("release.h", "extern const int release;");
-    let source = std::fs::read_to_string(example("nginx/page.c")).unwrap();
-    let flags = [
-        "-c",
-        "-O2",
-        "-fPIC",
-        "-fno-plt",
-        "-DVERSION=release",
-        "-include",
-        &header,
-    ];
-    let object = scratch.compile("page.o", &source, &flags);
-    Some(Pages(std::fs::read(object).unwrap()))
-}
-
-impl Pages {
-    /// The unit of a version.
-    pub(crate) fn unit(&self, version: u32) -> UnitSource {
-        let release = Maker::new().read_only("release", &version.to_le_bytes());
-        let file = |name: &str, bytes| UnitFile {
-            name: name.to_owned(),
-            bytes,
-            dialect: Dialect::Elf,
-        };
-        UnitSource {
-            name: "page".to_owned(),
-            files: vec![
-                file("page.o", self.0.clone()),
-                file("release.o", release.finish()),
-            ],
-            signatures: Vec::new(),
-            uncallable: Vec::new(),
-            link: LinkOptions::default(),
-            // It hands out no addresses.
-            reclaim: Reclaim::Yes,
-        }
-    }
 }
 
 /// A master and what it starts.
