@@ -8,9 +8,8 @@ mod http;
 mod versioned;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::host::Host;
@@ -23,23 +22,13 @@ use jitcast::compiler::{Audience, Changeset};
 use rustix::process::Signal;
 use versioned::Versioned;
 
-/// The program, which is not built along when this test alone is.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let target = std::env::current_exe().unwrap();
-        let target = target.ancestors().nth(3).unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .args(["build", "--quiet", "--example", "prefork"])
-            .env("CARGO_TARGET_DIR", target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if cfg!(feature = "seeded-faults") {
-            cargo.args(["--features", "seeded-faults"]);
-        }
-        finish(&mut cargo).succeeded();
-        target.join("debug/examples/prefork")
-    })
+/// The program, which cargo builds along with all tests, and with this one alone if it is asked to.
+fn program() -> PathBuf {
+    let target = std::env::current_exe().unwrap();
+    let program = target.ancestors().nth(2).unwrap().join("examples/prefork");
+    let command = "cargo test --example prefork --test prefork";
+    assert!(program.exists(), "there is no {program:?}: `{command}`");
+    program
 }
 
 /// The server with four processes, which end with it.
