@@ -26,7 +26,7 @@ use versioned::Versioned;
 fn program() -> PathBuf {
     let target = std::env::current_exe().unwrap();
     let program = target.ancestors().nth(2).unwrap().join("examples/prefork");
-    let command = "cargo test --example prefork --test prefork";
+    let command = "cargo build --example prefork";
     assert!(program.exists(), "there is no {program:?}: `{command}`");
     program
 }
