@@ -9,6 +9,8 @@ pub mod atomic;
 pub mod gate;
 pub mod pin;
 pub mod ring;
+#[cfg(tsan)]
+mod tsan;
 
 macro_rules! unless_modelled {
     ($(pub mod $name:ident;)*) => { $(#[cfg(not(loom))] pub mod $name;)* };

@@ -7,7 +7,7 @@
 //! every worker execute one too. Invariant: if the compiler missed a pin, the thread sees a head at least as new
 //! as the compiler had published, and applies it before it runs anything.
 
-use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::atomic::{AtomicU64, Ordering, Release, fence};
 
 /// The reader's half of the barrier: nothing to the processor, everything to the optimiser. In models, where
 /// there is no membarrier, both halves are fences.
@@ -39,7 +39,7 @@ pub fn enter(pin: &AtomicU64, generation: u64, head: &AtomicU64, fenced: bool) -
 pub fn leave(pin: &AtomicU64, previous: u64) {
     // Release: what the thread did inside happens before the compiler's acquire load in `oldest`, and
     // so before the memory is reused.
-    pin.store(previous, Ordering::Release);
+    pin.store(previous, Release::Pin.ordering());
 }
 
 /// Pins another thread, which is about to begin inside, at `generation`: by a thread that is inside itself, at that
