@@ -89,6 +89,7 @@ const UNSAFE: &[&str] = &[
     "runtime/src/segment/create.rs",
     "runtime/src/segment/named.rs",
     "runtime/src/sys.rs",
+    "runtime/src/tsan.rs",
     "runtime/src/window.rs",
     "src/cli/worker.rs",
     "worker/capi/src/attach.rs",

@@ -6,3 +6,26 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fen
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// A store that makes something visible, by what loads it. It releases; only a build for ThreadSanitizer can be told to leave that
+/// out (`tsan.rs`), to show that it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// The root of the directory.
+    Root,
+    /// The head of the ring.
+    Head,
+    /// The pin of a thread that leaves.
+    Pin,
+    /// The gate that is opened.
+    Gate,
+}
+
+impl Release {
+    /// How it is stored.
+    #[cfg(not(tsan))]
+    #[inline(always)]
+    pub(crate) const fn ordering(self) -> Ordering {
+        Ordering::Release
+    }
+}

@@ -394,7 +394,7 @@ impl Edit {
 /// [`Corrupt`] if it is not readable.
 pub fn read_page(view: &View, at: SegmentOffset) -> Result<CellPage, Corrupt> {
     let words = view.words(at, CELL_PAGE_BYTES as usize / 8)?;
-    let word = |index: usize| words[index].load(crate::atomic::Ordering::Relaxed);
+    let word = |index: usize| crate::memory::load(&words[index]);
     let mut values = [0; CELLS_PER_PAGE as usize];
     for (index, value) in values.iter_mut().enumerate() {
         *value = word(2 + index);

@@ -6,7 +6,7 @@
 //! inside has a pin of a generation at which the gate was open, or let threads stay; and if the thread that applies did not
 //! see that pin, nothing was changed since.
 
-use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::atomic::{AtomicU64, Ordering, Release, fence};
 use crate::pin;
 
 /// The gate over its words, wherever these lie.
@@ -81,7 +81,7 @@ impl<'a> Gate<'a> {
     /// Opens the gate at `generation`, the new one, or the old one if nothing was applied.
     pub fn open(self, generation: u64) {
         // Release: cells first, then the number.
-        self.applied.store(generation, Ordering::Release);
+        self.applied.store(generation, Release::Gate.ordering());
         self.staying.store(0, Ordering::Release);
     }
 }

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::SegmentOffset;
+use crate::atomic::Release;
 use crate::cpu::CpuFeatures;
 use crate::frames::{STUB_FRAMES_BYTES, stub_frames};
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, GeometryError};
@@ -254,7 +255,7 @@ impl<'a> Control<'a> {
 
     /// Makes `root` the directory: one release store, after which everything that it refers to is there.
     pub fn commit(&self, root: SegmentOffset) {
-        self.root.store(root.get().into(), Ordering::Release);
+        self.root.store(root.get().into(), Release::Root.ordering());
     }
 }
 

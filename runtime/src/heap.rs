@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
 use crate::memory::Memory;
+use crate::pin;
 use crate::space::Space;
 
 pub use redo::{Effects, HeapImage, Inconsistent, RedoError};
@@ -115,6 +116,8 @@ impl Heap {
         backing: &'a dyn Backing,
         generation: u64,
     ) -> Txn<'a> {
+        // Some of what it stores to was freed by `reclaim`.
+        pin::before_reuse();
         Txn {
             heap: self,
             memory,

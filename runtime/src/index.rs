@@ -36,7 +36,7 @@ impl Node {
             return Err(Corrupt { what: "index node", at });
         }
         let words = view.words(at, 2 + bitmap.count_ones() as usize)?;
-        let word = |index: usize| words[index].load(crate::atomic::Ordering::Relaxed);
+        let word = |index: usize| crate::memory::load(&words[index]);
         let mut node = Self { bitmap, records, newest: word(1), ..Self::EMPTY };
         for (index, slot) in bits(bitmap).enumerate() {
             node.children[slot] = word(2 + index) as u32;

@@ -14,6 +14,8 @@ pub mod atomic;
 pub mod gate;
 pub mod pin;
 pub mod ring;
+#[cfg(tsan)]
+mod tsan;
 
 /// Elsewhere the message above is to be the only one.
 macro_rules! unless_modelled {

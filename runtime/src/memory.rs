@@ -36,10 +36,35 @@ pub struct Corrupt {
     pub at: SegmentOffset,
 }
 
+/// The value of a word. Whoever loads one acquired it before, or validates the copy after a fence.
+///
+/// For ThreadSanitizer it is a plain load, as [`store`] is a plain store: it reports what the protocols do not order.
+#[inline(always)]
+pub(crate) fn load(word: &AtomicU64) -> u64 {
+    #[cfg(tsan)]
+    // SAFETY: the word of a reference.
+    return unsafe { word.as_ptr().read() };
+    #[cfg(not(tsan))]
+    word.load(Ordering::Relaxed)
+}
+
+/// Stores a word that is shown later.
+#[inline(always)]
+fn store(word: &AtomicU64, value: u64) {
+    #[cfg(tsan)]
+    // SAFETY: the word of a reference, in memory that is mapped writable: only `Memory` stores.
+    return unsafe { word.as_ptr().write(value) };
+    #[cfg(not(tsan))]
+    word.store(value, Ordering::Relaxed);
+}
+
 /// A span of the window that this process can read.
 #[derive(Debug)]
 pub struct View {
+    #[cfg(not(tsan))]
     base: NonNull<u8>,
+    #[cfg(tsan)]
+    base: core::sync::atomic::AtomicPtr<u8>,
     span: Region,
     /// First offset that may not be read (yet); only grows.
     end: AtomicU32,
@@ -59,7 +84,29 @@ impl View {
     /// `end` are readable, and so is what later [`View::grow`] calls name. Nobody in this process accesses
     /// the memory other than atomically.
     pub unsafe fn new(base: NonNull<u8>, span: Region, end: u32) -> Self {
+        #[cfg(tsan)]
+        let base = core::sync::atomic::AtomicPtr::new(base.as_ptr());
         Self { base, span, end: AtomicU32::new(end.clamp(span.start, span.end())) }
+    }
+
+    #[cfg(not(tsan))]
+    #[inline(always)]
+    fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    #[cfg(tsan)]
+    fn base(&self) -> *mut u8 {
+        self.base.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with other memory of the same span, where the view's own address would be mapped anew.
+    ///
+    /// # Safety
+    /// As [`View::new`]; what was there before stays too.
+    #[cfg(tsan)]
+    pub(crate) unsafe fn go_on_at(&self, base: NonNull<u8>) {
+        self.base.store(base.as_ptr(), Ordering::Relaxed);
     }
 
     /// The span of offsets that the view maps, readable or not.
@@ -93,7 +140,7 @@ impl View {
         }
         let distance = (at.get() - self.span.start) as usize;
         // SAFETY: `distance` is inside the mapping, checked just above.
-        let first = unsafe { self.base.as_ptr().add(distance) };
+        let first = unsafe { self.base().add(distance) };
         // SAFETY: `count` words from `first` are mapped and readable (checked above, and by the contract of
         // `new`), aligned (base and distance are multiples of eight), and accessed atomically only.
         Ok(unsafe { core::slice::from_raw_parts(first.cast::<AtomicU64>(), count) })
@@ -104,7 +151,7 @@ impl View {
     /// # Errors
     /// As [`View::words`].
     pub fn load(&self, at: SegmentOffset) -> Result<u64, Corrupt> {
-        Ok(self.words(at, 1)?[0].load(Ordering::Relaxed))
+        Ok(load(&self.words(at, 1)?[0]))
     }
 
     /// A copy of the record at `at`. The caller validates what it says.
@@ -118,7 +165,7 @@ impl View {
         let mut copy = [0u64; MAX_RECORD_WORDS];
         let words = self.words(at, size_of::<T>() / 8)?;
         for (to, from) in copy.iter_mut().zip(words) {
-            *to = from.load(Ordering::Relaxed);
+            *to = load(from);
         }
         // Orders the copy before whatever validates that it was not overwritten meanwhile.
         fence(Ordering::Acquire);
@@ -134,7 +181,7 @@ impl View {
         let words = self.words(at, len_bytes.div_ceil(8))?;
         let mut copy = Vec::with_capacity(words.len() * 8);
         for word in words {
-            copy.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+            copy.extend_from_slice(&load(word).to_le_bytes());
         }
         fence(Ordering::Acquire);
         copy.truncate(len_bytes);
@@ -171,8 +218,8 @@ impl Memory {
     /// # Panics
     /// If `at` is outside: offsets to write to come from our own allocator.
     pub fn store(&self, at: SegmentOffset, value: u64) {
-        self.words(at, 1).expect("the allocator hands out offsets inside the segment")[0]
-            .store(value, Ordering::Relaxed);
+        let words = self.words(at, 1).expect("the allocator hands out offsets inside the segment");
+        store(&words[0], value);
     }
 
     /// Stores a record, relaxed, word by word.
@@ -194,12 +241,12 @@ impl Memory {
         let chunks = bytes.chunks_exact(8);
         let rest = chunks.remainder();
         for (word, chunk) in words.iter().zip(chunks) {
-            word.store(u64::from_le_bytes(chunk.try_into().expect("eight bytes")), Ordering::Relaxed);
+            store(word, u64::from_le_bytes(chunk.try_into().expect("eight bytes")));
         }
         if !rest.is_empty() {
             let mut last = [0; 8];
             last[..rest.len()].copy_from_slice(rest);
-            words[words.len() - 1].store(u64::from_le_bytes(last), Ordering::Relaxed);
+            store(&words[words.len() - 1], u64::from_le_bytes(last));
         }
     }
 }
@@ -272,7 +319,7 @@ mod tests {
     fn what_is_not_mapped_yet_is_refused() {
         let heap = HeapMemory::new(SPAN);
         // SAFETY: the block outlives the view, and all of it is readable.
-        let view = unsafe { View::new(heap.memory().base, SPAN, SPAN.start + 8) };
+        let view = unsafe { View::new(NonNull::new(heap.memory().base()).unwrap(), SPAN, SPAN.start + 8) };
         assert!(view.load(SegmentOffset::new(4096)).is_ok());
         assert!(view.load(SegmentOffset::new(4104)).is_err());
         // SAFETY: as above.

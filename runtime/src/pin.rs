@@ -7,7 +7,7 @@
 //! every worker execute one too. Invariant: if the compiler missed a pin, the thread sees a head at least as new
 //! as the compiler had published, and applies it before it runs anything.
 
-use crate::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicU64, Ordering, Release, fence};
 
 /// The reader's half of the barrier: nothing to the processor, everything to the optimiser. In models, where
 /// there is no membarrier, both halves are fences.
@@ -16,7 +16,7 @@ pub fn light_barrier() {
     #[cfg(not(loom))]
     crate::atomic::compiler_fence(Ordering::SeqCst);
     #[cfg(loom)]
-    crate::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
 }
 
 /// Pins the calling thread at `generation` and returns the head that it sees afterwards. `fenced`: a real
@@ -25,7 +25,7 @@ pub fn light_barrier() {
 pub fn enter(pin: &AtomicU64, generation: u64, head: &AtomicU64, fenced: bool) -> u64 {
     pin.store(generation, Ordering::Relaxed);
     if fenced {
-        crate::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     } else {
         light_barrier();
     }
@@ -39,7 +39,7 @@ pub fn enter(pin: &AtomicU64, generation: u64, head: &AtomicU64, fenced: bool) -
 pub fn leave(pin: &AtomicU64, previous: u64) {
     // Release: what the thread did inside happens before the compiler's acquire load in `oldest`, and
     // so before the memory is reused.
-    pin.store(previous, Ordering::Release);
+    pin.store(previous, Release::Pin.ordering());
 }
 
 /// Pins another thread, which is about to begin inside, at `generation`: by a thread that is inside itself, at that
@@ -55,7 +55,7 @@ pub fn hand_over(pin: &AtomicU64, generation: u64, handed: &AtomicU64) {
 pub fn hold<T>(held: &AtomicU64, object: u64, look: impl FnOnce() -> T) -> T {
     held.store(object, Ordering::SeqCst);
     // Pairs with the barrier that the compiler process executes between raising the floor and looking at `held` again.
-    crate::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
     look()
 }
 
@@ -73,6 +73,20 @@ pub fn settled<T>(handed: impl Fn() -> u64, tries: u32, mut look: impl FnMut() -
         }
     }
     None
+}
+
+/// Between a look at pins, of whichever thread, and the stores of this one to what none of them holds.
+///
+/// Pairs with [`before_validation`]: whoever copied a word that is stored after this sees pins at least as new as were seen before it.
+pub fn before_reuse() {
+    fence(Ordering::Release);
+}
+
+/// Between copying words that the pin of another thread may hold, and the look whether it did.
+///
+/// Pairs with [`before_reuse`].
+pub fn before_validation() {
+    fence(Ordering::Acquire);
 }
 
 /// The oldest of `pins`, or `None` if nobody is inside. To be called after the heavy half of the barrier.

@@ -5,7 +5,7 @@
 //! writer announces a record (`intent`) before it overwrites the place, and readers look at the
 //! announcement after they copied.
 
-use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::atomic::{AtomicU64, Ordering, Release, fence};
 
 /// Words of a record: one cache line.
 pub const RECORD_WORDS: usize = 8;
@@ -61,7 +61,7 @@ impl<'a> Ring<'a> {
         for (word, value) in self.place(generation).iter().zip(record) {
             word.store(*value, Ordering::Relaxed);
         }
-        self.head.store(generation, Ordering::Release);
+        self.head.store(generation, Release::Head.ordering());
     }
 
     /// Record `generation`, which the caller has seen published (`generation <= self.head()`), or `None` if

@@ -30,9 +30,15 @@ impl Mapping {
     /// # Errors
     /// As mmap(2).
     pub fn shared(fd: BorrowedFd<'_>, len_bytes: usize, writable: bool) -> io::Result<Self> {
+        #[cfg(tsan)]
+        if let Some(base) = crate::tsan::first(fd, len_bytes) {
+            return Ok(Self { base, len_bytes });
+        }
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a mapping at an address of the kernel's choice touches no memory that is in use.
         let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, MapFlags::SHARED, fd, 0) }?;
+        #[cfg(tsan)]
+        crate::tsan::note(fd, base.cast(), len_bytes);
         Ok(Self::own(base, len_bytes))
     }
 
@@ -233,6 +239,11 @@ impl Mapping {
     /// # Errors
     /// As madvise(2).
     pub fn advise(&self, advice: Advice) -> io::Result<()> {
+        // The worker of a build for ThreadSanitizer looks at this memory, and its child goes on to.
+        #[cfg(tsan)]
+        if advice == Advice::LinuxDontFork {
+            return Ok(());
+        }
         // SAFETY: the range is this mapping, and the advice used in this crate changes what a fork or a
         // core dump does with it, or gives it memory; not its contents here.
         unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len_bytes, advice) }?;
@@ -247,6 +258,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        #[cfg(tsan)]
+        if crate::tsan::stays(self.base) {
+            return;
+        }
         // SAFETY: the mapping is ours; by the contracts of those who made views of it, none is left.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len_bytes) };
         debug_assert!(unmapped.is_ok());

@@ -17,9 +17,9 @@ use crate::selector::{BLOCK_BYTES, MAX_BLOCKS, SELECTOR_BYTES, SELECTORS_PER_BLO
 use crate::sys::{self, Mapping, MappingAdvice, Protection};
 
 /// Where windows are drawn from: the part of the user's half that is far from what programs, the heap, the
-/// stack and the kernel's own choices use.
-const FIRST_BASE: u64 = 0x1000_0000_0000;
-const LAST_BASE: u64 = 0x6000_0000_0000;
+/// stack and the kernel's own choices use. ThreadSanitizer has a shadow of the last part only.
+const FIRST_BASE: u64 = if cfg!(tsan) { 0x7c00_0000_0000 } else { 0x1000_0000_0000 };
+const LAST_BASE: u64 = if cfg!(tsan) { 0x7e00_0000_0000 } else { 0x6000_0000_0000 };
 
 /// Bases are multiples of 2 MiB, so that huge pages fit.
 const BASE_ALIGN: u64 = 2 << 20;
@@ -94,6 +94,8 @@ impl Window {
         // SAFETY: a base is 2 MiB aligned or the kernel's page-aligned choice, and areas are multiples of
         // 64 KiB; the span is inside the mapping.
         let start = unsafe { base.add(control.start as usize) };
+        #[cfg(tsan)]
+        let start = Self::seen_first(geometry, object.as_fd()).unwrap_or(start);
         // SAFETY: the span stays mapped while `mapping` lives, which is dropped after the view. Nothing of it
         // is readable yet.
         let view = unsafe { View::new(start, control, control.start) };
@@ -337,7 +339,24 @@ impl Window {
                 self.repeat_selectors()?;
             }
         }
+        #[cfg(tsan)]
+        {
+            // SAFETY: inside the mapping, as in `map`.
+            let own = unsafe { self.mapping.base().add(self.geometry.region(Area::Control).start as usize) };
+            let start = Self::seen_first(&self.geometry, fd).unwrap_or(own);
+            // SAFETY: a first mapping stays, readable as a whole; the own one is readable as far as it was.
+            unsafe { self.control.go_on_at(start) };
+        }
         self.mapping.advise(MappingAdvice::LinuxDontDump)
+    }
+
+    /// Where control is in the first mapping of `object`: that of the compiler process, if this is it too.
+    #[cfg(tsan)]
+    fn seen_first(geometry: &Geometry, object: BorrowedFd<'_>) -> Option<core::ptr::NonNull<u8>> {
+        let (shared, control) = (geometry.shared(), geometry.region(Area::Control));
+        let first = crate::tsan::first(object, shared.len_bytes as usize)?;
+        // SAFETY: that mapping is as long as all shared areas.
+        Some(unsafe { first.add((control.start - shared.start) as usize) })
     }
 
     /// Maps an area from `object`, whose first byte is window offset `first`, as far accessible as it is.

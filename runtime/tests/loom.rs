@@ -187,6 +187,57 @@ fn leaving_out_either_half_of_the_barrier_is_caught() {
     );
 }
 
+/// A thread copies a word of what another one's pin may hold, and takes it only if that pin is there afterwards. The compiler reuses
+/// the memory once the pin is gone.
+fn validation_against_reuse(reader_fence: bool, compiler_fence: bool) {
+    let shared = Arc::new(Text {
+        head: AtomicU64::new(2),
+        pin: AtomicU64::new(1),
+        text: AtomicU64::new(1),
+    });
+    let holder = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || pin::leave(&shared.pin, 0))
+    };
+    let reader = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let copy = shared.text.load(Ordering::Relaxed);
+            if reader_fence {
+                pin::before_validation();
+            }
+            if shared.pin.load(Ordering::Acquire) == 1 {
+                assert_eq!(copy, 1, "what was reused passed for what the pin held");
+            }
+        })
+    };
+    if pin::oldest([&shared.pin].into_iter()).is_none() {
+        if compiler_fence {
+            pin::before_reuse();
+        }
+        shared.text.store(3, Ordering::Relaxed);
+    }
+    holder.join().unwrap();
+    reader.join().unwrap();
+}
+
+#[test]
+fn what_another_pin_held_is_told_from_what_was_reused() {
+    explore("validation", || validation_against_reuse(true, true));
+}
+
+#[test]
+fn validating_without_either_fence_is_caught() {
+    assert!(
+        fails(|| validation_against_reuse(false, true)),
+        "the reader's"
+    );
+    assert!(
+        fails(|| validation_against_reuse(true, false)),
+        "the compiler's"
+    );
+}
+
 /// A thread that is inside starts another, which is inside too, and leaves. The compiler looks at the new one's pin
 /// first.
 fn hand_over_against_reuse(settles: bool) {

@@ -255,8 +255,11 @@ impl Inner {
         if state
             .renewal
             .is_some_and(|renewal| renewal.stage != Stage::Abandoned)
+            && self.move_on(&mut state, thread)
         {
-            self.move_on(&mut state, thread);
+            // Nobody's pin has held the directory of what is applied in the object that is mapped now: what is newer there is
+            // applied before anybody looks.
+            return;
         }
         let oldest = || self.mailbox().others(thread).first().copied();
         let newest = self.life().moving().load(Ordering::Relaxed);

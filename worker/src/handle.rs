@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use jitcast_runtime::signature::{Signature, Type};
-use jitcast_runtime::{SegmentOffset, WorkerAddr};
+use jitcast_runtime::{SegmentOffset, WorkerAddr, pin};
 
 use crate::asked::Lease;
 use crate::cells::{failed_trap, removed_trap};
@@ -344,6 +344,7 @@ impl Inner {
                 versions.push((known, code));
             }
         }
+        pin::before_validation();
         // Somebody is inside at those still, so what was read there was what it is taken for. Of the others only the newest counts,
         // and the thread's own.
         let pins = self.mailbox().generations();
