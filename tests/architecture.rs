@@ -99,6 +99,7 @@ const UNSAFE: &[&str] = &[
     "worker/src/bind.rs",
     "worker/src/foreign.rs",
     "worker/src/fork.rs",
+    "worker/src/function_type.rs",
     "worker/src/guard.rs",
     "worker/src/handle.rs",
     "worker/src/host.rs",

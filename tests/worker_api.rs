@@ -1,6 +1,8 @@
 //! What a host in Rust says to a worker, and is told by it: calls without a guard in sight, host functions with their signatures,
 //! events.
 
+#[path = "requests/asking.rs"]
+mod asking;
 mod common;
 #[path = "publish/units.rs"]
 mod units;
@@ -146,6 +148,26 @@ fn what_says_no_signature_or_several_is_not_checked() {
     assert_eq!(try_call(&worker, "both", 1), Ok(15));
     assert_eq!(try_call(&worker, "asks", 1), Ok(8));
     assert_eq!(worker.stats().missing, 0);
+}
+
+#[test]
+fn what_a_worker_asks_for_is_compared_too() {
+    let host = asking::host();
+    let mut table = HostTable::strict();
+    table.define("hook", add_seven as extern "C" fn(i64) -> i64);
+    let worker = attach_with(&host, table);
+    let right = asking::ask(&worker, &calls("f", "hook", 1));
+    let function = asking::function(&worker, &right, "f");
+    assert_eq!(worker.call(&function, (1,)).unwrap(), 9);
+    let wrong = "function %f(i64) -> i64 {\n fn0 = %hook(i64, i64) -> i64\nblock0(v0: i64):\n \
+        v1 = call fn0(v0, v0)\n return v1\n}\n";
+    let wrong = asking::ask(&worker, wrong);
+    let guard = worker.enter().unwrap();
+    let error = wrong.function::<Code>(&guard, "f").unwrap_err();
+    assert!(
+        matches!(error, LookupError::ImportSignature { .. }),
+        "{error}"
+    );
 }
 
 #[test]

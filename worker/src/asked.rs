@@ -15,8 +15,9 @@ use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr, index};
 
 use crate::cells::note_missing;
 use crate::error::{LookupError, RequestError, UpdateError};
+use crate::function_type::FunctionType;
 use crate::guard::Guard;
-use crate::handle::{Function, FunctionType, Wanted};
+use crate::handle::{Function, Wanted};
 use crate::link::Talk;
 use crate::worker::{Inner, State, Worker};
 

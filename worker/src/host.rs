@@ -11,7 +11,7 @@ use jitcast_runtime::WorkerAddr;
 use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::signature::Signature;
 
-use crate::handle::FunctionType;
+use crate::function_type::FunctionType;
 use crate::{spawn, thread_local};
 
 /// The host symbols of a worker.

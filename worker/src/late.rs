@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::attach::{self, Asking, Endpoint, Home};
 use crate::error::{AttachError, LookupError};
+use crate::function_type::FunctionType;
 use crate::guard::Guard;
-use crate::handle::{Function, FunctionType};
+use crate::handle::Function;
 use crate::link::{ANSWER, FIRST_BACKOFF, LAST_BACKOFF, readable_within};
 use crate::log::Event;
 use crate::worker::{Setup, Worker, WorkerOptions};
