@@ -20,6 +20,7 @@ use crate::fault::{Fault, seeded};
 use crate::guard;
 use crate::life::Life;
 use crate::link::{HeldTalk, Spare};
+use crate::startup::protect;
 use crate::trap;
 use crate::unwind::windows;
 use crate::worker::{Inner, State};
@@ -43,6 +44,7 @@ struct Fork {
     workers: Vec<Forking>,
     _list: MutexGuard<'static, trap::List>,
     _windows: MutexGuard<'static, ()>,
+    _handlers: MutexGuard<'static, protect::Previous>,
 }
 
 thread_local! {
@@ -72,6 +74,7 @@ extern "C" fn before() {
         workers,
         _list: trap::lock_list(),
         _windows: windows::lock_changes(),
+        _handlers: protect::lock(),
     };
     let _ = FORK.try_with(|place| place.replace(Some(fork)));
 }
@@ -152,11 +155,12 @@ extern "C" fn in_parent() {
         workers,
         _list,
         _windows,
+        _handlers,
     }) = fork
     else {
         return;
     };
-    drop((_list, _windows));
+    drop((_list, _windows, _handlers));
     for forking in workers {
         let Forking {
             mut talk,
@@ -186,11 +190,12 @@ extern "C" fn in_child() {
         workers,
         _list,
         _windows,
+        _handlers,
     }) = fork
     else {
         return;
     };
-    drop((_list, _windows));
+    drop((_list, _windows, _handlers));
     for forking in workers {
         let Forking {
             mut talk,

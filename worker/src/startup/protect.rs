@@ -13,7 +13,7 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How a protected call ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,7 +245,14 @@ fn end_cplusplus(class: u64, exception: *mut c_void) -> bool {
 const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
 /// How many protected calls run, and the actions that were there before.
-static PREVIOUS: Mutex<(usize, [Option<libc::sigaction>; 4])> = Mutex::new((0, [None; 4]));
+static PREVIOUS: Mutex<Previous> = Mutex::new((0, [None; 4]));
+
+pub(crate) type Previous = (usize, [Option<libc::sigaction>; 4]);
+
+/// Held over a fork, so that the child does not find it locked by a thread that it does not have.
+pub(crate) fn lock() -> MutexGuard<'static, Previous> {
+    PREVIOUS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The handlers that were there before and their flags, for a handler, which takes no lock.
 static HANDLERS: [(AtomicUsize, AtomicI32); 4] =
@@ -262,7 +269,7 @@ fn ours() -> usize {
 
 impl Handlers {
     fn install() -> Self {
-        let mut previous = PREVIOUS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut previous = lock();
         previous.0 += 1;
         if previous.0 == 1 {
             // SAFETY: all zeros are a valid `sigaction`: no flags, an empty mask.
@@ -284,7 +291,7 @@ impl Handlers {
 
 impl Drop for Handlers {
     fn drop(&mut self) {
-        let mut previous = PREVIOUS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut previous = lock();
         previous.0 -= 1;
         if previous.0 == 0 {
             for (signal, old) in SIGNALS.into_iter().zip(&mut previous.1) {
