@@ -207,6 +207,28 @@ fn they_stay_where_they_are_when_the_segment_goes_on_in_another_object() {
     assert_eq!(remote.ask("smaps"), "");
 }
 
+/// Going back is a new version like any other: it starts afresh, or, where that is asked for, goes on with what there is.
+#[test]
+fn a_rollback_starts_afresh_or_goes_on() {
+    if !require::cc() {
+        return;
+    }
+    for (options, first) in [(PublishOptions::default(), 101), (KEEP, 14)] {
+        let host = Host::sealed();
+        let oldest = publish(&host, &[counter(100)]).generation;
+        let (worker, mut remote) = (attach(&host), Remote::start(&host.socket));
+        assert_eq!(call(&worker, "add", 1), 101);
+        publish(&host, &[counter(10)]);
+        assert_eq!(remote.call("add", 1), "11");
+        publish_keeping(&host, &[counter(7)]);
+        assert_eq!([call(&worker, "add", 1), call(&worker, "add", 1)], [12, 13]);
+        let done = host.compiler.rollback(Some(oldest), options);
+        done.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(remote.call("add", 1), first.to_string());
+        assert_eq!(call(&worker, "add", 1), first + 1);
+    }
+}
+
 /// The story: a renewal frees what was retired, since whoever is inside has the old object; but shared data are in both.
 #[test]
 fn nobody_is_given_what_a_thread_at_an_older_object_uses() {

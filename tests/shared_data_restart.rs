@@ -397,3 +397,54 @@ fn a_kill_at_any_point_of_a_publication_loses_nothing_that_was_counted() {
         );
     }
 }
+
+/// The same of a renewal: whichever step it is cut off at.
+#[cfg(feature = "seeded-faults")]
+#[test]
+fn a_kill_at_any_step_of_a_renewal_loses_nothing_that_was_counted() {
+    if !require::cc() {
+        return;
+    }
+    let points = jitcast::compiler::CRASH_POINTS.iter();
+    let points: Vec<_> = points
+        .filter(|point| point.starts_with("renewal"))
+        .collect();
+    assert!(points.len() >= 3, "{points:?}");
+    for point in points {
+        let scratch = Scratch::open_to_all();
+        let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
+        let args = [
+            "serve",
+            "--socket",
+            &socket,
+            "--journal",
+            &journal,
+            "--window",
+            "8",
+        ];
+        let mut command = common::process::jitcast(&args);
+        let process = Process::start(command.env("JITCAST_CRASH_AT", point));
+        let served = Serve::adopt(process, socket, scratch);
+        publish(&served, "counter", &counter(100), &[]);
+        let mut worker = Counts::start(&served);
+        assert_eq!(worker.ask("add 1"), "101");
+        assert_ne!(served.command("renew", &[]).code, Some(0), "{point}");
+        assert_eq!(
+            served.process.finish().signal,
+            Some(libc::SIGKILL),
+            "{point}"
+        );
+        assert_eq!(worker.ask("add 1"), "102", "{point}");
+        let served = serve(served.scratch, &[]);
+        worker.await_next_compiler();
+        assert_eq!(worker.ask("add 1"), "103", "{point}");
+        let mut late = Counts::start(&served);
+        assert_eq!(late.ask("add 1"), "104", "{point}");
+        served.command("renew", &[]).succeeded();
+        assert_eq!(
+            [worker.ask("add 1"), late.ask("add 1")],
+            ["105", "106"],
+            "{point}"
+        );
+    }
+}
