@@ -1,5 +1,5 @@
 //! Seeded mistakes of the linker: what the fuzzer's tests turn on to see that it notices. Compiled in by the feature
-//! `mutants`, which nothing but those tests enables.
+//! `mutants`, which nothing but tests enables.
 
 /// A mistake.
 #[cfg_attr(
