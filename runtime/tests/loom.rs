@@ -409,7 +409,9 @@ fn commit_and_read(slip: Slip) {
     };
     let attaches = {
         let shared = Arc::clone(&shared);
-        thread::spawn(move || drop(shared.read()))
+        thread::spawn(move || {
+            shared.read();
+        })
     };
     shared.nodes[1].store(2, Ordering::Relaxed);
     if slip == Slip::HeadFirst {
