@@ -95,6 +95,8 @@ const UNSAFE: &[&str] = &[
     "worker/capi/src/attach.rs",
     "worker/capi/src/function.rs",
     "worker/capi/src/guard.rs",
+    "worker/capi/src/log.rs",
+    "worker/capi/src/options.rs",
     "worker/capi/src/watch.rs",
     "worker/src/bind.rs",
     "worker/src/foreign.rs",

@@ -336,6 +336,9 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
         let expected = "status 34: `absolute` needs the host symbol `labs`, which is missing";
         assert!(missing.starts_with(expected), "{missing}");
         assert!(driver.ask("stats").ends_with("lacks 1"));
+        let told = driver.ask("events");
+        let expected = "told 5 the host symbol `labs` is missing in this worker|  help: define it";
+        assert!(told.starts_with(expected), "{told}");
         driver.end();
     }
 }
@@ -379,11 +382,19 @@ fn a_worker_goes_on_without_the_compiler_process_and_with_the_next_one() {
         process.signal(Signal::KILL);
         assert_eq!(process.finish().signal, Some(libc::SIGKILL));
         assert_eq!(driver.line(), "hung up 0x10", "POLLHUP");
+        let told = driver.ask("events");
+        assert!(
+            told.starts_with("told 1 the compiler process is gone; "),
+            "{told}"
+        );
         assert_eq!(driver.calls("call 1"), (2, generation));
 
         let process = Serve::start_at(&socket, &["--journal", &journal]);
         let serve = Serve::adopt_running(process, socket, scratch);
         driver.says("reconnect", "connected");
+        let told = driver.ask("events");
+        assert!(told.starts_with("told 2 goes on as worker "), "{told}");
+        driver.says("events", "told");
         serve.publish_adds("f", 2);
         driver.says(&format!("news {generation}"), "status 0");
         assert_eq!(driver.calls("call 1").0, 3);

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +69,30 @@ static void check(int holds, const char *what)
     }
 }
 
+/* What the worker told since somebody asked. */
+static char told[4096];
+static size_t told_len;
+
+static void tell(void *context, jitcast_event event, const char *text)
+{
+    check(context == &datum, "the context is what was given");
+    check(worker == NULL || jitcast_fd(worker) >= 0, "the worker can be used");
+    told_len += (size_t)snprintf(told + told_len, sizeof told - told_len, " %d %.400s;", (int)event, text);
+    check(told_len < sizeof told, "room for what is told");
+}
+
+static void events(void)
+{
+    size_t index;
+    for (index = 0; index < told_len; index++) {
+        if (told[index] == '\n')
+            told[index] = '|';
+    }
+    told[told_len] = '\0';
+    printf("told%s\n", told);
+    told_len = 0;
+}
+
 static jitcast_status attach(const char *how, const char *where, const char *strict)
 {
     jitcast_options options;
@@ -77,6 +102,8 @@ static jitcast_status attach(const char *how, const char *where, const char *str
     memset(imports, 0, sizeof imports);
     options.size = sizeof options;
     options.label = "driver";
+    options.log = tell;
+    options.log_context = &datum;
     imports[0].size = imports[1].size = imports[2].size = sizeof imports[0];
     imports[0].name = "triple";
     imports[0].function = (jitcast_code)triple;
@@ -290,6 +317,11 @@ static void wrong_arguments(void)
     options.flags = 8;
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "an unknown flag");
     options.flags = 0;
+    options.size = offsetof(jitcast_options, log);
+    check(jitcast_attach_path("/nowhere", &options, &other) == JITCAST_STATUS_CONNECT, "an older header");
+    options.size -= sizeof(void *);
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no header was so small");
+    options.size = sizeof options;
     options.import_count = 1;
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no imports, but one");
     options.import_count = 0;
@@ -384,6 +416,8 @@ static void obey(const char *line)
         reconnect();
     else if (SAYS("stats"))
         statistics();
+    else if (SAYS("events"))
+        events();
     else if (SAYS("wrong"))
         wrong_arguments();
     else

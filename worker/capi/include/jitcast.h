@@ -177,6 +177,36 @@ typedef enum jitcast_status {
 } jitcast_status;
 
 /**
+ * What has happened. Others may be added: hosts that do not know a number have its text.
+ */
+typedef enum jitcast_event {
+    /**
+     * Something that has no number yet.
+     */
+    JITCAST_EVENT_OTHER = 0,
+    /**
+     * The compiler process is gone. The worker goes on with what it has, and looks for another one.
+     */
+    JITCAST_EVENT_DISCONNECTED = 1,
+    /**
+     * The worker goes on with another object: another compiler process's, or one to which the same one has moved.
+     */
+    JITCAST_EVENT_RENEWED = 2,
+    /**
+     * What the compiler process offered to go on with is not what this worker has.
+     */
+    JITCAST_EVENT_DECLINED = 3,
+    /**
+     * A unit failed in this worker.
+     */
+    JITCAST_EVENT_UNIT_FAILED = 4,
+    /**
+     * A host symbol is missing: functions that need it cannot be called in this worker.
+     */
+    JITCAST_EVENT_MISSING_IMPORT = 5,
+} jitcast_event;
+
+/**
  * A process's attachment to a segment.
  */
 typedef struct jitcast_worker jitcast_worker;
@@ -210,8 +240,15 @@ typedef struct jitcast_import {
 } jitcast_import;
 
 /**
+ * Who is told, with `log_context` of jitcast_options and a text that is there as long as the call. Called until the worker is detached, by
+ * any thread that attaches, enters a guard or tends, by several at a time too, and with nothing locked, so that it may use the worker. It
+ * returns: it neither jumps nor throws.
+ */
+typedef void (*jitcast_log)(void *context, enum jitcast_event event, const char *text);
+
+/**
  * How to attach. The caller fills `size`, and the rest with zeros where it has nothing to say; members may be added at
- * the end. Nothing of it is used after the call, but what imports lead to.
+ * the end. Nothing of it is used after the call, but what imports and `log` lead to.
  */
 typedef struct jitcast_options {
     /**
@@ -254,6 +291,14 @@ typedef struct jitcast_options {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Who is told of what no call returns; NULL: nobody.
+     */
+    jitcast_log log;
+    /**
+     * What `log` is given.
+     */
+    void *log_context;
 } jitcast_options;
 
 /**

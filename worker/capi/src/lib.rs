@@ -15,6 +15,8 @@
 pub mod attach;
 pub mod function;
 pub mod guard;
+pub mod log;
+pub mod options;
 pub mod status;
 pub mod watch;
 
