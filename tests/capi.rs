@@ -150,10 +150,10 @@ struct Driver(Process);
 
 impl Driver {
     #[track_caller]
-    fn start(build: Build, how: &str, whither: &str, strict: bool) -> Option<Self> {
+    fn start(build: Build, how: &str, whither: &str, mode: &str) -> Option<Self> {
         let installed = installed()?;
         let mut command = installed.run(installed.driver(build));
-        command.args([how, whither, if strict { "strict" } else { "all" }]);
+        command.args([how, whither, mode]);
         let mut driver = Self(Process::start_listening(&mut command));
         assert_eq!(driver.line(), "status 0", "{build:?}");
         Some(driver)
@@ -161,7 +161,7 @@ impl Driver {
 
     #[track_caller]
     fn attach(build: Build, serve: &Serve) -> Option<Self> {
-        Self::start(build, "path", &serve.socket, false)
+        Self::start(build, "path", &serve.socket, "all")
     }
 
     #[track_caller]
@@ -302,6 +302,58 @@ fn a_fallback_serves_until_the_function_is_there_and_while_it_is_quarantined() {
     }
 }
 
+#[test]
+fn a_worker_attaches_once_its_compiler_process_is_there() {
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let scratch = Scratch::open_to_all();
+        let socket = scratch.path("socket");
+        let Some(mut driver) = Driver::start(build, "path", &socket, "late") else {
+            return;
+        };
+        let mut mistaken = Driver::start(build, "path", &socket, "late").unwrap();
+        driver.says("without", "nothing");
+        let early = driver.ask("find f (i64) -> i64");
+        let expected = "status 28: the worker has not attached yet (JITCAST_LATE)|  help: ";
+        assert!(early.starts_with(expected), "{early}");
+        driver.says("find-or f (i64) -> i64", "status 0");
+        assert!(driver.ask("call 5").starts_with(expected));
+        let told = driver.ask("events");
+        assert!(told.starts_with("told 6 not attached yet: "), "{told}");
+        mistaken.says("find-or f (f64) -> i64", "status 0");
+
+        let process = Serve::start_at(&socket, &[]);
+        let serve = Serve::adopt_running(process, socket, scratch);
+        serve.publish_adds("f", 1);
+        // Nobody does more than call.
+        await_some("the worker to attach", || {
+            driver
+                .ask("call 5")
+                .starts_with("result 6 at ")
+                .then_some(())
+        });
+        serve.publish_adds("f", 10);
+        assert_eq!(driver.calls("exported 5").0, 15);
+        driver.says("fork 1", "child 11");
+        serve.command("quarantine", &["f"]).succeeded();
+        assert_eq!(driver.calls("call 5").0, -5);
+        serve.command("restore", &["f"]).succeeded();
+        driver.end();
+
+        mistaken.says("news 0", "status 0");
+        assert_eq!(mistaken.calls("call 5").0, -5);
+        let told = mistaken.ask("events");
+        let unfit = " 7 the host's own function serves: `f` has the signature (i64) -> i64, not ";
+        assert!(told.contains(unfit), "{told}");
+        mistaken.end();
+
+        // One that is there is waited for.
+        let mut driver = Driver::start(build, "path", &serve.socket, "late").unwrap();
+        driver.says("find f (i64) -> i64", "status 0");
+        assert_eq!(driver.calls("call 5").0, 15);
+        driver.end();
+    }
+}
+
 /// A function that calls an import of the host.
 fn calls_host(name: &str, import: &str) -> String {
     format!(
@@ -327,7 +379,7 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
             assert_eq!(driver.calls("call -4").0, result);
         }
         driver.end();
-        let Some(mut driver) = Driver::start(build, "path", &serve.socket, true) else {
+        let Some(mut driver) = Driver::start(build, "path", &serve.socket, "strict") else {
             return;
         };
         driver.says("find thrice (i64) -> i64", "status 0");
@@ -416,7 +468,7 @@ fn a_worker_attaches_by_abstract_socket_by_descriptor_and_by_name() {
             let connected = (how == "fd").then(|| connect(&serve.socket));
             let fd = connected.as_ref().map(|fd| fd.as_raw_fd().to_string());
             let whither = fd.as_ref().unwrap_or(whither);
-            let Some(mut driver) = Driver::start(build, how, whither, false) else {
+            let Some(mut driver) = Driver::start(build, how, whither, "all") else {
                 return;
             };
             driver.says("find f (i64) -> i64", "status 0");

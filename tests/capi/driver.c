@@ -76,7 +76,7 @@ static size_t told_len;
 static void tell(void *context, jitcast_event event, const char *text)
 {
     check(context == &datum, "the context is what was given");
-    check(worker == NULL || jitcast_fd(worker) >= 0, "the worker can be used");
+    check(worker == NULL || jitcast_tend(worker) == JITCAST_STATUS_OK, "the worker can be used");
     told_len += (size_t)snprintf(told + told_len, sizeof told - told_len, " %d %.400s;", (int)event, text);
     check(told_len < sizeof told, "room for what is told");
 }
@@ -93,7 +93,7 @@ static void events(void)
     told_len = 0;
 }
 
-static jitcast_status attach(const char *how, const char *where, const char *strict)
+static jitcast_status attach(const char *how, const char *where, const char *mode)
 {
     jitcast_options options;
     jitcast_import imports[3];
@@ -113,9 +113,10 @@ static jitcast_status attach(const char *how, const char *where, const char *str
     imports[2].datum = &datum;
     options.imports = imports;
     options.import_count = 3;
-    if (strcmp(strict, "strict") == 0) {
+    if (strcmp(mode, "strict") == 0) {
         options.flags = JITCAST_STRICT;
     } else {
+        options.flags = strcmp(mode, "late") == 0 ? JITCAST_LATE : 0;
         options.libraries = libraries;
         options.library_count = 1;
     }
@@ -133,7 +134,9 @@ static int64_t call(int64_t n)
 
 static void inline_call(int64_t n)
 {
-    jitcast_status status = jitcast_thread_enter(thread, NULL);
+    jitcast_status status = thread == NULL ? jitcast_thread_of(worker, &thread) : JITCAST_STATUS_OK;
+    if (status == JITCAST_STATUS_OK)
+        status = jitcast_thread_enter(thread, NULL);
     if (status != JITCAST_STATUS_OK) {
         answer(status);
         return;
@@ -287,6 +290,24 @@ static void statistics(void)
         stats.known.missing);
 }
 
+/* A worker that has not attached has nothing to give, and says so. */
+static void without(void)
+{
+    jitcast_statistics stats;
+    jitcast_token token;
+    jitcast_code code;
+    const jitcast_status late = JITCAST_STATUS_NOT_ATTACHED;
+    memset(&stats, 0, sizeof stats);
+    stats.size = sizeof stats;
+    token.depth = 0;
+    check(jitcast_enter(worker, &token) == late && jitcast_leave(worker) == late, "no guard");
+    check(jitcast_stub(worker, "f", &code) == late && jitcast_stats(worker, &stats) == late, "nothing is known");
+    check(jitcast_unwind(worker, token) == late && jitcast_take_token(worker).depth == 0, "the thread is outside");
+    check(jitcast_fd(worker) == -1 && jitcast_generation(worker) == 0 && !jitcast_is_connected(worker), "no connection");
+    check(jitcast_wait(worker, 0, 1000000) == JITCAST_STATUS_TIMED_OUT, "nothing comes");
+    printf("nothing\n");
+}
+
 /* Arguments that are refused. */
 static void wrong_arguments(void)
 {
@@ -416,6 +437,8 @@ static void obey(const char *line)
         reconnect();
     else if (SAYS("stats"))
         statistics();
+    else if (SAYS("without"))
+        without();
     else if (SAYS("events"))
         events();
     else if (SAYS("wrong"))
@@ -430,7 +453,7 @@ int main(int count, char **args)
     jitcast_status status;
     check(count == 4, "three arguments");
     status = attach(args[1], args[2], args[3]);
-    if (status == JITCAST_STATUS_OK)
+    if (status == JITCAST_STATUS_OK && strcmp(args[3], "late") != 0)
         must(jitcast_thread_of(worker, &thread), "thread");
     answer(status);
     fflush(stdout);

@@ -12,6 +12,7 @@ use jitcast_runtime::signature::Signature;
 use crate::error::LookupError;
 use crate::guard::Guard;
 use crate::handle::{Function, HandleCell, Wanted};
+use crate::late::LateWorker;
 use crate::worker::Worker;
 
 /// Code whose type its caller knows.
@@ -44,6 +45,29 @@ impl Worker {
             unit: None,
         };
         self.handle(guard, wanted)
+    }
+}
+
+impl LateWorker {
+    /// As [`Worker::function_by_signature`], before the worker has attached: `fallback` serves until it has, and what is something
+    /// else than it is taken for is told to the host then ([`Event::Unfit`]). `None`: it has attached by now.
+    ///
+    /// # Safety
+    /// As there; and the handle is used only inside guards.
+    ///
+    /// [`Event::Unfit`]: crate::Event::Unfit
+    pub unsafe fn early_by_signature(
+        &self,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: NonNull<c_void>,
+    ) -> Option<Function<Code>> {
+        let fallback = WorkerAddr::new(fallback.as_ptr().expose_provenance() as u64);
+        let cell = Arc::new(HandleCell::early(name, signature, fallback));
+        self.keep_early(&cell).then_some(Function {
+            cell,
+            _type: PhantomData,
+        })
     }
 }
 

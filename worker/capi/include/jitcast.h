@@ -42,6 +42,14 @@
 #define JITCAST_STRICT 1
 
 /**
+ * In jitcast_options: attach, even if there is no compiler process yet, or it does not answer within a second. It is looked for whenever a
+ * guard is entered, a thread's record asked for, or the worker tended, less and less often, every five seconds in the end.
+ * Until it has attached, jitcast_enter and jitcast_thread_of end with JITCAST_STATUS_NOT_ATTACHED: the host calls its own functions then,
+ * outside guards. Handles with a fallback can be made at once, and follow.
+ */
+#define JITCAST_LATE 2
+
+/**
  * For jitcast_wait: as long as it takes.
  */
 #define JITCAST_FOREVER UINT64_MAX
@@ -131,6 +139,10 @@ typedef enum jitcast_status {
      */
     JITCAST_STATUS_INSIDE = 27,
     /**
+     * The worker has not attached yet.
+     */
+    JITCAST_STATUS_NOT_ATTACHED = 28,
+    /**
      * Nothing is published under the name.
      */
     JITCAST_STATUS_NOT_FOUND = 30,
@@ -204,10 +216,18 @@ typedef enum jitcast_event {
      * A host symbol is missing: functions that need it cannot be called in this worker.
      */
     JITCAST_EVENT_MISSING_IMPORT = 5,
+    /**
+     * An attempt to attach later came to nothing; it is tried again.
+     */
+    JITCAST_EVENT_NOT_ATTACHED = 6,
+    /**
+     * What a handle was made of before the worker attached is something else. The host's own function serves.
+     */
+    JITCAST_EVENT_UNFIT = 7,
 } jitcast_event;
 
 /**
- * A process's attachment to a segment.
+ * A process's attachment to a segment, or to be.
  */
 typedef struct jitcast_worker jitcast_worker;
 
@@ -284,7 +304,7 @@ typedef struct jitcast_options {
      */
     size_t trusted_uid_count;
     /**
-     * JITCAST_STRICT or 0.
+     * JITCAST_STRICT | JITCAST_LATE, one of them or 0.
      */
     uint32_t flags;
     /**
@@ -455,7 +475,8 @@ enum jitcast_status jitcast_detach(struct jitcast_worker *worker);
  * what was recorded at publication; NULL: the caller vouches for the type, of every version that will be published.
  * `fallback`, if it is not NULL, is called instead while the name is quarantined, not published (yet), or cannot be
  * called in this worker. A handle without one leads to a trap then, which ends the process with a message. Handles follow at the next
- * guard.
+ * guard. While a worker that attaches late (JITCAST_LATE) has not, a handle with a fallback is made whatever will be published; what is
+ * something else then is told (JITCAST_EVENT_UNFIT), and the fallback goes on to serve.
  *
  * Errors: those of jitcast_enter; JITCAST_STATUS_NOT_A_FUNCTION; JITCAST_STATUS_SIGNATURE; JITCAST_STATUS_UNKNOWN_SIGNATURE, if none was
  * recorded; JITCAST_STATUS_WHILE_STARTING; JITCAST_STATUS_OUTDATED; JITCAST_STATUS_CORRUPT; without a fallback also
@@ -494,7 +515,7 @@ enum jitcast_status jitcast_stub(const struct jitcast_worker *worker, const char
  * Fetches the calling thread's record in `worker`, which the inline functions take. It is there until the thread ends or
  * the worker is detached, and is no other thread's business.
  *
- * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_FORKED, in a child that is no worker;
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_ATTACHED, of a worker that attaches late; JITCAST_STATUS_FORKED, in a child that is no worker;
  * JITCAST_STATUS_TOO_MANY_THREADS; JITCAST_STATUS_THREAD_ENDS; JITCAST_STATUS_WHILE_ENDING.
  *
  * Required:
@@ -576,8 +597,8 @@ const char *jitcast_last_error(void);
 
 /**
  * The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.
- * Publications do not show there: guards find them, and jitcast_wait. The number stays the same, and the descriptor is the library's: it is
- * neither read nor closed. -1 if `worker` is NULL.
+ * Publications do not show there: guards find them, and jitcast_wait. The descriptor is the library's: it is neither read nor closed. -1 if
+ * `worker` is NULL, or has not attached yet. The number stays the same.
  *
  * Required:
  * `worker` is null or attached.

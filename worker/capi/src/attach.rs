@@ -3,15 +3,40 @@
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
-use ::jitcast_worker::{Endpoint, Worker, WorkerOptions};
+use ::jitcast_worker::{Endpoint, LateWorker, Worker, WorkerOptions};
 
 use crate::options::{jitcast_options, read_options};
 use crate::status::{Failure, bounded, jitcast_status};
 
-/// A process's attachment to a segment.
+/// A process's attachment to a segment, or to be.
 #[derive(Debug)]
-pub struct jitcast_worker(Worker);
+pub struct jitcast_worker(Attached);
+
+#[derive(Debug)]
+enum Attached {
+    Now(Worker),
+    Late(LateWorker),
+}
+
+impl jitcast_worker {
+    /// The worker, once it is attached.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        match &self.0 {
+            Attached::Now(worker) => Some(worker),
+            Attached::Late(late) => late.worker(),
+        }
+    }
+
+    /// What attaches by itself, unless it has.
+    pub(crate) fn late(&self) -> Option<&LateWorker> {
+        match &self.0 {
+            Attached::Late(late) if late.worker().is_none() => Some(late),
+            _ => None,
+        }
+    }
+}
 
 /// Attaches to the compiler process at the socket `path`, or, after an `@`, of that name in the abstract name space: maps the
 /// segment, binds what is published, and runs its constructors. `options` may be NULL.
@@ -107,7 +132,8 @@ pub unsafe extern "C" fn jitcast_detach(worker: *mut jitcast_worker) -> jitcast_
             return Ok(());
         }
         // SAFETY: the caller's promise, and not null.
-        let depth = unsafe { of(worker) }?.token().depth();
+        let given = unsafe { given(worker) }?;
+        let depth = given.worker().map_or(0, |worker| worker.token().depth());
         if depth > 0 {
             return Err(Failure::new(
                 jitcast_status::Inside,
@@ -132,16 +158,30 @@ unsafe fn attach(
     if worker.is_null() {
         return Err(Failure::argument("`worker` is NULL"));
     }
-    let options = if options.is_null() {
-        WorkerOptions::default()
+    let (options, late) = if options.is_null() {
+        (WorkerOptions::default(), false)
     } else {
         // SAFETY: the caller's promise, and not null.
         unsafe { read_options(options) }?
     };
-    let attached = jitcast_worker(Worker::attach(endpoint, options)?);
+    let attached = jitcast_worker(if late {
+        Attached::Late(attach_late(endpoint, options))
+    } else {
+        Attached::Now(Worker::attach(endpoint, options)?)
+    });
     // SAFETY: the caller's promise, and not null.
     unsafe { worker.write(Box::into_raw(Box::new(attached))) };
     Ok(())
+}
+
+/// Attaches later, but for a compiler process that is there: that one may answer first.
+fn attach_late(endpoint: Endpoint<'_>, options: WorkerOptions) -> LateWorker {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const LOOK: Duration = Duration::from_millis(1);
+    let until = Instant::now() + PATIENCE;
+    let late = LateWorker::attach(endpoint, options);
+    while late.why_not().is_none() && Instant::now() < until && late.join(Some(LOOK)).is_none() {}
+    late
 }
 
 /// # Safety
@@ -163,13 +203,32 @@ pub(crate) unsafe fn text<'a>(from: *const c_char, what: &str) -> Result<&'a str
     text.map_err(|why| Failure::argument(format!("`{what}` is no UTF-8: {why}")))
 }
 
+/// The worker, which looks for its compiler process if it has not attached yet.
+///
 /// # Safety
 /// `worker` is null, or attached as long as `'a`.
 pub(crate) unsafe fn of<'a>(worker: *const jitcast_worker) -> Result<&'a Worker, Failure> {
     // SAFETY: the caller's promise.
+    let given = unsafe { given(worker) }?;
+    if let Some(late) = given.late() {
+        late.tend();
+    }
+    given.worker().ok_or_else(|| {
+        Failure::new(
+            jitcast_status::NotAttached,
+            "the worker has not attached yet (JITCAST_LATE)\n  help: call the host's own functions meanwhile; jitcast_options.log is told why",
+        )
+    })
+}
+
+/// # Safety
+/// `worker` is null, or attached as long as `'a`, or late.
+pub(crate) unsafe fn given<'a>(
+    worker: *const jitcast_worker,
+) -> Result<&'a jitcast_worker, Failure> {
+    // SAFETY: the caller's promise.
     let worker = unsafe { worker.as_ref() };
-    let worker = worker.ok_or_else(|| Failure::argument("`worker` is NULL"))?;
-    Ok(&worker.0)
+    worker.ok_or_else(|| Failure::argument("`worker` is NULL"))
 }
 
 /// Stores `value` where the caller wants it.

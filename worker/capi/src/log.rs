@@ -20,6 +20,10 @@ pub enum jitcast_event {
     UnitFailed = 4,
     /// A host symbol is missing: functions that need it cannot be called in this worker.
     MissingImport = 5,
+    /// An attempt to attach later came to nothing; it is tried again.
+    NotAttached = 6,
+    /// What a handle was made of before the worker attached is something else. The host's own function serves.
+    Unfit = 7,
 }
 
 /// Who is told, with `log_context` of jitcast_options and a text that is there as long as the call. Called until the worker is detached, by
@@ -65,6 +69,8 @@ fn number(event: &Event) -> jitcast_event {
         Event::Declined => jitcast_event::Declined,
         Event::UnitFailed(_) => jitcast_event::UnitFailed,
         Event::MissingImport { .. } => jitcast_event::MissingImport,
+        Event::NotAttached { .. } => jitcast_event::NotAttached,
+        Event::Unfit { .. } => jitcast_event::Unfit,
         _ => jitcast_event::Other,
     }
 }

@@ -16,6 +16,12 @@ use crate::status::Failure;
 /// In jitcast_options: published code may import what `imports` names, and nothing else.
 pub const JITCAST_STRICT: u32 = 1;
 
+/// In jitcast_options: attach, even if there is no compiler process yet, or it does not answer within a second. It is looked for whenever a
+/// guard is entered, a thread's record asked for, or the worker tended, less and less often, every five seconds in the end.
+/// Until it has attached, jitcast_enter and jitcast_thread_of end with JITCAST_STATUS_NOT_ATTACHED: the host calls its own functions then,
+/// outside guards. Handles with a fallback can be made at once, and follow.
+pub const JITCAST_LATE: u32 = 2;
+
 /// A host symbol that published code may import: a function or a datum, one of both. The caller fills `size`; members may be
 /// added at the end.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +58,7 @@ pub struct jitcast_options {
     pub trusted_uids: *const u32,
     /// How many these are.
     pub trusted_uid_count: usize,
-    /// JITCAST_STRICT or 0.
+    /// JITCAST_STRICT | JITCAST_LATE, one of them or 0.
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -68,14 +74,16 @@ const _: () = assert!(size_of::<jitcast_import>() == 32 && size_of::<jitcast_opt
 const FIRST_IMPORT: usize = 32;
 const FIRST_OPTIONS: usize = 72;
 
+/// The options, and whether to attach late.
+///
 /// # Safety
 /// `options` leads to what its description says.
 pub(crate) unsafe fn read_options(
     options: *const jitcast_options,
-) -> Result<WorkerOptions, Failure> {
+) -> Result<(WorkerOptions, bool), Failure> {
     // SAFETY: the caller's promise.
     let options: jitcast_options = unsafe { sized(options, FIRST_OPTIONS, "options") }?;
-    if options.flags & !JITCAST_STRICT != 0 || options.reserved != 0 {
+    if options.flags & !(JITCAST_STRICT | JITCAST_LATE) != 0 || options.reserved != 0 {
         return Err(Failure::argument(format!(
             "`options->flags` is {:#x} and `reserved` {}, which this version does not know",
             options.flags, options.reserved
@@ -114,14 +122,15 @@ pub(crate) unsafe fn read_options(
         // SAFETY: the caller's promise, and not null.
         unsafe { text(options.label, "label") }?
     };
-    Ok(WorkerOptions {
+    let read = WorkerOptions {
         label: label.to_owned(),
         host,
         trusted_uids: uids.to_vec(),
         // SAFETY: the caller's promise.
         log: unsafe { log(options.log, options.log_context) },
         ..WorkerOptions::default()
-    })
+    };
+    Ok((read, options.flags & JITCAST_LATE != 0))
 }
 
 /// # Safety

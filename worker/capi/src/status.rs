@@ -51,6 +51,8 @@ pub enum jitcast_status {
     NotInside = 26,
     /// The thread holds a guard.
     Inside = 27,
+    /// The worker has not attached yet.
+    NotAttached = 28,
     /// Nothing is published under the name.
     NotFound = 30,
     /// What is, is not a function.
