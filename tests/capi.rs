@@ -455,6 +455,29 @@ fn a_worker_goes_on_without_the_compiler_process_and_with_the_next_one() {
 }
 
 #[test]
+fn an_event_loop_notices_the_loss_of_the_next_compiler_process_too() {
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let scratch = Scratch::open_to_all();
+        let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
+        let mut process = Serve::start_at(&socket, &["--journal", &journal]);
+        let Some(mut driver) = Driver::start(build, "path", &socket, "all") else {
+            return;
+        };
+        driver.0.send("loop");
+        for last in [false, true] {
+            process.signal(Signal::KILL);
+            process.finish();
+            assert_eq!(driver.line(), "lost", "{build:?}");
+            process = Serve::start_at(&socket, &["--journal", &journal]);
+            if !last {
+                assert_eq!(driver.line(), "found", "{build:?}");
+            }
+        }
+        driver.end();
+    }
+}
+
+#[test]
 fn a_worker_attaches_by_abstract_socket_by_descriptor_and_by_name() {
     let name = format!("test-capi-{}", std::process::id());
     let scratch = Scratch::open_to_all();

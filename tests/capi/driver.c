@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -69,12 +70,21 @@ static void check(int holds, const char *what)
     }
 }
 
+static void watch(void);
+
 /* What the worker told since somebody asked. */
 static char told[4096];
 static size_t told_len;
 
+/* An event loop that watches the connection, if there is one. */
+static int loop = -1;
+
 static void tell(void *context, jitcast_event event, const char *text)
 {
+    if (loop >= 0 && event == JITCAST_EVENT_DISCONNECTED)
+        check(epoll_ctl(loop, EPOLL_CTL_DEL, jitcast_fd(worker), NULL) == 0, "it was watched");
+    if (loop >= 0 && event == JITCAST_EVENT_RENEWED)
+        watch();
     check(context == &datum, "the context is what was given");
     check(worker == NULL || jitcast_tend(worker) == JITCAST_STATUS_OK, "the worker can be used");
     told_len += (size_t)snprintf(told + told_len, sizeof told - told_len, " %d %.400s;", (int)event, text);
@@ -275,6 +285,35 @@ static void reconnect(void)
     printf("connected\n");
 }
 
+static void watch(void)
+{
+    struct epoll_event wanted;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.events = EPOLLIN;
+    check(epoll_ctl(loop, EPOLL_CTL_ADD, jitcast_fd(worker), &wanted) == 0, "it can be watched");
+}
+
+/* An event loop, which looks by itself only while there is no connection, until that is lost a second time. */
+static void event_loop(void)
+{
+    int connected = 1, lost = 0;
+    loop = epoll_create1(0);
+    watch();
+    while (lost < 2) {
+        struct epoll_event event;
+        check(epoll_wait(loop, &event, 1, connected ? -1 : 5) >= 0, "epoll_wait");
+        must(jitcast_tend(worker), "tend");
+        if (connected == (int)jitcast_is_connected(worker))
+            continue;
+        connected = !connected;
+        lost += !connected;
+        printf("%s\n", connected ? "found" : "lost");
+        fflush(stdout);
+    }
+    close(loop);
+    loop = -1;
+}
+
 static void statistics(void)
 {
     struct {
@@ -433,6 +472,8 @@ static void obey(const char *line)
         answer(jitcast_wait(worker, strtoull(rest, NULL, 10), JITCAST_FOREVER));
     else if (SAYS("hang-up"))
         await_hang_up();
+    else if (SAYS("loop"))
+        event_loop();
     else if (SAYS("reconnect"))
         reconnect();
     else if (SAYS("stats"))

@@ -15,7 +15,11 @@ pub const JITCAST_FOREVER: u64 = u64::MAX;
 
 /// The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.
 /// Publications do not show there: guards find them, and jitcast_wait. The descriptor is the library's: it is neither read nor closed. -1 if
-/// `worker` is NULL, or has not attached yet. The number stays the same.
+/// `worker` is NULL, or has not attached yet.
+///
+/// The number stays the same, but leads to another file once another compiler process is found, which epoll(7) does not notice; until
+/// then it goes on to show that the first one has hung up. So a loop stops watching it at JITCAST_EVENT_DISCONNECTED, calls jitcast_tend now
+/// and then, and watches it again at JITCAST_EVENT_RENEWED, unless it still does: that is told of the same connection, too.
 ///
 /// # Safety
 /// `worker` is null or attached.
