@@ -97,6 +97,7 @@ const UNSAFE: &[&str] = &[
     "worker/capi/src/guard.rs",
     "worker/capi/src/log.rs",
     "worker/capi/src/options.rs",
+    "worker/capi/src/request.rs",
     "worker/capi/src/watch.rs",
     "worker/src/bind.rs",
     "worker/src/foreign.rs",

@@ -396,6 +396,37 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
 }
 
 #[test]
+fn what_was_asked_for_follows_what_it_calls_and_ends_at_its_fallback() {
+    let serve = Serve::start(&[]);
+    let clif = calls_host("again", "f");
+    let asked = serve.scratch.write("asked.clif", &clif);
+    let broken = serve
+        .scratch
+        .write("broken.clif", "function %again(i65) {}");
+    for build in BUILDS {
+        serve.publish_adds("f", 1);
+        let Some(mut driver) = Driver::attach(build, &serve) else {
+            return;
+        };
+        driver.says(&format!("ask {asked}"), "status 0");
+        driver.says("take again", "status 0");
+        assert_eq!(driver.calls("call 5").0, 6);
+        serve.publish_adds("f", 10);
+        assert_eq!(driver.calls("exported 5").0, 15);
+        serve.command("remove", &["f"]).succeeded();
+        assert_eq!(driver.calls("call 5").0, -5, "{build:?}");
+
+        driver.says(&format!("ask {broken}"), "status 0");
+        let refused = driver.ask("take again");
+        assert!(refused.starts_with("status 12: "), "{refused}");
+        driver.says(&format!("ask {asked}"), "status 0");
+        driver.says("take other", "status 0");
+        assert_eq!(driver.calls("call 5").0, -5, "there is no such function");
+        driver.end();
+    }
+}
+
+#[test]
 fn who_jumps_out_of_published_code_unwinds_its_guards() {
     let serve = Serve::start(&[]);
     let file = serve.scratch.write("leap.clif", calls_host("leap", "bail"));

@@ -20,6 +20,7 @@ typedef int64_t (*function)(int64_t);
 static jitcast_worker *worker;
 static jitcast_thread *thread;
 static jitcast_handle *handle;
+static jitcast_request *request;
 static jmp_buf jump;
 
 static int64_t fall_back(int64_t n)
@@ -314,6 +315,34 @@ static void event_loop(void)
     loop = -1;
 }
 
+/* Asks for what a file holds. */
+static void ask(const char *path)
+{
+    static char clif[4096];
+    FILE *file = fopen(path, "r");
+    check(file != NULL, path);
+    clif[fread(clif, 1, sizeof clif - 1, file)] = '\0';
+    fclose(file);
+    answer(jitcast_ask(worker, clif, &request));
+}
+
+/* The pause of an event loop, until the answer is there; then the function that it is about. */
+static void take(const char *name, const char *signature)
+{
+    struct pollfd watched;
+    memset(&watched, 0, sizeof watched);
+    watched.fd = jitcast_fd(worker);
+    watched.events = POLLIN;
+    while (!jitcast_request_is_ready(request))
+        check(poll(&watched, 1, -1) == 1, "poll");
+    must(jitcast_request_wait(request, JITCAST_FOREVER), "wait");
+    jitcast_handle_free(handle);
+    handle = NULL;
+    answer(jitcast_request_function(request, name, signature, (jitcast_code)fall_back, &handle));
+    jitcast_request_free(request);
+    request = NULL;
+}
+
 static void statistics(void)
 {
     struct {
@@ -341,6 +370,7 @@ static void without(void)
     token.depth = 0;
     check(jitcast_enter(worker, &token) == late && jitcast_leave(worker) == late, "no guard");
     check(jitcast_stub(worker, "f", &code) == late && jitcast_stats(worker, &stats) == late, "nothing is known");
+    check(jitcast_ask(worker, "", &request) == late && request == NULL, "nobody is asked");
     check(jitcast_unwind(worker, token) == late && jitcast_take_token(worker).depth == 0, "the thread is outside");
     check(jitcast_fd(worker) == -1 && jitcast_generation(worker) == 0 && !jitcast_is_connected(worker), "no connection");
     check(jitcast_wait(worker, 0, 1000000) == JITCAST_STATUS_TIMED_OUT, "nothing comes");
@@ -401,6 +431,11 @@ static void wrong_arguments(void)
     check(jitcast_stats(worker, &stats) == wrong && jitcast_stats(worker, NULL) == wrong, "no size");
     check(jitcast_tend(NULL) == wrong && jitcast_wait(NULL, 0, 0) == wrong, "no worker");
     check(jitcast_fd(NULL) == -1 && jitcast_generation(NULL) == 0 && !jitcast_is_connected(NULL), "no worker");
+    check(jitcast_ask(worker, NULL, &request) == wrong && jitcast_ask(worker, "", NULL) == wrong, "nothing asked");
+    check(jitcast_ask(worker, not_utf8, &request) == wrong && request == NULL, "not UTF-8");
+    check(!jitcast_request_is_ready(NULL) && jitcast_request_wait(NULL, 0) == wrong, "no request");
+    check(jitcast_request_function(NULL, "f", NULL, NULL, &none) == wrong && none == NULL, "no request");
+    jitcast_request_free(NULL);
     check(jitcast_enter_slowly(NULL, NULL) == wrong && jitcast_leave_slowly(NULL) == wrong, "no thread");
     check(jitcast_leave(worker) == JITCAST_STATUS_NOT_INSIDE, "left once too often");
     check(jitcast_thread_leave(thread) == JITCAST_STATUS_NOT_INSIDE, "left once too often, inline");
@@ -448,6 +483,10 @@ static void obey(const char *line)
         inline_call(atoll(rest));
     else if (SAYS("exported "))
         exported_call(atoll(rest));
+    else if (SAYS("ask "))
+        ask(rest);
+    else if (SAYS("take "))
+        take(rest, "(i64) -> i64");
     else if (SAYS("stub "))
         stub_call(rest);
     else if (SAYS("enter"))

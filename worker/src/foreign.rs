@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use jitcast_runtime::WorkerAddr;
 use jitcast_runtime::signature::Signature;
 
+use crate::asked::AskedUnit;
 use crate::error::LookupError;
 use crate::guard::Guard;
 use crate::handle::{Function, HandleCell, Wanted};
@@ -36,8 +37,7 @@ impl Worker {
         signature: Option<Signature>,
         fallback: Option<NonNull<c_void>>,
     ) -> Result<Function<Code>, LookupError> {
-        let fallback =
-            fallback.map(|code| WorkerAddr::new(code.as_ptr().expose_provenance() as u64));
+        let fallback = fallback.map(address);
         let wanted = Wanted {
             name,
             signature,
@@ -62,13 +62,36 @@ impl LateWorker {
         signature: Option<Signature>,
         fallback: NonNull<c_void>,
     ) -> Option<Function<Code>> {
-        let fallback = WorkerAddr::new(fallback.as_ptr().expose_provenance() as u64);
-        let cell = Arc::new(HandleCell::early(name, signature, fallback));
+        let cell = Arc::new(HandleCell::early(name, signature, address(fallback)));
         self.keep_early(&cell).then_some(Function {
             cell,
             _type: PhantomData,
         })
     }
+}
+
+impl AskedUnit {
+    /// Its function `name`, whose signature must be `signature` (`None`: whatever it is), or `fallback` once the unit is gone.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    ///
+    /// # Safety
+    /// `fallback` is a function of that signature that stays. Without a signature, `name` is a function of the type that it is
+    /// called as.
+    pub unsafe fn function_by_signature(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: Option<NonNull<c_void>>,
+    ) -> Result<Function<Code>, LookupError> {
+        self.find(guard, name, signature, fallback.map(address))
+    }
+}
+
+fn address(code: NonNull<c_void>) -> WorkerAddr {
+    WorkerAddr::new(code.as_ptr().expose_provenance() as u64)
 }
 
 impl Function<Code> {

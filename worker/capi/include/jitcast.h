@@ -186,6 +186,22 @@ typedef enum jitcast_status {
      * The segment says something impossible.
      */
     JITCAST_STATUS_CORRUPT = 40,
+    /**
+     * There is no compiler process to ask.
+     */
+    JITCAST_STATUS_NOT_CONNECTED = 50,
+    /**
+     * It has too much to do, or has not read what was asked for before.
+     */
+    JITCAST_STATUS_BUSY = 51,
+    /**
+     * No answer has come yet.
+     */
+    JITCAST_STATUS_NOT_READY = 52,
+    /**
+     * The compiler process ended before it answered.
+     */
+    JITCAST_STATUS_LOST = 53,
 } jitcast_status;
 
 /**
@@ -225,6 +241,11 @@ typedef enum jitcast_event {
      */
     JITCAST_EVENT_UNFIT = 7,
 } jitcast_event;
+
+/**
+ * A request that is under way or answered. Used by one thread at a time.
+ */
+typedef struct jitcast_request jitcast_request;
 
 /**
  * A process's attachment to a segment, or to be.
@@ -461,7 +482,7 @@ enum jitcast_status jitcast_attach_name(const char *name,
 
 /**
  * Detaches: runs destructors of published code, and unmaps the segment. No thread is inside or enters any more, and every
- * jitcast_thread of the worker is void. Handles are still to be freed. NULL is let pass.
+ * jitcast_thread of the worker is void. Requests have been freed; handles are still to be. NULL is let pass.
  *
  * Errors: JITCAST_STATUS_INSIDE, if the calling thread holds a guard; then nothing has happened.
  *
@@ -496,7 +517,7 @@ enum jitcast_status jitcast_function(const struct jitcast_worker *worker,
  * Frees a handle, which nobody uses any more. It may be of a worker that was detached, and NULL.
  *
  * Required:
- * `handle` is null or came from jitcast_function, and is freed once.
+ * `handle` is null or came from jitcast_function or jitcast_request_function, and is freed once.
  */
 void jitcast_handle_free(struct jitcast_handle *handle);
 
@@ -589,6 +610,65 @@ enum jitcast_status jitcast_enter_slowly(struct jitcast_thread *thread, struct j
 enum jitcast_status jitcast_leave_slowly(struct jitcast_thread *thread);
 
 /**
+ * Asks the compiler process to compile `clif` for this worker, if it has the right (`serve --allow-request`): functions that may call published functions and
+ * host symbols, but have no names for anybody else. Equal texts of many workers are compiled once. Does not wait: jitcast_fd is readable when
+ * something has come. The request is to be freed by jitcast_request_free, before the worker is detached.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_ATTACHED; JITCAST_STATUS_NOT_CONNECTED; JITCAST_STATUS_BUSY;
+ * JITCAST_STATUS_WHILE_STARTING. What the compiler process says comes with jitcast_request_function.
+ *
+ * Required:
+ * `worker` is null or attached; `clif` is null or a C string; `request` is null or can be stored to.
+ */
+enum jitcast_status jitcast_ask(const struct jitcast_worker *worker,
+                                const char *clif,
+                                struct jitcast_request **request);
+
+/**
+ * Whether the answer is there: functions, or why there are none. Looks at the connection, and never waits. false if `request` is NULL.
+ *
+ * Required:
+ * `request` is null or came from jitcast_ask, and nobody else uses it.
+ */
+bool jitcast_request_is_ready(const struct jitcast_request *request);
+
+/**
+ * Waits for the answer, at most `timeout_ns` nanoseconds or JITCAST_FOREVER.
+ *
+ * Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
+ *
+ * Required:
+ * As for jitcast_request_is_ready.
+ */
+enum jitcast_status jitcast_request_wait(const struct jitcast_request *request, uint64_t timeout_ns);
+
+/**
+ * Makes a handle of function `name` of what was compiled, as jitcast_function does of a published one; `fallback`, if it is not NULL, is
+ * called instead once the unit is gone, because what it refers to was removed, or the compiler process ended. The unit is there as long as
+ * the request or a handle of it.
+ *
+ * Errors: those of jitcast_function; JITCAST_STATUS_NOT_READY;
+ * JITCAST_STATUS_REFUSED, with the compiler's words; JITCAST_STATUS_BUSY, ask again later; JITCAST_STATUS_LOST; JITCAST_STATUS_OUTDATED, if
+ * the thread is inside at a generation that does not have it yet; JITCAST_STATUS_GONE, ask again; JITCAST_STATUS_FORKED, if the parent asked.
+ *
+ * Required:
+ * As for jitcast_request_is_ready; the rest as for jitcast_function.
+ */
+enum jitcast_status jitcast_request_function(struct jitcast_request *request,
+                                             const char *name,
+                                             const char *signature,
+                                             jitcast_code fallback,
+                                             struct jitcast_handle **handle);
+
+/**
+ * Frees a request, which is given up if it is not answered. Handles stay. NULL is let pass.
+ *
+ * Required:
+ * `request` is null or came from jitcast_ask, nobody uses it any more, and it is freed once.
+ */
+void jitcast_request_free(struct jitcast_request *request);
+
+/**
  * The text of the calling thread's last error, with a line that says what to do where there is something; "" if there
  * was none. Valid until the thread's next call that fails. Calls that succeed leave it as it is; JITCAST_STATUS_TIMED_OUT has no
  * text. Never NULL.
@@ -630,7 +710,7 @@ bool jitcast_is_connected(const struct jitcast_worker *worker);
 
 /**
  * Waits until something newer than generation `seen` is published, at most `timeout_ns` nanoseconds or JITCAST_FOREVER, and tends the
- * worker meanwhile. To be called outside guards.
+ * worker meanwhile; one that attaches late has to attach first. To be called outside guards.
  *
  * Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
  *

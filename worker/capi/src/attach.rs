@@ -119,7 +119,7 @@ pub unsafe extern "C" fn jitcast_attach_name(
 }
 
 /// Detaches: runs destructors of published code, and unmaps the segment. No thread is inside or enters any more, and every
-/// jitcast_thread of the worker is void. Handles are still to be freed. NULL is let pass.
+/// jitcast_thread of the worker is void. Requests have been freed; handles are still to be. NULL is let pass.
 ///
 /// Errors: JITCAST_STATUS_INSIDE, if the calling thread holds a guard; then nothing has happened.
 ///

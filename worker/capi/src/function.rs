@@ -51,16 +51,12 @@ pub unsafe extern "C" fn jitcast_function(
         let given = unsafe { given(worker) }?;
         // SAFETY: the caller's promise.
         let name = unsafe { text(name, "name") }?;
-        let signature = if signature.is_null() {
-            None
-        } else {
-            // SAFETY: the caller's promise, and not null.
-            Some(parse(unsafe { text(signature, "signature") }?)?)
-        };
+        // SAFETY: the caller's promise.
+        let signature = unsafe { signature_of(signature) }?;
         if handle.is_null() {
             return Err(Failure::argument("`handle` is NULL"));
         }
-        let fallback = fallback.and_then(|code| NonNull::new(code as *mut c_void));
+        let fallback = pointer(fallback);
         // SAFETY: the caller's promise.
         let early = given
             .late()
@@ -87,7 +83,7 @@ pub unsafe extern "C" fn jitcast_function(
 /// Frees a handle, which nobody uses any more. It may be of a worker that was detached, and NULL.
 ///
 /// # Safety
-/// `handle` is null or came from jitcast_function, and is freed once.
+/// `handle` is null or came from jitcast_function or jitcast_request_function, and is freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitcast_handle_free(handle: *mut jitcast_handle) {
     bounded(|| {
@@ -130,7 +126,22 @@ pub unsafe extern "C" fn jitcast_stub(
     })
 }
 
-fn parse(text: &str) -> Result<Signature, Failure> {
+/// The signature that is asked for, if one is.
+///
+/// # Safety
+/// `signature` is null or a C string.
+pub(crate) unsafe fn signature_of(signature: *const c_char) -> Result<Option<Signature>, Failure> {
+    if signature.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise, and not null.
+    let text = unsafe { text(signature, "signature") }?;
     let parsed = text.parse::<Signature>();
-    parsed.map_err(|error| Failure::argument(format!("the signature `{text}`: {error}")))
+    let parsed =
+        parsed.map_err(|error| Failure::argument(format!("the signature `{text}`: {error}")));
+    parsed.map(Some)
+}
+
+pub(crate) fn pointer(code: jitcast_code) -> Option<NonNull<c_void>> {
+    NonNull::new(code? as *mut c_void)
 }

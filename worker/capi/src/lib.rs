@@ -17,6 +17,7 @@ pub mod function;
 pub mod guard;
 pub mod log;
 pub mod options;
+pub mod request;
 pub mod status;
 pub mod watch;
 

@@ -66,7 +66,7 @@ pub unsafe extern "C" fn jitcast_is_connected(worker: *const jitcast_worker) -> 
 }
 
 /// Waits until something newer than generation `seen` is published, at most `timeout_ns` nanoseconds or JITCAST_FOREVER, and tends the
-/// worker meanwhile. To be called outside guards.
+/// worker meanwhile; one that attaches late has to attach first. To be called outside guards.
 ///
 /// Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
 ///
