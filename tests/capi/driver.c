@@ -118,6 +118,7 @@ static jitcast_status attach(const char *how, const char *where, const char *mod
     imports[0].size = imports[1].size = imports[2].size = sizeof imports[0];
     imports[0].name = "triple";
     imports[0].function = (jitcast_code)triple;
+    imports[0].signature = "(i64) -> i64";
     imports[1].name = "bail";
     imports[1].function = (jitcast_code)bail;
     imports[2].name = "host_datum";
@@ -382,6 +383,7 @@ static void wrong_arguments(void)
 {
     jitcast_worker *other = NULL;
     jitcast_options options;
+    jitcast_import import;
     jitcast_statistics stats;
     jitcast_handle *none = NULL;
     jitcast_token token;
@@ -414,6 +416,20 @@ static void wrong_arguments(void)
     options.size = sizeof options;
     options.import_count = 1;
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no imports, but one");
+    memset(&import, 0, sizeof import);
+    options.imports = &import;
+    import.size = offsetof(jitcast_import, signature);
+    import.name = "datum";
+    import.datum = &datum;
+    check(jitcast_attach_path("/nowhere", &options, &other) == JITCAST_STATUS_CONNECT, "an older import");
+    import.size = sizeof import;
+    import.signature = "(i64) -> i64";
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "a datum has no signature");
+    import.datum = NULL;
+    import.function = (jitcast_code)triple;
+    import.signature = "(i65)";
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no signature");
+    options.imports = NULL;
     options.import_count = 0;
     newer.known.size = sizeof newer;
     check(jitcast_attach_path("/nowhere", &newer.known, &other) == JITCAST_STATUS_CONNECT, "a newer header");

@@ -278,6 +278,11 @@ typedef struct jitcast_import {
      * The datum, of the type that published code takes it for; NULL: it is a function.
      */
     const void *datum;
+    /**
+     * The function's signature, as "(i64, f64) -> i32": published code that is known to call it by another one cannot be called in this worker
+     * (JITCAST_STATUS_MISSING_IMPORT, with both in its text). NULL: the caller vouches for it.
+     */
+    const char *signature;
 } jitcast_import;
 
 /**

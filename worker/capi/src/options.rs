@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_void};
 use ::jitcast_worker::{HostTable, WorkerOptions};
 
 use crate::attach::text;
-use crate::function::jitcast_code;
+use crate::function::{jitcast_code, signature_of};
 use crate::log::{jitcast_log, log};
 use crate::status::Failure;
 
@@ -35,6 +35,9 @@ pub struct jitcast_import {
     pub function: jitcast_code,
     /// The datum, of the type that published code takes it for; NULL: it is a function.
     pub datum: *const c_void,
+    /// The function's signature, as "(i64, f64) -> i32": published code that is known to call it by another one cannot be called in this worker
+    /// (JITCAST_STATUS_MISSING_IMPORT, with both in its text). NULL: the caller vouches for it.
+    pub signature: *const c_char,
 }
 
 /// How to attach. The caller fills `size`, and the rest with zeros where it has nothing to say; members may be added at
@@ -68,7 +71,7 @@ pub struct jitcast_options {
     pub log_context: *mut c_void,
 }
 
-const _: () = assert!(size_of::<jitcast_import>() == 32 && size_of::<jitcast_options>() == 88);
+const _: () = assert!(size_of::<jitcast_import>() == 40 && size_of::<jitcast_options>() == 88);
 
 /// What the first versions of the header have. Grow never.
 const FIRST_IMPORT: usize = 32;
@@ -145,17 +148,27 @@ unsafe fn define(host: &mut HostTable, options: &jitcast_options) -> Result<(), 
         let import: jitcast_import = unsafe { sized(at, FIRST_IMPORT, "imports[]") }?;
         // SAFETY: the caller's promise.
         let name = unsafe { text(import.name, "imports[].name") }?;
-        let address = match (import.function, import.datum.is_null()) {
-            (Some(function), true) => function as *const c_void,
-            (None, false) => import.datum,
+        // SAFETY: the caller's promise.
+        let signature = unsafe { signature_of(import.signature) }?;
+        match (import.function, import.datum.is_null(), signature) {
+            (Some(function), true, Some(signature)) => {
+                // SAFETY: the caller's promise.
+                unsafe { host.define_by_signature(name, signature, function as *const c_void) }
+            }
+            (Some(function), true, None) => {
+                // SAFETY: the caller's promise.
+                unsafe { host.define_address(name, function as *const c_void) }
+            }
+            (None, false, None) => {
+                // SAFETY: the caller's promise.
+                unsafe { host.define_address(name, import.datum) }
+            }
             _ => {
                 return Err(Failure::argument(format!(
-                    "`imports[{index}]` ({name}) needs a function or a datum, one of both"
+                    "`imports[{index}]` ({name}) needs a function or a datum, one of both, and a datum has no signature"
                 )));
             }
         };
-        // SAFETY: the caller's promise.
-        unsafe { host.define_address(name, address) };
         at = at.wrapping_byte_add(import.size);
     }
     Ok(())
