@@ -151,9 +151,14 @@ struct Driver(Process);
 impl Driver {
     #[track_caller]
     fn start(build: Build, how: &str, whither: &str, mode: &str) -> Option<Self> {
+        Self::start_with(build, [how, whither, mode], &[])
+    }
+
+    #[track_caller]
+    fn start_with(build: Build, args: [&str; 3], env: &[(&str, &str)]) -> Option<Self> {
         let installed = installed()?;
         let mut command = installed.run(installed.driver(build));
-        command.args([how, whither, mode]);
+        command.args(args).envs(env.iter().copied());
         let mut driver = Self(Process::start_listening(&mut command));
         assert_eq!(driver.line(), "status 0", "{build:?}");
         Some(driver)
@@ -265,6 +270,32 @@ fn threads_see_one_version_in_a_guard_and_then_the_newest() {
             serve.publish_adds("f", bonus);
         }
         assert_eq!(driver.line(), format!("threads saw {LAST}"));
+        driver.end();
+    }
+}
+
+/// Where membarrier(2) is forbidden: guards are entered out of line.
+#[test]
+fn guards_that_execute_fences_are_no_different() {
+    const LAST: i64 = 10;
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let serve = Serve::start(&[]);
+        serve.publish_adds("f", 0);
+        let args = ["path", &serve.socket, "all"];
+        let forbidden = [("JITCAST_NO_MEMBARRIER", "1")];
+        let Some(mut driver) = Driver::start_with(build, args, &forbidden) else {
+            return;
+        };
+        driver.says("fenced", "fenced 1");
+        driver.says("find f (i64) -> i64", "status 0");
+        driver.says("mixed", "mixed");
+        driver.says(&format!("await {LAST}"), "awaited");
+        driver.0.send("threads 4");
+        for bonus in 1..=LAST {
+            serve.publish_adds("f", bonus);
+        }
+        assert_eq!(driver.line(), format!("threads saw {LAST}"));
+        driver.says("fork 1", &format!("child {}", LAST + 1));
         driver.end();
     }
 }

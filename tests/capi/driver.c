@@ -511,6 +511,8 @@ static void obey(const char *line)
         printf("result %" PRId64 " at %" PRIu64 "\n", call(atoll(rest)), jitcast_generation(worker));
     else if (SAYS("leave"))
         answer(jitcast_leave(worker));
+    else if (SAYS("fenced"))
+        printf("fenced %u\n", (unsigned)thread->fenced);
     else if (SAYS("mixed"))
         mixed();
     else if (SAYS("jump"))
