@@ -150,10 +150,15 @@ struct Driver(Process);
 
 impl Driver {
     #[track_caller]
-    fn start(build: Build, how: &str, whither: &str, strict: bool) -> Option<Self> {
+    fn start(build: Build, how: &str, whither: &str, mode: &str) -> Option<Self> {
+        Self::start_with(build, [how, whither, mode], &[])
+    }
+
+    #[track_caller]
+    fn start_with(build: Build, args: [&str; 3], env: &[(&str, &str)]) -> Option<Self> {
         let installed = installed()?;
         let mut command = installed.run(installed.driver(build));
-        command.args([how, whither, if strict { "strict" } else { "all" }]);
+        command.args(args).envs(env.iter().copied());
         let mut driver = Self(Process::start_listening(&mut command));
         assert_eq!(driver.line(), "status 0", "{build:?}");
         Some(driver)
@@ -161,7 +166,7 @@ impl Driver {
 
     #[track_caller]
     fn attach(build: Build, serve: &Serve) -> Option<Self> {
-        Self::start(build, "path", &serve.socket, false)
+        Self::start(build, "path", &serve.socket, "all")
     }
 
     #[track_caller]
@@ -269,6 +274,32 @@ fn threads_see_one_version_in_a_guard_and_then_the_newest() {
     }
 }
 
+/// Where membarrier(2) is forbidden: guards are entered out of line.
+#[test]
+fn guards_that_execute_fences_are_no_different() {
+    const LAST: i64 = 10;
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let serve = Serve::start(&[]);
+        serve.publish_adds("f", 0);
+        let args = ["path", &serve.socket, "all"];
+        let forbidden = [("JITCAST_NO_MEMBARRIER", "1")];
+        let Some(mut driver) = Driver::start_with(build, args, &forbidden) else {
+            return;
+        };
+        driver.says("fenced", "fenced 1");
+        driver.says("find f (i64) -> i64", "status 0");
+        driver.says("mixed", "mixed");
+        driver.says(&format!("await {LAST}"), "awaited");
+        driver.0.send("threads 4");
+        for bonus in 1..=LAST {
+            serve.publish_adds("f", bonus);
+        }
+        assert_eq!(driver.line(), format!("threads saw {LAST}"));
+        driver.says("fork 1", &format!("child {}", LAST + 1));
+        driver.end();
+    }
+}
+
 #[test]
 fn a_fallback_serves_until_the_function_is_there_and_while_it_is_quarantined() {
     let serve = Serve::start(&[]);
@@ -302,6 +333,58 @@ fn a_fallback_serves_until_the_function_is_there_and_while_it_is_quarantined() {
     }
 }
 
+#[test]
+fn a_worker_attaches_once_its_compiler_process_is_there() {
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let scratch = Scratch::open_to_all();
+        let socket = scratch.path("socket");
+        let Some(mut driver) = Driver::start(build, "path", &socket, "late") else {
+            return;
+        };
+        let mut mistaken = Driver::start(build, "path", &socket, "late").unwrap();
+        driver.says("without", "nothing");
+        let early = driver.ask("find f (i64) -> i64");
+        let expected = "status 28: the worker has not attached yet (JITCAST_LATE)|  help: ";
+        assert!(early.starts_with(expected), "{early}");
+        driver.says("find-or f (i64) -> i64", "status 0");
+        assert!(driver.ask("call 5").starts_with(expected));
+        let told = driver.ask("events");
+        assert!(told.starts_with("told 6 not attached yet: "), "{told}");
+        mistaken.says("find-or f (f64) -> i64", "status 0");
+
+        let process = Serve::start_at(&socket, &[]);
+        let serve = Serve::adopt_running(process, socket, scratch);
+        serve.publish_adds("f", 1);
+        // Nobody does more than call.
+        await_some("the worker to attach", || {
+            driver
+                .ask("call 5")
+                .starts_with("result 6 at ")
+                .then_some(())
+        });
+        serve.publish_adds("f", 10);
+        assert_eq!(driver.calls("exported 5").0, 15);
+        driver.says("fork 1", "child 11");
+        serve.command("quarantine", &["f"]).succeeded();
+        assert_eq!(driver.calls("call 5").0, -5);
+        serve.command("restore", &["f"]).succeeded();
+        driver.end();
+
+        mistaken.says("news 0", "status 0");
+        assert_eq!(mistaken.calls("call 5").0, -5);
+        let told = mistaken.ask("events");
+        let unfit = " 7 the host's own function serves: `f` has the signature (i64) -> i64, not ";
+        assert!(told.contains(unfit), "{told}");
+        mistaken.end();
+
+        // One that is there is waited for.
+        let mut driver = Driver::start(build, "path", &serve.socket, "late").unwrap();
+        driver.says("find f (i64) -> i64", "status 0");
+        assert_eq!(driver.calls("call 5").0, 15);
+        driver.end();
+    }
+}
+
 /// A function that calls an import of the host.
 fn calls_host(name: &str, import: &str) -> String {
     format!(
@@ -318,16 +401,22 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
             .write(&format!("{name}.clif"), calls_host(name, import));
         serve.publish(&[&file]).succeeded();
     }
+    let clif = calls_host("mistaken", "triple").replace("i64", "f64");
+    let file = serve.scratch.write("mistaken.clif", clif);
+    serve.publish(&[&file]).succeeded();
     for build in [Build::C, Build::StaticC, Build::Sanitized] {
         let Some(mut driver) = Driver::attach(build, &serve) else {
             return;
         };
+        let mistaken = driver.ask("find mistaken (f64) -> f64");
+        let expected = "status 34: `mistaken` calls the host symbol `triple` as (f64) -> f64, ";
+        assert!(mistaken.starts_with(expected), "{mistaken}");
         for (name, result) in [("thrice", -12), ("absolute", 4)] {
             driver.says(&format!("find {name} (i64) -> i64"), "status 0");
             assert_eq!(driver.calls("call -4").0, result);
         }
         driver.end();
-        let Some(mut driver) = Driver::start(build, "path", &serve.socket, true) else {
+        let Some(mut driver) = Driver::start(build, "path", &serve.socket, "strict") else {
             return;
         };
         driver.says("find thrice (i64) -> i64", "status 0");
@@ -335,7 +424,41 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
         let missing = driver.ask("find absolute (i64) -> i64");
         let expected = "status 34: `absolute` needs the host symbol `labs`, which is missing";
         assert!(missing.starts_with(expected), "{missing}");
-        assert!(driver.ask("stats").ends_with("lacks 1"));
+        assert!(driver.ask("stats").ends_with("lacks 2"));
+        let told = driver.ask("events");
+        let expected = " 5 the host symbol `labs` is missing in this worker|  help: define it";
+        assert!(told.contains(expected), "{told}");
+        driver.end();
+    }
+}
+
+#[test]
+fn what_was_asked_for_follows_what_it_calls_and_ends_at_its_fallback() {
+    let serve = Serve::start(&[]);
+    let clif = calls_host("again", "f");
+    let asked = serve.scratch.write("asked.clif", &clif);
+    let broken = serve
+        .scratch
+        .write("broken.clif", "function %again(i65) {}");
+    for build in BUILDS {
+        serve.publish_adds("f", 1);
+        let Some(mut driver) = Driver::attach(build, &serve) else {
+            return;
+        };
+        driver.says(&format!("ask {asked}"), "status 0");
+        driver.says("take again", "status 0");
+        assert_eq!(driver.calls("call 5").0, 6);
+        serve.publish_adds("f", 10);
+        assert_eq!(driver.calls("exported 5").0, 15);
+        serve.command("remove", &["f"]).succeeded();
+        assert_eq!(driver.calls("call 5").0, -5, "{build:?}");
+
+        driver.says(&format!("ask {broken}"), "status 0");
+        let refused = driver.ask("take again");
+        assert!(refused.starts_with("status 12: "), "{refused}");
+        driver.says(&format!("ask {asked}"), "status 0");
+        driver.says("take other", "status 0");
+        assert_eq!(driver.calls("call 5").0, -5, "there is no such function");
         driver.end();
     }
 }
@@ -379,14 +502,45 @@ fn a_worker_goes_on_without_the_compiler_process_and_with_the_next_one() {
         process.signal(Signal::KILL);
         assert_eq!(process.finish().signal, Some(libc::SIGKILL));
         assert_eq!(driver.line(), "hung up 0x10", "POLLHUP");
+        let told = driver.ask("events");
+        assert!(
+            told.starts_with("told 1 the compiler process is gone; "),
+            "{told}"
+        );
         assert_eq!(driver.calls("call 1"), (2, generation));
 
         let process = Serve::start_at(&socket, &["--journal", &journal]);
         let serve = Serve::adopt_running(process, socket, scratch);
         driver.says("reconnect", "connected");
+        let told = driver.ask("events");
+        assert!(told.starts_with("told 2 goes on as worker "), "{told}");
+        driver.says("events", "told");
         serve.publish_adds("f", 2);
         driver.says(&format!("news {generation}"), "status 0");
         assert_eq!(driver.calls("call 1").0, 3);
+        driver.end();
+    }
+}
+
+#[test]
+fn an_event_loop_notices_the_loss_of_the_next_compiler_process_too() {
+    for build in [Build::C, Build::StaticCxx, Build::Sanitized] {
+        let scratch = Scratch::open_to_all();
+        let (socket, journal) = (scratch.path("socket"), scratch.path("journal"));
+        let mut process = Serve::start_at(&socket, &["--journal", &journal]);
+        let Some(mut driver) = Driver::start(build, "path", &socket, "all") else {
+            return;
+        };
+        driver.0.send("loop");
+        for last in [false, true] {
+            process.signal(Signal::KILL);
+            process.finish();
+            assert_eq!(driver.line(), "lost", "{build:?}");
+            process = Serve::start_at(&socket, &["--journal", &journal]);
+            if !last {
+                assert_eq!(driver.line(), "found", "{build:?}");
+            }
+        }
         driver.end();
     }
 }
@@ -405,7 +559,7 @@ fn a_worker_attaches_by_abstract_socket_by_descriptor_and_by_name() {
             let connected = (how == "fd").then(|| connect(&serve.socket));
             let fd = connected.as_ref().map(|fd| fd.as_raw_fd().to_string());
             let whither = fd.as_ref().unwrap_or(whither);
-            let Some(mut driver) = Driver::start(build, how, whither, false) else {
+            let Some(mut driver) = Driver::start(build, how, whither, "all") else {
                 return;
             };
             driver.says("find f (i64) -> i64", "status 0");

@@ -23,7 +23,7 @@ use common::scratch::Scratch;
 use common::serve::Serve;
 use http::{Versions, status_of};
 use jitcast::compiler::{CompilerOptions, Policy};
-use load::{Load, get, keep_connection};
+use load::{Load, get, get_if_any, keep_connection};
 use rustix::process::Signal;
 use server::{Nginx, complaints};
 use versioned::Versioned;
@@ -238,18 +238,16 @@ fn nginx_serves_before_without_and_after_a_compiler_process() {
     let options = ["--journal", &journal, "--allow-attach", &allow];
     let publish = |version: u32| {
         let page = common::scratch::example("nginx/page.c");
-        let flags = format!("-O2 -fPIC -DVERSION={version}");
+        let flags = format!("-O2 -g -fPIC -DVERSION={version}");
         let args = ["publish", "--socket", &socket, "--cflags", &flags, &page];
         finish(&mut jitcast(&args)).succeeded();
     };
     let answered = |version: u32| {
         let mut of = BTreeSet::new();
         await_some("answers of all workers", || {
-            if status_of(&nginx.url()) == 200 {
-                let page = get(&nginx.url());
-                if page.version == version {
-                    of.insert(page.process);
-                }
+            let page = get_if_any(&nginx.url());
+            if let Some(page) = page.filter(|page| page.version == version) {
+                of.insert(page.process);
             }
             (of.len() == 4).then_some(())
         });

@@ -10,16 +10,13 @@
  * the value, 0 for no header. Names that nobody has published are answered with 503, and make no header.
  *
  * A request is one guard: body and header are of one generation. Between requests a worker is inside nothing, and holds no
- * memory back, however long it idles; it needs no timer, and looks for another compiler process when the connection to the
- * one that it has hangs up.
+ * memory back, however long it idles; it needs no timer while there is a compiler process. The server starts without one, too.
  */
 
 #include <ngx_config.h>
 #include <ngx_core.h>
 #include <ngx_event.h>
 #include <ngx_http.h>
-
-#include <poll.h>
 
 #include <jitcast.h>
 
@@ -56,6 +53,8 @@ static jitcast_thread *thread;
 static ngx_connection_t *watched;
 static ngx_event_t retry;
 
+static void look(ngx_event_t *event);
+
 ngx_module_t ngx_http_jitcast_module;
 static ngx_http_output_header_filter_pt next_header_filter;
 
@@ -80,8 +79,8 @@ static jitcast_code code_of(const function_t *function, ngx_uint_t inside)
 /* The guard of a request: 0 if there can be none, which the log says. Published code is not called then. */
 static ngx_uint_t enter(ngx_log_t *log)
 {
-    if (thread == NULL)
-        return 0;
+    if (thread == NULL && jitcast_thread_of(worker, &thread) != JITCAST_STATUS_OK)
+        return 0; /* Not attached yet. */
     if (jitcast_thread_enter(thread, NULL) == JITCAST_STATUS_OK)
         return 1;
     ngx_log_error(NGX_LOG_ERR, log, 0, "jitcast: %s", jitcast_last_error());
@@ -179,7 +178,7 @@ static ngx_int_t filter_header(ngx_http_request_t *r)
 }
 
 /* Makes the handles, whose fallbacks serve until the names are published. */
-static ngx_int_t find_functions(const main_conf_t *conf, ngx_log_t *log)
+static void find_functions(const main_conf_t *conf, ngx_log_t *log)
 {
     function_t **functions = conf->functions.elts;
     ngx_uint_t i;
@@ -187,86 +186,71 @@ static ngx_int_t find_functions(const main_conf_t *conf, ngx_log_t *log)
         function_t *f = functions[i];
         const char *name = (const char *)f->name.data;
         jitcast_status status = jitcast_function(worker, name, f->signature, f->fallback, &f->handle);
-        if (status == JITCAST_STATUS_UNKNOWN_SIGNATURE)
-            /* C that was compiled without a word about its types: whoever publishes vouches for them. */
-            status = jitcast_function(worker, name, NULL, f->fallback, &f->handle);
-        if (status != JITCAST_STATUS_OK) {
+        if (status != JITCAST_STATUS_OK)
             ngx_log_error(NGX_LOG_ERR, log, 0, "jitcast: `%V` stays the server's own: %s", &f->name,
                           jitcast_last_error());
-            f->handle = NULL;
-        }
     }
-    return NGX_OK;
 }
 
+/* Watches the connection, or, while there is none, looks now and then. The timer keeps no worker that is to end. */
 static void watch(void)
 {
-    if (ngx_add_event(watched->read, NGX_READ_EVENT, NGX_CLEAR_EVENT) != NGX_OK)
-        ngx_log_error(NGX_LOG_ERR, watched->log, 0, "jitcast: the connection cannot be watched");
-}
-
-/* Something has come over the connection, or it has hung up. */
-static void look(ngx_event_t *event)
-{
-    struct pollfd fd = {watched->fd, POLLRDHUP, 0};
-    ngx_uint_t hung_up = poll(&fd, 1, 0) > 0;
-    (void)jitcast_tend(worker);
-    if (!hung_up)
-        return;
-    /* Under the same number there is another connection now, or is going to be. */
-    event->active = 0;
-    if (jitcast_is_connected(worker))
-        watch();
-    else
-        ngx_add_timer(&retry, RETRY);
-}
-
-static ngx_int_t attach(const main_conf_t *conf, ngx_log_t *log)
-{
-    jitcast_options options = {0};
-    options.size = sizeof(options);
-    options.label = "nginx";
-    if (jitcast_attach_path((const char *)conf->socket.data, &options, &worker) != JITCAST_STATUS_OK
-        || jitcast_thread_of(worker, &thread) != JITCAST_STATUS_OK)
-        return NGX_ERROR;
-    watched = ngx_get_connection(jitcast_fd(worker), log);
-    if (watched == NULL)
-        return NGX_ERROR;
-    watched->read->handler = look;
-    watched->read->log = log;
-    watch();
-    return find_functions(conf, log);
-}
-
-/* There was no compiler process. The timer keeps no worker that is to end. */
-static void try_again(ngx_event_t *event)
-{
-    if (worker == NULL) {
-        if (attach(event->data, event->log) != NGX_OK)
-            ngx_add_timer(event, RETRY);
+    if (!jitcast_is_connected(worker)) {
+        if (!retry.timer_set)
+            ngx_add_timer(&retry, RETRY);
         return;
     }
+    if (watched == NULL) {
+        watched = ngx_get_connection(jitcast_fd(worker), retry.log);
+        if (watched == NULL)
+            return;
+        watched->read->handler = look;
+        watched->read->log = retry.log;
+    }
+    if (!watched->read->active && ngx_add_event(watched->read, NGX_READ_EVENT, NGX_CLEAR_EVENT) != NGX_OK)
+        ngx_log_error(NGX_LOG_ERR, retry.log, 0, "jitcast: the connection cannot be watched");
+}
+
+/* Something has come over the connection, or it is time to look for another one. */
+static void look(ngx_event_t *event)
+{
+    (void)event;
     (void)jitcast_tend(worker);
-    if (jitcast_is_connected(worker))
+    watch();
+}
+
+/* What no call returns. */
+static void tell(void *log, jitcast_event event, const char *text)
+{
+    ngx_uint_t level = event == JITCAST_EVENT_NOT_ATTACHED ? NGX_LOG_INFO : NGX_LOG_WARN;
+    ngx_log_error(level, (ngx_log_t *)log, 0, "jitcast: %s", text);
+    if (event == JITCAST_EVENT_DISCONNECTED && watched != NULL && watched->read->active)
+        /* The next connection has the same number, and epoll(7) would not know it. */
+        (void)ngx_del_event(watched->read, NGX_READ_EVENT, 0);
+    if (event == JITCAST_EVENT_DISCONNECTED || event == JITCAST_EVENT_RENEWED)
         watch();
-    else
-        ngx_add_timer(event, RETRY);
 }
 
 static ngx_int_t init_process(ngx_cycle_t *cycle)
 {
-    main_conf_t *conf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_jitcast_module);
+    const main_conf_t *conf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_jitcast_module);
+    jitcast_options options = {0};
     if (conf == NULL || conf->functions.nelts == 0)
         return NGX_OK;
-    retry.handler = try_again;
-    retry.data = conf;
+    options.size = sizeof(options);
+    options.label = "nginx";
+    options.flags = JITCAST_LATE;
+    options.log = tell;
+    options.log_context = cycle->log;
+    retry.handler = look;
     retry.log = cycle->log;
     retry.cancelable = 1;
-    if (attach(conf, cycle->log) == NGX_OK)
-        return NGX_OK;
-    /* The server starts all the same. */
-    ngx_log_error(NGX_LOG_WARN, cycle->log, 0, "jitcast: %s", jitcast_last_error());
-    ngx_add_timer(&retry, RETRY);
+    if (jitcast_attach_path((const char *)conf->socket.data, &options, &worker) != JITCAST_STATUS_OK) {
+        ngx_log_error(NGX_LOG_ERR, cycle->log, 0, "jitcast: %s", jitcast_last_error());
+        return NGX_ERROR;
+    }
+    find_functions(conf, cycle->log);
+    watch();
     return NGX_OK;
 }
 

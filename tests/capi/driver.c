@@ -5,9 +5,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +20,7 @@ typedef int64_t (*function)(int64_t);
 static jitcast_worker *worker;
 static jitcast_thread *thread;
 static jitcast_handle *handle;
+static jitcast_request *request;
 static jmp_buf jump;
 
 static int64_t fall_back(int64_t n)
@@ -68,7 +71,40 @@ static void check(int holds, const char *what)
     }
 }
 
-static jitcast_status attach(const char *how, const char *where, const char *strict)
+static void watch(void);
+
+/* What the worker told since somebody asked. */
+static char told[4096];
+static size_t told_len;
+
+/* An event loop that watches the connection, if there is one. */
+static int loop = -1;
+
+static void tell(void *context, jitcast_event event, const char *text)
+{
+    if (loop >= 0 && event == JITCAST_EVENT_DISCONNECTED)
+        check(epoll_ctl(loop, EPOLL_CTL_DEL, jitcast_fd(worker), NULL) == 0, "it was watched");
+    if (loop >= 0 && event == JITCAST_EVENT_RENEWED)
+        watch();
+    check(context == &datum, "the context is what was given");
+    check(worker == NULL || jitcast_tend(worker) == JITCAST_STATUS_OK, "the worker can be used");
+    told_len += (size_t)snprintf(told + told_len, sizeof told - told_len, " %d %.400s;", (int)event, text);
+    check(told_len < sizeof told, "room for what is told");
+}
+
+static void events(void)
+{
+    size_t index;
+    for (index = 0; index < told_len; index++) {
+        if (told[index] == '\n')
+            told[index] = '|';
+    }
+    told[told_len] = '\0';
+    printf("told%s\n", told);
+    told_len = 0;
+}
+
+static jitcast_status attach(const char *how, const char *where, const char *mode)
 {
     jitcast_options options;
     jitcast_import imports[3];
@@ -77,18 +113,22 @@ static jitcast_status attach(const char *how, const char *where, const char *str
     memset(imports, 0, sizeof imports);
     options.size = sizeof options;
     options.label = "driver";
+    options.log = tell;
+    options.log_context = &datum;
     imports[0].size = imports[1].size = imports[2].size = sizeof imports[0];
     imports[0].name = "triple";
     imports[0].function = (jitcast_code)triple;
+    imports[0].signature = "(i64) -> i64";
     imports[1].name = "bail";
     imports[1].function = (jitcast_code)bail;
     imports[2].name = "host_datum";
     imports[2].datum = &datum;
     options.imports = imports;
     options.import_count = 3;
-    if (strcmp(strict, "strict") == 0) {
+    if (strcmp(mode, "strict") == 0) {
         options.flags = JITCAST_STRICT;
     } else {
+        options.flags = strcmp(mode, "late") == 0 ? JITCAST_LATE : 0;
         options.libraries = libraries;
         options.library_count = 1;
     }
@@ -106,7 +146,9 @@ static int64_t call(int64_t n)
 
 static void inline_call(int64_t n)
 {
-    jitcast_status status = jitcast_thread_enter(thread, NULL);
+    jitcast_status status = thread == NULL ? jitcast_thread_of(worker, &thread) : JITCAST_STATUS_OK;
+    if (status == JITCAST_STATUS_OK)
+        status = jitcast_thread_enter(thread, NULL);
     if (status != JITCAST_STATUS_OK) {
         answer(status);
         return;
@@ -245,6 +287,63 @@ static void reconnect(void)
     printf("connected\n");
 }
 
+static void watch(void)
+{
+    struct epoll_event wanted;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.events = EPOLLIN;
+    check(epoll_ctl(loop, EPOLL_CTL_ADD, jitcast_fd(worker), &wanted) == 0, "it can be watched");
+}
+
+/* An event loop, which looks by itself only while there is no connection, until that is lost a second time. */
+static void event_loop(void)
+{
+    int connected = 1, lost = 0;
+    loop = epoll_create1(0);
+    watch();
+    while (lost < 2) {
+        struct epoll_event event;
+        check(epoll_wait(loop, &event, 1, connected ? -1 : 5) >= 0, "epoll_wait");
+        must(jitcast_tend(worker), "tend");
+        if (connected == (int)jitcast_is_connected(worker))
+            continue;
+        connected = !connected;
+        lost += !connected;
+        printf("%s\n", connected ? "found" : "lost");
+        fflush(stdout);
+    }
+    close(loop);
+    loop = -1;
+}
+
+/* Asks for what a file holds. */
+static void ask(const char *path)
+{
+    static char clif[4096];
+    FILE *file = fopen(path, "r");
+    check(file != NULL, path);
+    clif[fread(clif, 1, sizeof clif - 1, file)] = '\0';
+    fclose(file);
+    answer(jitcast_ask(worker, clif, &request));
+}
+
+/* The pause of an event loop, until the answer is there; then the function that it is about. */
+static void take(const char *name, const char *signature)
+{
+    struct pollfd watched;
+    memset(&watched, 0, sizeof watched);
+    watched.fd = jitcast_fd(worker);
+    watched.events = POLLIN;
+    while (!jitcast_request_is_ready(request))
+        check(poll(&watched, 1, -1) == 1, "poll");
+    must(jitcast_request_wait(request, JITCAST_FOREVER), "wait");
+    jitcast_handle_free(handle);
+    handle = NULL;
+    answer(jitcast_request_function(request, name, signature, (jitcast_code)fall_back, &handle));
+    jitcast_request_free(request);
+    request = NULL;
+}
+
 static void statistics(void)
 {
     struct {
@@ -260,11 +359,31 @@ static void statistics(void)
         stats.known.missing);
 }
 
+/* A worker that has not attached has nothing to give, and says so. */
+static void without(void)
+{
+    jitcast_statistics stats;
+    jitcast_token token;
+    jitcast_code code;
+    const jitcast_status late = JITCAST_STATUS_NOT_ATTACHED;
+    memset(&stats, 0, sizeof stats);
+    stats.size = sizeof stats;
+    token.depth = 0;
+    check(jitcast_enter(worker, &token) == late && jitcast_leave(worker) == late, "no guard");
+    check(jitcast_stub(worker, "f", &code) == late && jitcast_stats(worker, &stats) == late, "nothing is known");
+    check(jitcast_ask(worker, "", &request) == late && request == NULL, "nobody is asked");
+    check(jitcast_unwind(worker, token) == late && jitcast_take_token(worker).depth == 0, "the thread is outside");
+    check(jitcast_fd(worker) == -1 && jitcast_generation(worker) == 0 && !jitcast_is_connected(worker), "no connection");
+    check(jitcast_wait(worker, 0, 1000000) == JITCAST_STATUS_TIMED_OUT, "nothing comes");
+    printf("nothing\n");
+}
+
 /* Arguments that are refused. */
 static void wrong_arguments(void)
 {
     jitcast_worker *other = NULL;
     jitcast_options options;
+    jitcast_import import;
     jitcast_statistics stats;
     jitcast_handle *none = NULL;
     jitcast_token token;
@@ -290,8 +409,27 @@ static void wrong_arguments(void)
     options.flags = 8;
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "an unknown flag");
     options.flags = 0;
+    options.size = offsetof(jitcast_options, log);
+    check(jitcast_attach_path("/nowhere", &options, &other) == JITCAST_STATUS_CONNECT, "an older header");
+    options.size -= sizeof(void *);
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no header was so small");
+    options.size = sizeof options;
     options.import_count = 1;
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no imports, but one");
+    memset(&import, 0, sizeof import);
+    options.imports = &import;
+    import.size = offsetof(jitcast_import, signature);
+    import.name = "datum";
+    import.datum = &datum;
+    check(jitcast_attach_path("/nowhere", &options, &other) == JITCAST_STATUS_CONNECT, "an older import");
+    import.size = sizeof import;
+    import.signature = "(i64) -> i64";
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "a datum has no signature");
+    import.datum = NULL;
+    import.function = (jitcast_code)triple;
+    import.signature = "(i65)";
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no signature");
+    options.imports = NULL;
     options.import_count = 0;
     newer.known.size = sizeof newer;
     check(jitcast_attach_path("/nowhere", &newer.known, &other) == JITCAST_STATUS_CONNECT, "a newer header");
@@ -309,6 +447,11 @@ static void wrong_arguments(void)
     check(jitcast_stats(worker, &stats) == wrong && jitcast_stats(worker, NULL) == wrong, "no size");
     check(jitcast_tend(NULL) == wrong && jitcast_wait(NULL, 0, 0) == wrong, "no worker");
     check(jitcast_fd(NULL) == -1 && jitcast_generation(NULL) == 0 && !jitcast_is_connected(NULL), "no worker");
+    check(jitcast_ask(worker, NULL, &request) == wrong && jitcast_ask(worker, "", NULL) == wrong, "nothing asked");
+    check(jitcast_ask(worker, not_utf8, &request) == wrong && request == NULL, "not UTF-8");
+    check(!jitcast_request_is_ready(NULL) && jitcast_request_wait(NULL, 0) == wrong, "no request");
+    check(jitcast_request_function(NULL, "f", NULL, NULL, &none) == wrong && none == NULL, "no request");
+    jitcast_request_free(NULL);
     check(jitcast_enter_slowly(NULL, NULL) == wrong && jitcast_leave_slowly(NULL) == wrong, "no thread");
     check(jitcast_leave(worker) == JITCAST_STATUS_NOT_INSIDE, "left once too often");
     check(jitcast_thread_leave(thread) == JITCAST_STATUS_NOT_INSIDE, "left once too often, inline");
@@ -356,6 +499,10 @@ static void obey(const char *line)
         inline_call(atoll(rest));
     else if (SAYS("exported "))
         exported_call(atoll(rest));
+    else if (SAYS("ask "))
+        ask(rest);
+    else if (SAYS("take "))
+        take(rest, "(i64) -> i64");
     else if (SAYS("stub "))
         stub_call(rest);
     else if (SAYS("enter"))
@@ -364,6 +511,8 @@ static void obey(const char *line)
         printf("result %" PRId64 " at %" PRIu64 "\n", call(atoll(rest)), jitcast_generation(worker));
     else if (SAYS("leave"))
         answer(jitcast_leave(worker));
+    else if (SAYS("fenced"))
+        printf("fenced %u\n", (unsigned)thread->fenced);
     else if (SAYS("mixed"))
         mixed();
     else if (SAYS("jump"))
@@ -380,10 +529,16 @@ static void obey(const char *line)
         answer(jitcast_wait(worker, strtoull(rest, NULL, 10), JITCAST_FOREVER));
     else if (SAYS("hang-up"))
         await_hang_up();
+    else if (SAYS("loop"))
+        event_loop();
     else if (SAYS("reconnect"))
         reconnect();
     else if (SAYS("stats"))
         statistics();
+    else if (SAYS("without"))
+        without();
+    else if (SAYS("events"))
+        events();
     else if (SAYS("wrong"))
         wrong_arguments();
     else
@@ -396,7 +551,7 @@ int main(int count, char **args)
     jitcast_status status;
     check(count == 4, "three arguments");
     status = attach(args[1], args[2], args[3]);
-    if (status == JITCAST_STATUS_OK)
+    if (status == JITCAST_STATUS_OK && strcmp(args[3], "late") != 0)
         must(jitcast_thread_of(worker, &thread), "thread");
     answer(status);
     fflush(stdout);

@@ -17,20 +17,35 @@ pub(crate) fn get(url: &str) -> Page {
     ask(&agent(false), url)
 }
 
+/// The same, of whom nothing published may serve yet.
+#[track_caller]
+pub(crate) fn get_if_any(url: &str) -> Option<Page> {
+    let page = ask_once(&agent(false), url);
+    page.map_err(|status| assert_eq!(status, 503)).ok()
+}
+
+#[track_caller]
 fn ask(agent: &ureq::Agent, url: &str) -> Page {
+    ask_once(agent, url).unwrap_or_else(|status| panic!("{url} is answered with {status}"))
+}
+
+/// Asks once: the page, or the status.
+fn ask_once(agent: &ureq::Agent, url: &str) -> Result<Page, u16> {
     let answer = agent.get(url).call();
     let mut answer = answer.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(answer.status().as_u16(), 200);
+    if answer.status().as_u16() != 200 {
+        return Err(answer.status().as_u16());
+    }
     let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
     let (version, process) = (header("X-Version"), header("X-Process"));
     let connection = header("X-Connection");
     let body = answer.body_mut().read_to_string().unwrap();
     assert_eq!(body, format!("version {version} of /page\n"));
-    Page {
+    Ok(Page {
         version: version.parse().unwrap(),
         process: process.parse().unwrap(),
         connection,
-    }
+    })
 }
 
 /// `wrk`, and a thread that looks at what it is answered.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use jitcast_runtime::records::trailing_text;
 use jitcast_runtime::records::{AskedFunction, AskedImport, AskedRecord, Root, walk_texts};
+use jitcast_runtime::signature::Signature;
 use jitcast_runtime::wire::FrameKind;
 use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr, index};
 
@@ -128,9 +129,20 @@ impl AskedUnit {
         name: &str,
         fallback: Option<WorkerAddr>,
     ) -> Result<Function<F>, LookupError> {
+        self.find(guard, name, Some(F::signature()), fallback)
+    }
+
+    /// Its function `name`, of `signature`.
+    pub(crate) fn find<F>(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: Option<WorkerAddr>,
+    ) -> Result<Function<F>, LookupError> {
         let wanted = Wanted {
             name,
-            signature: Some(F::signature()),
+            signature,
             fallback,
             unit: Some(Arc::clone(&self.lease)),
         };

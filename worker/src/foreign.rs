@@ -9,9 +9,11 @@ use std::sync::atomic::AtomicU64;
 use jitcast_runtime::WorkerAddr;
 use jitcast_runtime::signature::Signature;
 
+use crate::asked::AskedUnit;
 use crate::error::LookupError;
 use crate::guard::Guard;
 use crate::handle::{Function, HandleCell, Wanted};
+use crate::late::LateWorker;
 use crate::worker::Worker;
 
 /// Code whose type its caller knows.
@@ -35,8 +37,7 @@ impl Worker {
         signature: Option<Signature>,
         fallback: Option<NonNull<c_void>>,
     ) -> Result<Function<Code>, LookupError> {
-        let fallback =
-            fallback.map(|code| WorkerAddr::new(code.as_ptr().expose_provenance() as u64));
+        let fallback = fallback.map(address);
         let wanted = Wanted {
             name,
             signature,
@@ -45,6 +46,52 @@ impl Worker {
         };
         self.handle(guard, wanted)
     }
+}
+
+impl LateWorker {
+    /// As [`Worker::function_by_signature`], before the worker has attached: `fallback` serves until it has, and what is something
+    /// else than it is taken for is told to the host then ([`Event::Unfit`]). `None`: it has attached by now.
+    ///
+    /// # Safety
+    /// As there; and the handle is used only inside guards.
+    ///
+    /// [`Event::Unfit`]: crate::Event::Unfit
+    pub unsafe fn early_by_signature(
+        &self,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: NonNull<c_void>,
+    ) -> Option<Function<Code>> {
+        let cell = Arc::new(HandleCell::early(name, signature, address(fallback)));
+        self.keep_early(&cell).then_some(Function {
+            cell,
+            _type: PhantomData,
+        })
+    }
+}
+
+impl AskedUnit {
+    /// Its function `name`, whose signature must be `signature` (`None`: whatever it is), or `fallback` once the unit is gone.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    ///
+    /// # Safety
+    /// `fallback` is a function of that signature that stays. Without a signature, `name` is a function of the type that it is
+    /// called as.
+    pub unsafe fn function_by_signature(
+        &self,
+        guard: &Guard<'_>,
+        name: &str,
+        signature: Option<Signature>,
+        fallback: Option<NonNull<c_void>>,
+    ) -> Result<Function<Code>, LookupError> {
+        self.find(guard, name, signature, fallback.map(address))
+    }
+}
+
+fn address(code: NonNull<c_void>) -> WorkerAddr {
+    WorkerAddr::new(code.as_ptr().expose_provenance() as u64)
 }
 
 impl Function<Code> {

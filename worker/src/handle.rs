@@ -39,6 +39,18 @@ impl<F> Clone for Function<F> {
 }
 
 impl HandleCell {
+    /// A cell that leads to `fallback`, of a worker that has not attached yet.
+    pub(crate) fn early(name: &str, signature: Option<Signature>, fallback: WorkerAddr) -> Self {
+        Self {
+            target: AtomicU64::new(fallback.get()),
+            worker: AtomicU64::new(0),
+            name: name.to_owned(),
+            signature,
+            fallback: Some(fallback),
+            unit: None,
+        }
+    }
+
     /// What calls load.
     pub(crate) fn target(&self) -> &AtomicU64 {
         &self.target
@@ -50,8 +62,8 @@ impl HandleCell {
 #[repr(C)]
 pub(crate) struct HandleCell {
     target: AtomicU64,
-    /// [`Inner::id`] of the worker that the target belongs to.
-    worker: u64,
+    /// [`Inner::id`] of the worker that the target belongs to; 0: of one that has not attached yet.
+    worker: AtomicU64,
     name: String,
     /// The signature asked for; `None`: the caller vouched for it.
     signature: Option<Signature>,
@@ -295,7 +307,7 @@ impl Worker {
         let fallback = wanted.fallback;
         let cell = HandleCell {
             target: AtomicU64::new(0),
-            worker: inner.id(),
+            worker: AtomicU64::new(inner.id()),
             name: wanted.name.to_owned(),
             signature: wanted.signature,
             fallback,
@@ -313,6 +325,29 @@ impl Worker {
             cell,
             _type: PhantomData,
         })
+    }
+}
+
+impl Worker {
+    /// Lets a handle that was made before this worker attached follow its name, while nobody calls it: what there is to say if that
+    /// is something else than it was taken for.
+    pub(crate) fn adopt_handle(
+        &self,
+        guard: &Guard<'_>,
+        cell: &Arc<HandleCell>,
+    ) -> Result<(), LookupError> {
+        let inner = self.inner();
+        let mut state = inner.lock_state()?;
+        cell.worker.store(inner.id(), Ordering::Relaxed);
+        let directory = inner.directory(&state, guard);
+        let found = inner.find(&state, directory, cell);
+        let (found, why) = match found {
+            Ok(found) => (found, None),
+            Err(why) => ((None, instead(&state, cell, &why)), Some(why)),
+        };
+        inner.divide_handle(&mut state, guard.generation(), cell, found)?;
+        let unfit = why.filter(|why| !why.is_for_now());
+        unfit.map_or(Ok(()), Err)
     }
 }
 
@@ -415,7 +450,7 @@ impl<F> Function<F> {
     #[inline(always)]
     pub(crate) fn target(&self, guard: &Guard<'_>) -> *const () {
         assert!(
-            self.cell.worker == guard.worker().inner().id(),
+            self.cell.worker.load(Ordering::Relaxed) == guard.worker().inner().id(),
             "a handle is called with a guard of its own worker"
         );
         // Acquire: pairs with the release in `Place::store` (transition.rs): what was bound is there.

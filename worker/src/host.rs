@@ -112,6 +112,24 @@ impl HostTable {
         self
     }
 
+    /// Defines `name` as the function at `address`, of a signature that is known as a text: as [`HostTable::define`].
+    ///
+    /// # Safety
+    /// `address` is a function of `signature`, valid while the worker is attached.
+    pub unsafe fn define_by_signature(
+        &mut self,
+        name: &str,
+        signature: Signature,
+        address: *const c_void,
+    ) -> &mut Self {
+        let defined = Defined {
+            address: WorkerAddr::new(address.addr() as u64),
+            signature: Some(signature),
+        };
+        self.defined.insert(name.to_owned(), defined);
+        self
+    }
+
     /// Loads a shared library whose symbols published code may import.
     ///
     /// # Errors

@@ -6,14 +6,14 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::attach::{self, Asking, Endpoint, Home};
 use crate::error::{AttachError, LookupError};
 use crate::function_type::FunctionType;
 use crate::guard::Guard;
-use crate::handle::Function;
+use crate::handle::{Function, HandleCell};
 use crate::link::{ANSWER, FIRST_BACKOFF, LAST_BACKOFF, readable_within};
 use crate::log::Event;
 use crate::worker::{Setup, Worker, WorkerOptions};
@@ -30,6 +30,8 @@ struct Late {
     setup: Setup,
     joined: OnceLock<Worker>,
     joining: Mutex<Joining>,
+    /// Handles that were made meanwhile.
+    early: Mutex<Vec<Weak<HandleCell>>>,
 }
 
 /// How far attaching has come.
@@ -87,6 +89,7 @@ impl LateWorker {
                 why_not: None,
                 backoff: FIRST_BACKOFF,
             }),
+            early: Mutex::default(),
         }));
         late.tend();
         late
@@ -138,8 +141,42 @@ impl LateWorker {
         if self.worker().is_none()
             && let Some(worker) = joining.go_on(&self.0.setup)
         {
-            let _ = self.0.joined.set(worker);
+            let events = self.join_with(worker);
+            drop(joining);
+            self.0.setup.log.tell(&events);
         }
+    }
+
+    /// Is attached from now on, and so are handles that were made before. Nobody can be inside yet, so nobody sees them change.
+    fn join_with(&self, worker: Worker) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut early = self.lock_early();
+        if let Ok(guard) = worker.enter() {
+            for cell in early.iter().filter_map(Weak::upgrade) {
+                if let Err(why) = worker.adopt_handle(&guard, &cell) {
+                    let why = why.to_string();
+                    events.push(Event::Unfit { why });
+                }
+            }
+        }
+        early.clear();
+        let _ = self.0.joined.set(worker);
+        events
+    }
+
+    /// Keeps a handle until it can follow: whether the worker has not attached by now.
+    pub(crate) fn keep_early(&self, cell: &Arc<HandleCell>) -> bool {
+        let mut early = self.lock_early();
+        let waits = self.worker().is_none();
+        if waits {
+            early.retain(|known| known.strong_count() > 0);
+            early.push(Arc::downgrade(cell));
+        }
+        waits
+    }
+
+    fn lock_early(&self) -> MutexGuard<'_, Vec<Weak<HandleCell>>> {
+        self.0.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the worker is attached, or `timeout` passes.

@@ -16,6 +16,11 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// What a host took a handle of before the worker attached is something else. The host's own function serves.
+    Unfit {
+        /// Why.
+        why: String,
+    },
     /// The compiler process is gone. The worker goes on with what it has, and looks for another one.
     Disconnected,
     /// The worker goes on with another object: another compiler process's, or one to which the same one has moved.
@@ -38,6 +43,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAttached { why } => write!(f, "not attached yet: {why}"),
+            Self::Unfit { why } => write!(f, "the host's own function serves: {why}"),
             Self::Disconnected => f.write_str(
                 "the compiler process is gone; what is published goes on, and another one is looked for",
             ),

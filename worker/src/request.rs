@@ -71,6 +71,11 @@ impl Worker {
 }
 
 impl Pending {
+    /// Whose request it is.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     /// Whether the answer is there: a unit, or why there is none. Never waits.
     pub fn is_ready(&self) -> bool {
         if self.bound.is_some() {

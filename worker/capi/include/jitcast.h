@@ -42,6 +42,14 @@
 #define JITCAST_STRICT 1
 
 /**
+ * In jitcast_options: attach, even if there is no compiler process yet, or it does not answer within a second. It is looked for whenever a
+ * guard is entered, a thread's record asked for, or the worker tended, less and less often, every five seconds in the end.
+ * Until it has attached, jitcast_enter and jitcast_thread_of end with JITCAST_STATUS_NOT_ATTACHED: the host calls its own functions then,
+ * outside guards. Handles with a fallback can be made at once, and follow.
+ */
+#define JITCAST_LATE 2
+
+/**
  * For jitcast_wait: as long as it takes.
  */
 #define JITCAST_FOREVER UINT64_MAX
@@ -131,6 +139,10 @@ typedef enum jitcast_status {
      */
     JITCAST_STATUS_INSIDE = 27,
     /**
+     * The worker has not attached yet.
+     */
+    JITCAST_STATUS_NOT_ATTACHED = 28,
+    /**
      * Nothing is published under the name.
      */
     JITCAST_STATUS_NOT_FOUND = 30,
@@ -174,10 +186,69 @@ typedef enum jitcast_status {
      * The segment says something impossible.
      */
     JITCAST_STATUS_CORRUPT = 40,
+    /**
+     * There is no compiler process to ask.
+     */
+    JITCAST_STATUS_NOT_CONNECTED = 50,
+    /**
+     * It has too much to do, or has not read what was asked for before.
+     */
+    JITCAST_STATUS_BUSY = 51,
+    /**
+     * No answer has come yet.
+     */
+    JITCAST_STATUS_NOT_READY = 52,
+    /**
+     * The compiler process ended before it answered.
+     */
+    JITCAST_STATUS_LOST = 53,
 } jitcast_status;
 
 /**
- * A process's attachment to a segment.
+ * What has happened. Others may be added: hosts that do not know a number have its text.
+ */
+typedef enum jitcast_event {
+    /**
+     * Something that has no number yet.
+     */
+    JITCAST_EVENT_OTHER = 0,
+    /**
+     * The compiler process is gone. The worker goes on with what it has, and looks for another one.
+     */
+    JITCAST_EVENT_DISCONNECTED = 1,
+    /**
+     * The worker goes on with another object: another compiler process's, or one to which the same one has moved.
+     */
+    JITCAST_EVENT_RENEWED = 2,
+    /**
+     * What the compiler process offered to go on with is not what this worker has.
+     */
+    JITCAST_EVENT_DECLINED = 3,
+    /**
+     * A unit failed in this worker.
+     */
+    JITCAST_EVENT_UNIT_FAILED = 4,
+    /**
+     * A host symbol is missing: functions that need it cannot be called in this worker.
+     */
+    JITCAST_EVENT_MISSING_IMPORT = 5,
+    /**
+     * An attempt to attach later came to nothing; it is tried again.
+     */
+    JITCAST_EVENT_NOT_ATTACHED = 6,
+    /**
+     * What a handle was made of before the worker attached is something else. The host's own function serves.
+     */
+    JITCAST_EVENT_UNFIT = 7,
+} jitcast_event;
+
+/**
+ * A request that is under way or answered. Used by one thread at a time.
+ */
+typedef struct jitcast_request jitcast_request;
+
+/**
+ * A process's attachment to a segment, or to be.
  */
 typedef struct jitcast_worker jitcast_worker;
 
@@ -207,11 +278,23 @@ typedef struct jitcast_import {
      * The datum, of the type that published code takes it for; NULL: it is a function.
      */
     const void *datum;
+    /**
+     * The function's signature, as "(i64, f64) -> i32": published code that is known to call it by another one cannot be called in this worker
+     * (JITCAST_STATUS_MISSING_IMPORT, with both in its text). NULL: the caller vouches for it.
+     */
+    const char *signature;
 } jitcast_import;
 
 /**
+ * Who is told, with `log_context` of jitcast_options and a text that is there as long as the call. Called until the worker is detached, by
+ * any thread that attaches, enters a guard or tends, by several at a time too, and with nothing locked, so that it may use the worker. It
+ * returns: it neither jumps nor throws.
+ */
+typedef void (*jitcast_log)(void *context, enum jitcast_event event, const char *text);
+
+/**
  * How to attach. The caller fills `size`, and the rest with zeros where it has nothing to say; members may be added at
- * the end. Nothing of it is used after the call, but what imports lead to.
+ * the end. Nothing of it is used after the call, but what imports and `log` lead to.
  */
 typedef struct jitcast_options {
     /**
@@ -247,13 +330,21 @@ typedef struct jitcast_options {
      */
     size_t trusted_uid_count;
     /**
-     * JITCAST_STRICT or 0.
+     * JITCAST_STRICT | JITCAST_LATE, one of them or 0.
      */
     uint32_t flags;
     /**
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Who is told of what no call returns; NULL: nobody.
+     */
+    jitcast_log log;
+    /**
+     * What `log` is given.
+     */
+    void *log_context;
 } jitcast_options;
 
 /**
@@ -396,7 +487,7 @@ enum jitcast_status jitcast_attach_name(const char *name,
 
 /**
  * Detaches: runs destructors of published code, and unmaps the segment. No thread is inside or enters any more, and every
- * jitcast_thread of the worker is void. Handles are still to be freed. NULL is let pass.
+ * jitcast_thread of the worker is void. Requests have been freed; handles are still to be. NULL is let pass.
  *
  * Errors: JITCAST_STATUS_INSIDE, if the calling thread holds a guard; then nothing has happened.
  *
@@ -410,7 +501,8 @@ enum jitcast_status jitcast_detach(struct jitcast_worker *worker);
  * what was recorded at publication; NULL: the caller vouches for the type, of every version that will be published.
  * `fallback`, if it is not NULL, is called instead while the name is quarantined, not published (yet), or cannot be
  * called in this worker. A handle without one leads to a trap then, which ends the process with a message. Handles follow at the next
- * guard.
+ * guard. While a worker that attaches late (JITCAST_LATE) has not, a handle with a fallback is made whatever will be published; what is
+ * something else then is told (JITCAST_EVENT_UNFIT), and the fallback goes on to serve.
  *
  * Errors: those of jitcast_enter; JITCAST_STATUS_NOT_A_FUNCTION; JITCAST_STATUS_SIGNATURE; JITCAST_STATUS_UNKNOWN_SIGNATURE, if none was
  * recorded; JITCAST_STATUS_WHILE_STARTING; JITCAST_STATUS_OUTDATED; JITCAST_STATUS_CORRUPT; without a fallback also
@@ -430,7 +522,7 @@ enum jitcast_status jitcast_function(const struct jitcast_worker *worker,
  * Frees a handle, which nobody uses any more. It may be of a worker that was detached, and NULL.
  *
  * Required:
- * `handle` is null or came from jitcast_function, and is freed once.
+ * `handle` is null or came from jitcast_function or jitcast_request_function, and is freed once.
  */
 void jitcast_handle_free(struct jitcast_handle *handle);
 
@@ -449,7 +541,7 @@ enum jitcast_status jitcast_stub(const struct jitcast_worker *worker, const char
  * Fetches the calling thread's record in `worker`, which the inline functions take. It is there until the thread ends or
  * the worker is detached, and is no other thread's business.
  *
- * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_FORKED, in a child that is no worker;
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_ATTACHED, of a worker that attaches late; JITCAST_STATUS_FORKED, in a child that is no worker;
  * JITCAST_STATUS_TOO_MANY_THREADS; JITCAST_STATUS_THREAD_ENDS; JITCAST_STATUS_WHILE_ENDING.
  *
  * Required:
@@ -523,6 +615,65 @@ enum jitcast_status jitcast_enter_slowly(struct jitcast_thread *thread, struct j
 enum jitcast_status jitcast_leave_slowly(struct jitcast_thread *thread);
 
 /**
+ * Asks the compiler process to compile `clif` for this worker, if it has the right (`serve --allow-request`): functions that may call published functions and
+ * host symbols, but have no names for anybody else. Equal texts of many workers are compiled once. Does not wait: jitcast_fd is readable when
+ * something has come. The request is to be freed by jitcast_request_free, before the worker is detached.
+ *
+ * Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_ATTACHED; JITCAST_STATUS_NOT_CONNECTED; JITCAST_STATUS_BUSY;
+ * JITCAST_STATUS_WHILE_STARTING. What the compiler process says comes with jitcast_request_function.
+ *
+ * Required:
+ * `worker` is null or attached; `clif` is null or a C string; `request` is null or can be stored to.
+ */
+enum jitcast_status jitcast_ask(const struct jitcast_worker *worker,
+                                const char *clif,
+                                struct jitcast_request **request);
+
+/**
+ * Whether the answer is there: functions, or why there are none. Looks at the connection, and never waits. false if `request` is NULL.
+ *
+ * Required:
+ * `request` is null or came from jitcast_ask, and nobody else uses it.
+ */
+bool jitcast_request_is_ready(const struct jitcast_request *request);
+
+/**
+ * Waits for the answer, at most `timeout_ns` nanoseconds or JITCAST_FOREVER.
+ *
+ * Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
+ *
+ * Required:
+ * As for jitcast_request_is_ready.
+ */
+enum jitcast_status jitcast_request_wait(const struct jitcast_request *request, uint64_t timeout_ns);
+
+/**
+ * Makes a handle of function `name` of what was compiled, as jitcast_function does of a published one; `fallback`, if it is not NULL, is
+ * called instead once the unit is gone, because what it refers to was removed, or the compiler process ended. The unit is there as long as
+ * the request or a handle of it.
+ *
+ * Errors: those of jitcast_function; JITCAST_STATUS_NOT_READY;
+ * JITCAST_STATUS_REFUSED, with the compiler's words; JITCAST_STATUS_BUSY, ask again later; JITCAST_STATUS_LOST; JITCAST_STATUS_OUTDATED, if
+ * the thread is inside at a generation that does not have it yet; JITCAST_STATUS_GONE, ask again; JITCAST_STATUS_FORKED, if the parent asked.
+ *
+ * Required:
+ * As for jitcast_request_is_ready; the rest as for jitcast_function.
+ */
+enum jitcast_status jitcast_request_function(struct jitcast_request *request,
+                                             const char *name,
+                                             const char *signature,
+                                             jitcast_code fallback,
+                                             struct jitcast_handle **handle);
+
+/**
+ * Frees a request, which is given up if it is not answered. Handles stay. NULL is let pass.
+ *
+ * Required:
+ * `request` is null or came from jitcast_ask, nobody uses it any more, and it is freed once.
+ */
+void jitcast_request_free(struct jitcast_request *request);
+
+/**
  * The text of the calling thread's last error, with a line that says what to do where there is something; "" if there
  * was none. Valid until the thread's next call that fails. Calls that succeed leave it as it is; JITCAST_STATUS_TIMED_OUT has no
  * text. Never NULL.
@@ -531,8 +682,12 @@ const char *jitcast_last_error(void);
 
 /**
  * The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.
- * Publications do not show there: guards find them, and jitcast_wait. The number stays the same, and the descriptor is the library's: it is
- * neither read nor closed. -1 if `worker` is NULL.
+ * Publications do not show there: guards find them, and jitcast_wait. The descriptor is the library's: it is neither read nor closed. -1 if
+ * `worker` is NULL, or has not attached yet.
+ *
+ * The number stays the same, but leads to another file once another compiler process is found, which epoll(7) does not notice; until
+ * then it goes on to show that the first one has hung up. So a loop stops watching it at JITCAST_EVENT_DISCONNECTED, calls jitcast_tend now
+ * and then, and watches it again at JITCAST_EVENT_RENEWED, unless it still does: that is told of the same connection, too.
  *
  * Required:
  * `worker` is null or attached.
@@ -560,7 +715,7 @@ bool jitcast_is_connected(const struct jitcast_worker *worker);
 
 /**
  * Waits until something newer than generation `seen` is published, at most `timeout_ns` nanoseconds or JITCAST_FOREVER, and tends the
- * worker meanwhile. To be called outside guards.
+ * worker meanwhile; one that attaches late has to attach first. To be called outside guards.
  *
  * Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
  *

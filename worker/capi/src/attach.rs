@@ -1,66 +1,42 @@
 //! Attaching and detaching.
 
-use core::mem::size_of;
-use core::slice;
-use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
-use ::jitcast_worker::{Endpoint, HostTable, Worker, WorkerOptions};
+use ::jitcast_worker::{Endpoint, LateWorker, Worker, WorkerOptions};
 
-use crate::function::jitcast_code;
+use crate::options::{jitcast_options, read_options};
 use crate::status::{Failure, bounded, jitcast_status};
 
-/// A process's attachment to a segment.
+/// A process's attachment to a segment, or to be.
 #[derive(Debug)]
-pub struct jitcast_worker(Worker);
+pub struct jitcast_worker(Attached);
 
-/// In jitcast_options: published code may import what `imports` names, and nothing else.
-pub const JITCAST_STRICT: u32 = 1;
-
-/// A host symbol that published code may import: a function or a datum, one of both. The caller fills `size`; members may be
-/// added at the end.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct jitcast_import {
-    /// sizeof(jitcast_import), as the caller's header has it, the same in all members of an array.
-    pub size: usize,
-    /// Its name.
-    pub name: *const c_char,
-    /// The function, of the type that published code calls it as; NULL: it is a datum.
-    pub function: jitcast_code,
-    /// The datum, of the type that published code takes it for; NULL: it is a function.
-    pub datum: *const c_void,
+#[derive(Debug)]
+enum Attached {
+    Now(Worker),
+    Late(LateWorker),
 }
 
-/// How to attach. The caller fills `size`, and the rest with zeros where it has nothing to say; members may be added at
-/// the end. Nothing of it is used after the call, but what imports lead to.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct jitcast_options {
-    /// sizeof(jitcast_options), as the caller's header has it.
-    pub size: usize,
-    /// What `jitcast status` shows, and canaries may be for; at most 63 bytes. NULL: nothing.
-    pub label: *const c_char,
-    /// What published code may import, before what the process exports.
-    pub imports: *const jitcast_import,
-    /// How many these are.
-    pub import_count: usize,
-    /// Shared libraries to load, whose symbols published code may import.
-    pub libraries: *const *const c_char,
-    /// How many these are.
-    pub library_count: usize,
-    /// Users, besides root and the process's own, whose compiler process is trusted.
-    pub trusted_uids: *const u32,
-    /// How many these are.
-    pub trusted_uid_count: usize,
-    /// JITCAST_STRICT or 0.
-    pub flags: u32,
-    /// 0.
-    pub reserved: u32,
-}
+impl jitcast_worker {
+    /// The worker, once it is attached.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        match &self.0 {
+            Attached::Now(worker) => Some(worker),
+            Attached::Late(late) => late.worker(),
+        }
+    }
 
-const _: () = assert!(size_of::<jitcast_import>() == 32 && size_of::<jitcast_options>() == 72);
+    /// What attaches by itself, unless it has.
+    pub(crate) fn late(&self) -> Option<&LateWorker> {
+        match &self.0 {
+            Attached::Late(late) if late.worker().is_none() => Some(late),
+            _ => None,
+        }
+    }
+}
 
 /// Attaches to the compiler process at the socket `path`, or, after an `@`, of that name in the abstract name space: maps the
 /// segment, binds what is published, and runs its constructors. `options` may be NULL.
@@ -143,7 +119,7 @@ pub unsafe extern "C" fn jitcast_attach_name(
 }
 
 /// Detaches: runs destructors of published code, and unmaps the segment. No thread is inside or enters any more, and every
-/// jitcast_thread of the worker is void. Handles are still to be freed. NULL is let pass.
+/// jitcast_thread of the worker is void. Requests have been freed; handles are still to be. NULL is let pass.
 ///
 /// Errors: JITCAST_STATUS_INSIDE, if the calling thread holds a guard; then nothing has happened.
 ///
@@ -156,7 +132,8 @@ pub unsafe extern "C" fn jitcast_detach(worker: *mut jitcast_worker) -> jitcast_
             return Ok(());
         }
         // SAFETY: the caller's promise, and not null.
-        let depth = unsafe { of(worker) }?.token().depth();
+        let given = unsafe { given(worker) }?;
+        let depth = given.worker().map_or(0, |worker| worker.token().depth());
         if depth > 0 {
             return Err(Failure::new(
                 jitcast_status::Inside,
@@ -181,143 +158,30 @@ unsafe fn attach(
     if worker.is_null() {
         return Err(Failure::argument("`worker` is NULL"));
     }
-    let options = if options.is_null() {
-        WorkerOptions::default()
+    let (options, late) = if options.is_null() {
+        (WorkerOptions::default(), false)
     } else {
         // SAFETY: the caller's promise, and not null.
         unsafe { read_options(options) }?
     };
-    let attached = jitcast_worker(Worker::attach(endpoint, options)?);
+    let attached = jitcast_worker(if late {
+        Attached::Late(attach_late(endpoint, options))
+    } else {
+        Attached::Now(Worker::attach(endpoint, options)?)
+    });
     // SAFETY: the caller's promise, and not null.
     unsafe { worker.write(Box::into_raw(Box::new(attached))) };
     Ok(())
 }
 
-/// # Safety
-/// `options` leads to what its description says.
-unsafe fn read_options(options: *const jitcast_options) -> Result<WorkerOptions, Failure> {
-    // SAFETY: the caller's promise.
-    let options: jitcast_options = unsafe { sized(options, "options") }?;
-    if options.flags & !JITCAST_STRICT != 0 || options.reserved != 0 {
-        return Err(Failure::argument(format!(
-            "`options->flags` is {:#x} and `reserved` {}, which this version does not know",
-            options.flags, options.reserved
-        )));
-    }
-    let strict = options.flags & JITCAST_STRICT != 0;
-    if strict && options.library_count > 0 {
-        return Err(Failure::argument(
-            "JITCAST_STRICT binds only what `imports` names, and `libraries` are given\n  help: leave one of both out",
-        ));
-    }
-    let mut host = if strict {
-        HostTable::strict()
-    } else {
-        HostTable::default()
-    };
-    // SAFETY: the caller's promise.
-    let libraries = unsafe { array(options.libraries, options.library_count, "libraries") }?;
-    for library in libraries {
-        // SAFETY: the caller's promise.
-        host.load(unsafe { text(*library, "libraries[]") }?)?;
-    }
-    // SAFETY: the caller's promise.
-    unsafe { define(&mut host, &options) }?;
-    // SAFETY: the caller's promise.
-    let uids = unsafe {
-        array(
-            options.trusted_uids,
-            options.trusted_uid_count,
-            "trusted_uids",
-        )
-    }?;
-    let label = if options.label.is_null() {
-        ""
-    } else {
-        // SAFETY: the caller's promise, and not null.
-        unsafe { text(options.label, "label") }?
-    };
-    Ok(WorkerOptions {
-        label: label.to_owned(),
-        host,
-        trusted_uids: uids.to_vec(),
-        ..WorkerOptions::default()
-    })
-}
-
-/// # Safety
-/// The imports of `options` are what their description says.
-unsafe fn define(host: &mut HostTable, options: &jitcast_options) -> Result<(), Failure> {
-    if options.import_count > 0 && options.imports.is_null() {
-        return Err(Failure::argument("`imports` is NULL, and they are counted"));
-    }
-    let mut at = options.imports;
-    for index in 0..options.import_count {
-        // SAFETY: the caller's promise: so many, each as long as it says.
-        let import: jitcast_import = unsafe { sized(at, "imports[]") }?;
-        // SAFETY: the caller's promise.
-        let name = unsafe { text(import.name, "imports[].name") }?;
-        let address = match (import.function, import.datum.is_null()) {
-            (Some(function), true) => function as *const c_void,
-            (None, false) => import.datum,
-            _ => {
-                return Err(Failure::argument(format!(
-                    "`imports[{index}]` ({name}) needs a function or a datum, one of both"
-                )));
-            }
-        };
-        // SAFETY: the caller's promise.
-        unsafe { host.define_address(name, address) };
-        at = at.wrapping_byte_add(import.size);
-    }
-    Ok(())
-}
-
-/// What begins with its own size, as this version knows it.
-///
-/// # Safety
-/// `from` is null or leads to as many bytes as it says, and to the size at least. `T` begins with a `usize`, and is valid whatever
-/// bytes it has.
-unsafe fn sized<T: Copy>(from: *const T, what: &str) -> Result<T, Failure> {
-    if from.is_null() {
-        return Err(Failure::argument(format!("`{what}` is NULL")));
-    }
-    if !from.is_aligned() {
-        return Err(Failure::argument(format!(
-            "`{what}` is not aligned as its members are"
-        )));
-    }
-    // SAFETY: the caller's promise, and not null.
-    let size = unsafe { from.cast::<usize>().read() };
-    let known = size_of::<T>();
-    if size < known || size > 4096 || !size.is_multiple_of(align_of::<T>()) {
-        return Err(Failure::argument(format!(
-            "`{what}.size` is {size}, and this version knows {known} bytes\n  help: store sizeof of the struct there first"
-        )));
-    }
-    // SAFETY: the caller's promise: `size` bytes, which are more.
-    let rest =
-        unsafe { slice::from_raw_parts(from.cast::<u8>().wrapping_add(known), size - known) };
-    if rest.iter().any(|byte| *byte != 0) {
-        return Err(Failure::argument(format!(
-            "`{what}` asks for something that this version does not know\n  help: use the library that the header belongs to"
-        )));
-    }
-    // SAFETY: the caller's promise: `known` bytes at least, and aligned (looked above).
-    Ok(unsafe { from.read() })
-}
-
-/// # Safety
-/// `from` leads to `count` of them, or is null.
-unsafe fn array<'a, T>(from: *const T, count: usize, what: &str) -> Result<&'a [T], Failure> {
-    match (from.is_null(), count) {
-        (_, 0) => Ok(&[]),
-        (true, _) => Err(Failure::argument(format!(
-            "`{what}` is NULL, and they are counted"
-        ))),
-        // SAFETY: the caller's promise, and not null.
-        (false, _) => Ok(unsafe { slice::from_raw_parts(from, count) }),
-    }
+/// Attaches later, but for a compiler process that is there: that one may answer first.
+fn attach_late(endpoint: Endpoint<'_>, options: WorkerOptions) -> LateWorker {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const LOOK: Duration = Duration::from_millis(1);
+    let until = Instant::now() + PATIENCE;
+    let late = LateWorker::attach(endpoint, options);
+    while late.why_not().is_none() && Instant::now() < until && late.join(Some(LOOK)).is_none() {}
+    late
 }
 
 /// # Safety
@@ -339,13 +203,32 @@ pub(crate) unsafe fn text<'a>(from: *const c_char, what: &str) -> Result<&'a str
     text.map_err(|why| Failure::argument(format!("`{what}` is no UTF-8: {why}")))
 }
 
+/// The worker, which looks for its compiler process if it has not attached yet.
+///
 /// # Safety
 /// `worker` is null, or attached as long as `'a`.
 pub(crate) unsafe fn of<'a>(worker: *const jitcast_worker) -> Result<&'a Worker, Failure> {
     // SAFETY: the caller's promise.
+    let given = unsafe { given(worker) }?;
+    if let Some(late) = given.late() {
+        late.tend();
+    }
+    given.worker().ok_or_else(|| {
+        Failure::new(
+            jitcast_status::NotAttached,
+            "the worker has not attached yet (JITCAST_LATE)\n  help: call the host's own functions meanwhile; jitcast_options.log is told why",
+        )
+    })
+}
+
+/// # Safety
+/// `worker` is null, or attached as long as `'a`, or late.
+pub(crate) unsafe fn given<'a>(
+    worker: *const jitcast_worker,
+) -> Result<&'a jitcast_worker, Failure> {
+    // SAFETY: the caller's promise.
     let worker = unsafe { worker.as_ref() };
-    let worker = worker.ok_or_else(|| Failure::argument("`worker` is NULL"))?;
-    Ok(&worker.0)
+    worker.ok_or_else(|| Failure::argument("`worker` is NULL"))
 }
 
 /// Stores `value` where the caller wants it.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use ::jitcast_worker::{Code, Function, Signature};
 
-use crate::attach::{jitcast_worker, of, put, text};
+use crate::attach::{given, jitcast_worker, of, put, text};
 use crate::status::{Failure, bounded, jitcast_status};
 
 /// Some function: to be cast to its type.
@@ -28,7 +28,8 @@ const _: () = assert!(align_of::<jitcast_handle>() == align_of::<AtomicU64>());
 /// what was recorded at publication; NULL: the caller vouches for the type, of every version that will be published.
 /// `fallback`, if it is not NULL, is called instead while the name is quarantined, not published (yet), or cannot be
 /// called in this worker. A handle without one leads to a trap then, which ends the process with a message. Handles follow at the next
-/// guard.
+/// guard. While a worker that attaches late (JITCAST_LATE) has not, a handle with a fallback is made whatever will be published; what is
+/// something else then is told (JITCAST_EVENT_UNFIT), and the fallback goes on to serve.
 ///
 /// Errors: those of jitcast_enter; JITCAST_STATUS_NOT_A_FUNCTION; JITCAST_STATUS_SIGNATURE; JITCAST_STATUS_UNKNOWN_SIGNATURE, if none was
 /// recorded; JITCAST_STATUS_WHILE_STARTING; JITCAST_STATUS_OUTDATED; JITCAST_STATUS_CORRUPT; without a fallback also
@@ -47,22 +48,32 @@ pub unsafe extern "C" fn jitcast_function(
 ) -> jitcast_status {
     bounded(|| {
         // SAFETY: the caller's promise.
-        let worker = unsafe { of(worker) }?;
+        let given = unsafe { given(worker) }?;
         // SAFETY: the caller's promise.
         let name = unsafe { text(name, "name") }?;
-        let signature = if signature.is_null() {
-            None
-        } else {
-            // SAFETY: the caller's promise, and not null.
-            Some(parse(unsafe { text(signature, "signature") }?)?)
-        };
+        // SAFETY: the caller's promise.
+        let signature = unsafe { signature_of(signature) }?;
         if handle.is_null() {
             return Err(Failure::argument("`handle` is NULL"));
         }
-        let fallback = fallback.and_then(|code| NonNull::new(code as *mut c_void));
-        let guard = worker.enter()?;
+        let fallback = pointer(fallback);
         // SAFETY: the caller's promise.
-        let found = unsafe { worker.function_by_signature(&guard, name, signature, fallback) }?;
+        let early = given
+            .late()
+            .zip(fallback)
+            .and_then(|(late, fallback)| unsafe {
+                late.early_by_signature(name, signature.clone(), fallback)
+            });
+        let found = match early {
+            Some(early) => early,
+            None => {
+                // SAFETY: the caller's promise.
+                let worker = unsafe { of(worker) }?;
+                let guard = worker.enter()?;
+                // SAFETY: the caller's promise.
+                unsafe { worker.function_by_signature(&guard, name, signature, fallback) }?
+            }
+        };
         let word = found.into_raw();
         // SAFETY: the caller's promise.
         unsafe { put(handle, word.cast().as_ptr(), "handle") }
@@ -72,7 +83,7 @@ pub unsafe extern "C" fn jitcast_function(
 /// Frees a handle, which nobody uses any more. It may be of a worker that was detached, and NULL.
 ///
 /// # Safety
-/// `handle` is null or came from jitcast_function, and is freed once.
+/// `handle` is null or came from jitcast_function or jitcast_request_function, and is freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitcast_handle_free(handle: *mut jitcast_handle) {
     bounded(|| {
@@ -115,7 +126,22 @@ pub unsafe extern "C" fn jitcast_stub(
     })
 }
 
-fn parse(text: &str) -> Result<Signature, Failure> {
+/// The signature that is asked for, if one is.
+///
+/// # Safety
+/// `signature` is null or a C string.
+pub(crate) unsafe fn signature_of(signature: *const c_char) -> Result<Option<Signature>, Failure> {
+    if signature.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise, and not null.
+    let text = unsafe { text(signature, "signature") }?;
     let parsed = text.parse::<Signature>();
-    parsed.map_err(|error| Failure::argument(format!("the signature `{text}`: {error}")))
+    let parsed =
+        parsed.map_err(|error| Failure::argument(format!("the signature `{text}`: {error}")));
+    parsed.map(Some)
+}
+
+pub(crate) fn pointer(code: jitcast_code) -> Option<NonNull<c_void>> {
+    NonNull::new(code? as *mut c_void)
 }

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use ::jitcast_worker::{ThreadWords, Token};
 
-use crate::attach::{jitcast_worker, of, put};
+use crate::attach::{given, jitcast_worker, of, put};
 use crate::status::{Failure, bounded, bounded_or, jitcast_status};
 
 /// How deep a thread is inside: for hosts that leave by longjmp.
@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<jitcast_token>() == 4 && align_of::<jitcast_toke
 /// Fetches the calling thread's record in `worker`, which the inline functions take. It is there until the thread ends or
 /// the worker is detached, and is no other thread's business.
 ///
-/// Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_FORKED, in a child that is no worker;
+/// Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_ATTACHED, of a worker that attaches late; JITCAST_STATUS_FORKED, in a child that is no worker;
 /// JITCAST_STATUS_TOO_MANY_THREADS; JITCAST_STATUS_THREAD_ENDS; JITCAST_STATUS_WHILE_ENDING.
 ///
 /// # Safety
@@ -89,10 +89,9 @@ pub unsafe extern "C" fn jitcast_leave(worker: *const jitcast_worker) -> jitcast
 pub unsafe extern "C" fn jitcast_take_token(worker: *const jitcast_worker) -> jitcast_token {
     bounded_or(jitcast_token { depth: 0 }, || {
         // SAFETY: the caller's promise.
-        let token = unsafe { of(worker) }?.token();
-        Ok(jitcast_token {
-            depth: token.depth(),
-        })
+        let worker = unsafe { given(worker) }?.worker();
+        let depth = worker.map_or(0, |worker| worker.token().depth());
+        Ok(jitcast_token { depth })
     })
 }
 

@@ -15,6 +15,9 @@
 pub mod attach;
 pub mod function;
 pub mod guard;
+pub mod log;
+pub mod options;
+pub mod request;
 pub mod status;
 pub mod watch;
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ::jitcast_worker::{AttachError, EnterError, LibraryError, LookupError};
+use ::jitcast_worker::{AttachError, EnterError, LibraryError, LookupError, RequestError};
 
 /// How a call ended. Numbers keep their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub enum jitcast_status {
     NotInside = 26,
     /// The thread holds a guard.
     Inside = 27,
+    /// The worker has not attached yet.
+    NotAttached = 28,
     /// Nothing is published under the name.
     NotFound = 30,
     /// What is, is not a function.
@@ -73,6 +75,14 @@ pub enum jitcast_status {
     Gone = 39,
     /// The segment says something impossible.
     Corrupt = 40,
+    /// There is no compiler process to ask.
+    NotConnected = 50,
+    /// It has too much to do, or has not read what was asked for before.
+    Busy = 51,
+    /// No answer has come yet.
+    NotReady = 52,
+    /// The compiler process ended before it answered.
+    Lost = 53,
 }
 
 thread_local! {
@@ -196,6 +206,24 @@ impl From<LookupError> for Failure {
             LookupError::Outdated { .. } => jitcast_status::Outdated,
             LookupError::Gone { .. } => jitcast_status::Gone,
             LookupError::Corrupt(_) => jitcast_status::Corrupt,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Self {
+        let status = match &error {
+            RequestError::NotConnected => jitcast_status::NotConnected,
+            RequestError::Unread | RequestError::Busy { .. } => jitcast_status::Busy,
+            RequestError::NotReady => jitcast_status::NotReady,
+            RequestError::Lost => jitcast_status::Lost,
+            RequestError::Forked => jitcast_status::Forked,
+            RequestError::Refused { .. } => jitcast_status::Refused,
+            RequestError::Outdated { .. } => jitcast_status::Outdated,
+            RequestError::Gone => jitcast_status::Gone,
+            RequestError::WhileStarting => jitcast_status::WhileStarting,
+            RequestError::Update(_) => jitcast_status::Update,
         };
         Self::new(status, error.to_string())
     }

@@ -3,17 +3,23 @@
 use core::mem::size_of;
 use std::ffi::c_int;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::attach::{jitcast_worker, of};
+use ::jitcast_worker::{LateWorker, Worker};
+
+use crate::attach::{given, jitcast_worker, of};
 use crate::status::{Failure, bounded, bounded_or, jitcast_status};
 
 /// For jitcast_wait: as long as it takes.
 pub const JITCAST_FOREVER: u64 = u64::MAX;
 
 /// The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.
-/// Publications do not show there: guards find them, and jitcast_wait. The number stays the same, and the descriptor is the library's: it is
-/// neither read nor closed. -1 if `worker` is NULL.
+/// Publications do not show there: guards find them, and jitcast_wait. The descriptor is the library's: it is neither read nor closed. -1 if
+/// `worker` is NULL, or has not attached yet.
+///
+/// The number stays the same, but leads to another file once another compiler process is found, which epoll(7) does not notice; until
+/// then it goes on to show that the first one has hung up. So a loop stops watching it at JITCAST_EVENT_DISCONNECTED, calls jitcast_tend now
+/// and then, and watches it again at JITCAST_EVENT_RENEWED, unless it still does: that is told of the same connection, too.
 ///
 /// # Safety
 /// `worker` is null or attached.
@@ -21,8 +27,8 @@ pub const JITCAST_FOREVER: u64 = u64::MAX;
 pub unsafe extern "C" fn jitcast_fd(worker: *const jitcast_worker) -> c_int {
     bounded_or(-1, || {
         // SAFETY: the caller's promise.
-        let worker = unsafe { of(worker) }?;
-        Ok(worker.connection().as_raw_fd())
+        let worker = unsafe { given(worker) }?.worker();
+        Ok(worker.map_or(-1, |worker| worker.connection().as_raw_fd()))
     })
 }
 
@@ -37,7 +43,11 @@ pub unsafe extern "C" fn jitcast_fd(worker: *const jitcast_worker) -> c_int {
 pub unsafe extern "C" fn jitcast_tend(worker: *const jitcast_worker) -> jitcast_status {
     bounded(|| {
         // SAFETY: the caller's promise.
-        unsafe { of(worker) }?.tend();
+        let given = unsafe { given(worker) }?;
+        match given.worker() {
+            Some(worker) => worker.tend(),
+            None => given.late().into_iter().for_each(LateWorker::tend),
+        }
         Ok(())
     })
 }
@@ -50,13 +60,13 @@ pub unsafe extern "C" fn jitcast_tend(worker: *const jitcast_worker) -> jitcast_
 pub unsafe extern "C" fn jitcast_is_connected(worker: *const jitcast_worker) -> bool {
     bounded_or(false, || {
         // SAFETY: the caller's promise.
-        let worker = unsafe { of(worker) }?;
-        Ok(worker.is_connected())
+        let worker = unsafe { given(worker) }?.worker();
+        Ok(worker.is_some_and(Worker::is_connected))
     })
 }
 
 /// Waits until something newer than generation `seen` is published, at most `timeout_ns` nanoseconds or JITCAST_FOREVER, and tends the
-/// worker meanwhile. To be called outside guards.
+/// worker meanwhile; one that attaches late has to attach first. To be called outside guards.
 ///
 /// Errors: JITCAST_STATUS_TIMED_OUT; JITCAST_STATUS_INVALID_ARGUMENT.
 ///
@@ -72,7 +82,15 @@ pub unsafe extern "C" fn jitcast_wait(
     let status = bounded(|| {
         let timeout = (timeout_ns != JITCAST_FOREVER).then(|| Duration::from_nanos(timeout_ns));
         // SAFETY: the caller's promise.
-        news = unsafe { of(worker) }?.wait(seen, timeout);
+        let given = unsafe { given(worker) }?;
+        let began = Instant::now();
+        if let Some(late) = given.late() {
+            late.join(timeout);
+        }
+        if let Some(worker) = given.worker() {
+            let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+            news = worker.wait(seen, left);
+        }
         Ok(())
     });
     match status {
@@ -89,7 +107,9 @@ pub unsafe extern "C" fn jitcast_wait(
 pub unsafe extern "C" fn jitcast_generation(worker: *const jitcast_worker) -> u64 {
     bounded_or(0, || {
         // SAFETY: the caller's promise.
-        let worker = unsafe { of(worker) }?;
+        let Some(worker) = unsafe { given(worker) }?.worker() else {
+            return Ok(0);
+        };
         if worker.token().depth() > 0 {
             // Nested, so nothing is applied.
             return Ok(worker.enter()?.generation());

@@ -168,6 +168,7 @@ def _imports(imports):
             signature, call = what
             function = prototype(signature)(call)
             kept.append(function)
+            entry.signature = signature.encode()
             what = ctypes.cast(function, ctypes.c_void_p).value
         entry.size, entry.name, entry.function = ctypes.sizeof(Import), name.encode(), what
     return array, kept

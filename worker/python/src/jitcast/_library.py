@@ -10,7 +10,13 @@ ABI_VERSION = 1
 
 
 class Import(ctypes.Structure):
-    _fields_ = [("size", c_size_t), ("name", c_char_p), ("function", c_void_p), ("datum", c_void_p)]
+    _fields_ = [
+        ("size", c_size_t),
+        ("name", c_char_p),
+        ("function", c_void_p),
+        ("datum", c_void_p),
+        ("signature", c_char_p),
+    ]
 
 
 class Options(ctypes.Structure):
