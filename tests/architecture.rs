@@ -91,6 +91,7 @@ const UNSAFE: &[&str] = &[
     "runtime/src/sys.rs",
     "runtime/src/tsan.rs",
     "runtime/src/window.rs",
+    "src/cli/service.rs",
     "src/cli/worker.rs",
     "worker/capi/src/attach.rs",
     "worker/capi/src/function.rs",

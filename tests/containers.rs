@@ -207,6 +207,33 @@ fn workers_need_no_mapping_to_become_executable() {
     serves(&serve, worker(Box::new(flag)));
 }
 
+/// The same of the compiler process, which writes code and executes none; also while it compiles what workers ask for.
+#[test]
+fn compiler_processes_need_no_mapping_to_become_executable() {
+    let execute = libc::PROT_EXEC as u32;
+    let both = execute | libc::PROT_WRITE as u32;
+    let filter = forbid(&[
+        (libc::SYS_mprotect, Some((2, execute))),
+        (libc::SYS_mmap, Some((2, both))),
+    ]);
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("socket");
+    let preloaded = scratch.write("f.clif", common::scratch::adds("f", 0));
+    let command = jitcast(&["serve", "--socket", &socket, "--preload", &preloaded]);
+    let process = Process::start(&mut after(command, filter));
+    let serve = Serve::adopt(process, socket, scratch);
+    let worker = remote::attach(&serve.socket);
+    assert_eq!(remote::call(&worker, "f", 1), Ok(1));
+    serve.publish_adds("f", 2);
+    assert_eq!(remote::call(&worker, "f", 1), Ok(3));
+    let mut pending = worker.request(&common::scratch::adds("own", 3)).unwrap();
+    assert!(pending.wait(Some(common::process::PATIENCE)));
+    let guard = worker.enter().unwrap();
+    let unit = pending.unit(&guard).unwrap();
+    let own = unit.function::<extern "C" fn(i64) -> i64>(&guard, "own");
+    assert_eq!(own.unwrap().call(&guard, 4), 7);
+}
+
 /// Whether namespaces can be had with `unshare`; says so if not.
 fn can_unshare(flags: &[&str]) -> bool {
     let tried = Command::new("unshare")
