@@ -235,6 +235,38 @@ fn architecture_names_every_dependency() {
 }
 
 #[test]
+fn crates_that_are_published_say_what_they_are() {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace
+        .lines()
+        .find(|line| line.starts_with("members = "));
+    let members = members.unwrap().split('"').skip(1).step_by(2);
+    for folder in members.chain(["."]) {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        if manifest.contains("\npublish = false\n") {
+            continue;
+        }
+        for key in [
+            "description = ",
+            "documentation = \"https://docs.rs/jitcast",
+            "readme = ",
+            "rust-version.",
+            "license.",
+            "repository.",
+            "categories.",
+            "keywords.",
+            "[package.metadata.docs.rs]",
+            "targets = [\"x86_64-unknown-linux-gnu\"]",
+        ] {
+            assert!(
+                manifest.contains(&format!("\n{key}")),
+                "{folder}/Cargo.toml: add `{key}`, or `publish = false`"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_readme_shows_what_a_worker_depends_on() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let command = "tree -p jitcast-worker -e normal,no-proc-macro --format {lib}";
