@@ -91,6 +91,7 @@ const UNSAFE: &[&str] = &[
     "runtime/src/sys.rs",
     "runtime/src/tsan.rs",
     "runtime/src/window.rs",
+    "src/cli/service.rs",
     "src/cli/worker.rs",
     "worker/capi/src/attach.rs",
     "worker/capi/src/function.rs",
@@ -233,6 +234,38 @@ fn architecture_names_every_dependency() {
             known,
             "ARCHITECTURE.md: say why the project depends on `{name}`"
         );
+    }
+}
+
+#[test]
+fn crates_that_are_published_say_what_they_are() {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace
+        .lines()
+        .find(|line| line.starts_with("members = "));
+    let members = members.unwrap().split('"').skip(1).step_by(2);
+    for folder in members.chain(["."]) {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        if manifest.contains("\npublish = false\n") {
+            continue;
+        }
+        for key in [
+            "description = ",
+            "documentation = \"https://docs.rs/jitcast",
+            "readme = ",
+            "rust-version.",
+            "license.",
+            "repository.",
+            "categories.",
+            "keywords.",
+            "[package.metadata.docs.rs]",
+            "targets = [\"x86_64-unknown-linux-gnu\"]",
+        ] {
+            assert!(
+                manifest.contains(&format!("\n{key}")),
+                "{folder}/Cargo.toml: add `{key}`, or `publish = false`"
+            );
+        }
     }
 }
 

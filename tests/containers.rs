@@ -14,11 +14,12 @@ use common::role;
 use common::scratch::Scratch;
 use common::serve::Serve;
 use common::smaps;
+use jitcast::worker::{Endpoint, Worker, WorkerOptions};
 use rustix::process::Signal;
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(remote::ROLE, remote::play)]);
+    role::play(&[(remote::ROLE, remote::play), ("confined", confined)]);
 }
 
 /// A filter of system calls: those that match get EPERM. Each rule: a number, and, for one of its arguments, bits that all have to
@@ -205,6 +206,33 @@ fn workers_need_no_mapping_to_become_executable() {
         return require::skipped("this kernel has no PR_SET_MDWE (Linux 6.3)");
     }
     serves(&serve, worker(Box::new(flag)));
+}
+
+/// The same of the compiler process, which writes code and executes none; also while it compiles what workers ask for.
+#[test]
+fn compiler_processes_need_no_mapping_to_become_executable() {
+    let execute = libc::PROT_EXEC as u32;
+    let both = execute | libc::PROT_WRITE as u32;
+    let filter = forbid(&[
+        (libc::SYS_mprotect, Some((2, execute))),
+        (libc::SYS_mmap, Some((2, both))),
+    ]);
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("socket");
+    let preloaded = scratch.write("f.clif", common::scratch::adds("f", 0));
+    let command = jitcast(&["serve", "--socket", &socket, "--preload", &preloaded]);
+    let process = Process::start(&mut after(command, filter));
+    let serve = Serve::adopt(process, socket, scratch);
+    let worker = remote::attach(&serve.socket);
+    assert_eq!(remote::call(&worker, "f", 1), Ok(1));
+    serve.publish_adds("f", 2);
+    assert_eq!(remote::call(&worker, "f", 1), Ok(3));
+    let mut pending = worker.request(&common::scratch::adds("own", 3)).unwrap();
+    assert!(pending.wait(Some(common::process::PATIENCE)));
+    let guard = worker.enter().unwrap();
+    let unit = pending.unit(&guard).unwrap();
+    let own = unit.function::<extern "C" fn(i64) -> i64>(&guard, "own");
+    assert_eq!(own.unwrap().call(&guard, 4), 7);
 }
 
 /// Whether namespaces can be had with `unshare`; says so if not.
@@ -394,6 +422,52 @@ fn a_full_memory_cgroup_refuses_the_publication_and_what_ran_goes_on() {
     serve.command("remove", &["fill0", "fill1"]).succeeded();
     serve.publish(&[&files[refused]]).succeeded();
     assert_eq!(worker.call("f", 2), "4");
+}
+
+/// The role: connects as root, then sees an empty folder as the whole file system, becomes a user that owns nothing, and attaches by
+/// the connection that it has.
+fn confined(target: &str) {
+    let (socket, empty) = target.split_once(' ').unwrap();
+    let connected = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    std::os::unix::fs::chroot(empty).unwrap();
+    std::env::set_current_dir("/").unwrap();
+    let id = common::process::NOBODY;
+    // SAFETY: takes numbers only; of the harness's threads none changes its user.
+    assert_eq!(unsafe { libc::setgroups(0, std::ptr::null()) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setresgid(id, id, id) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setresuid(id, id, id) }, 0);
+    assert!(std::os::unix::net::UnixStream::connect(socket).is_err());
+    // It trusts root's compiler process.
+    let worker = Worker::attach(Endpoint::Fd(connected.into()), WorkerOptions::default());
+    let worker = worker.unwrap_or_else(|error| panic!("{error}"));
+    role::report(worker.stats().base.get());
+    while let Some(line) = role::next_line() {
+        let words: Vec<_> = line.split(' ').collect();
+        let ["call", name, argument] = words[..] else {
+            panic!("unknown command `{line}`");
+        };
+        let result = remote::call(&worker, name, argument.parse().unwrap());
+        role::report(result.map_or_else(|error| error, |value| value.to_string()));
+    }
+}
+
+#[test]
+fn a_worker_without_files_and_rights_goes_on_by_the_socket_that_it_has() {
+    if !require::cc() || !require::root() {
+        return;
+    }
+    // Rights are those of who has connected.
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 0);
+    let empty = serve.scratch.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let target = format!("{} {empty}", serve.socket);
+    serves(
+        &serve,
+        Remote::start_as(&mut role::command("confined", &target)),
+    );
 }
 
 /// Where no more memory is promised than there is (`vm.overcommit_memory=2`), private mappings are charged at once that can be

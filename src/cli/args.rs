@@ -25,7 +25,9 @@ pub(super) enum Command {
     Run(RunArgs),
     /// Be the compiler process: let workers attach and publishers publish.
     #[command(
-        after_help = "Example:\n  jitcast serve --socket /run/jitcast.sock --allow-attach uid:33"
+        after_help = "A service manager may hand the socket over (LISTEN_FDS), and is told when workers are served \
+                      (NOTIFY_SOCKET).\n\nExamples:\n  jitcast serve --socket /run/jitcast.sock --allow-attach uid:33\n  \
+                      jitcast serve --socket /run/jitcast.sock --preload score.clif + table.o libfoo.a"
     )]
     Serve(ServeArgs),
     /// Publish units through a running compiler process.
@@ -263,9 +265,17 @@ pub(super) struct RunArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct ServeArgs {
-    /// Where to listen: a path, or, after an `@`, a name in the abstract name space.
+    /// Where to listen: a path, or, after an `@`, a name in the abstract name space [default: the socket that a service
+    /// manager hands over].
     #[arg(long)]
-    pub(super) socket: String,
+    pub(super) socket: Option<String>,
+    /// Publish these files before anybody is served: CLIF, C, objects and archives; a `+` between them begins another unit.
+    /// Units that the journal brings are left as they are.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(super) preload: Vec<PathBuf>,
+    /// A signature to record of what is preloaded, as `score(long) -> long`; may be repeated.
+    #[arg(long = "sig", value_name = "SIGNATURE", requires = "preload")]
+    pub(super) signatures: Vec<NamedSignature>,
     #[command(flatten)]
     pub(super) segment: SegmentArgs,
     /// Write publications down in this folder, and begin with those that are written there.

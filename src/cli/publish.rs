@@ -42,18 +42,14 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
 /// The units that are asked for: one, or several with a `+` between their files.
 fn request_units(args: &UnitArgs) -> Result<Vec<RequestUnit>, Failure> {
     let options = args.options(Cpu::Host);
-    let groups: Vec<_> = args.files.split(|file| file.as_os_str() == "+").collect();
+    let groups = split_units(&args.files)?;
     if groups.len() > 1 && args.unit.is_some() {
         let help = "leave it out: units are called after their first files";
         return Err(Failure(format!(
             "--unit names one unit, and there are several\n  help: {help}"
         )));
     }
-    let unit = |paths: &[PathBuf]| {
-        let [first, ..] = paths else {
-            let help = "put `+` between the files of one unit and those of the next";
-            return Err(Failure(format!("a unit without files\n  help: {help}")));
-        };
+    let unit = |(first, paths): (&PathBuf, &[PathBuf])| {
         let files = paths.iter().map(|path| request_file(path, &options));
         Ok(RequestUnit {
             name: args.unit.clone().unwrap_or_else(|| front::unit_name(first)),
@@ -64,6 +60,21 @@ fn request_units(args: &UnitArgs) -> Result<Vec<RequestUnit>, Failure> {
         })
     };
     groups.into_iter().map(unit).collect()
+}
+
+/// The files of each unit, the first of them besides: it gives the unit its name. A `+` lies between two units.
+pub(super) fn split_units(files: &[PathBuf]) -> Result<Vec<(&PathBuf, &[PathBuf])>, Failure> {
+    fn unit(paths: &[PathBuf]) -> Result<(&PathBuf, &[PathBuf]), Failure> {
+        let [first, ..] = paths else {
+            let help = "put `+` between the files of one unit and those of the next";
+            return Err(Failure(format!("a unit without files\n  help: {help}")));
+        };
+        Ok((first, paths))
+    }
+    files
+        .split(|file| file.as_os_str() == "+")
+        .map(unit)
+        .collect()
 }
 
 /// Says what was published, if units were, and which units went, if any did.

@@ -1,5 +1,6 @@
 //! `jitcast serve`: the compiler process.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,25 +14,24 @@ use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
 use super::args::{RequestArgs, SegmentArgs, ServeArgs, Who};
+use super::preload::preload;
 use super::run::compiler_options;
+use super::service;
 use super::signals::Ending;
 
 pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
+    // Before this process opens any descriptor of its own.
+    let inherited = service::inherited_socket()?;
     let ending = Ending::listen()?;
     hide_memory()?;
-    let mut policy = Policy::default();
-    grant(&mut policy.attach, &args.allow_attach);
-    grant(&mut policy.publish, &args.allow_publish);
-    grant(&mut policy.request, &args.allow_request);
-    policy.requests = requests(&args.requests);
-    policy.publishing.bytes = args.publish_mib.saturating_mul(1 << 20);
     let threads = args.threads.map_or_else(Threads::default, Threads::new);
     let options = front::Options {
         cpu: args.segment.cpu.into(),
         threads: threads.clone(),
         ..front::Options::default()
     };
-    let server = Server::bind(&args.socket, policy, options)?;
+    let server = listen(args, inherited, options.clone())?;
+    let socket = server.path().to_owned();
     // With a journal it may be what the segment goes on in.
     if args.journal.is_none() {
         clear_leftover(&args.segment)?;
@@ -40,40 +40,30 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         durable: args.durable,
         ..JournalOptions::new(folder)
     });
-    let options = CompilerOptions {
+    let compiler = Arc::new(Compiler::create(&CompilerOptions {
         retain: args.retain,
         journal,
         max_held_bytes: args.max_held.map(|mib| mib << 20),
         threads,
-        ..compiler_options(&args.segment, &args.socket)?
-    };
-    let compiler = Arc::new(Compiler::create(&options)?);
-    let stop = server.stopper()?;
-    let what = match &args.segment.name {
-        Some(name) => format!("the named segment `{name}`"),
-        None => "a sealed segment".to_owned(),
-    };
+        ..compiler_options(&args.segment, &socket)?
+    })?);
     if let Some(folder) = &args.journal {
         let (status, folder) = (compiler.status(), folder.display());
         let (generation, units) = (status.generation, status.units.len());
         eprintln!("journal {folder}: generation {generation}, {units} units");
     }
-    eprintln!("serving {what} at {}", args.socket);
-    for lacking in lacking() {
-        eprintln!("note: {lacking}");
-    }
-    if args.allow_attach.is_empty() {
-        eprintln!(
-            "note: workers run as the same user, so they are trusted like the compiler process itself"
-        );
-    }
+    preload(args, &options, &compiler)?;
+    let stop = server.stopper()?;
     let thread = {
         let compiler = Arc::clone(&compiler);
         std::thread::Builder::new()
             .name("server".into())
             .spawn(move || server.run(compiler))?
     };
+    say_what_is_served(args, &socket);
+    service::notify("READY=1");
     ending.wait();
+    service::notify("STOPPING=1");
     stop.stop();
     thread
         .join()
@@ -92,6 +82,53 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The socket: one of its own, or the one that was handed over, of which `--socket` may say where it is.
+fn listen(
+    args: &ServeArgs,
+    inherited: Option<OwnedFd>,
+    options: front::Options,
+) -> Result<Server, Failure> {
+    let mut policy = Policy::default();
+    grant(&mut policy.attach, &args.allow_attach);
+    grant(&mut policy.publish, &args.allow_publish);
+    grant(&mut policy.request, &args.allow_request);
+    policy.requests = requests(&args.requests);
+    policy.publishing.bytes = args.publish_mib.saturating_mul(1 << 20);
+    match (inherited, &args.socket) {
+        (None, Some(path)) => Ok(Server::bind(path, policy, options)?),
+        (None, None) => Err(Failure(
+            "nowhere to listen\n  help: say --socket, or have a service manager hand a socket over (LISTEN_FDS)"
+                .to_owned(),
+        )),
+        (Some(socket), asked) => {
+            let server = Server::adopt(socket, policy, options)?;
+            let there = server.path();
+            match asked {
+                Some(asked) if asked != there => Err(Failure(format!(
+                    "--socket {asked}, but the socket that was handed over listens at {there}\n  help: leave --socket out, or make both the same"
+                ))),
+                _ => Ok(server),
+            }
+        }
+    }
+}
+
+fn say_what_is_served(args: &ServeArgs, socket: &str) {
+    let what = match &args.segment.name {
+        Some(name) => format!("the named segment `{name}`"),
+        None => "a sealed segment".to_owned(),
+    };
+    eprintln!("serving {what} at {socket}");
+    for lacking in lacking() {
+        eprintln!("note: {lacking}");
+    }
+    if args.allow_attach.is_empty() {
+        eprintln!(
+            "note: workers run as the same user, so they are trusted like the compiler process itself"
+        );
+    }
 }
 
 /// What workers may ask for; this executable compiles it.

@@ -15,6 +15,18 @@ use crate::function_type::FunctionType;
 use crate::{spawn, thread_local};
 
 /// The host symbols of a worker.
+///
+/// ```
+/// use jitcast_worker::{HostTable, WorkerOptions};
+///
+/// extern "C" fn note(value: i64) {
+///     println!("published code says {value}");
+/// }
+///
+/// let mut host = HostTable::strict();
+/// host.define("note", note as extern "C" fn(i64));
+/// let options = WorkerOptions { host, ..WorkerOptions::default() };
+/// ```
 #[derive(Debug)]
 pub struct HostTable {
     defined: HashMap<String, Defined>,

@@ -22,6 +22,20 @@ use crate::worker::{Setup, Worker, WorkerOptions};
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A worker that attaches as soon as its compiler process is there. Cheap to clone.
+///
+/// ```
+/// # use std::path::Path;
+/// use jitcast_worker::{Endpoint, LateWorker, WorkerOptions};
+///
+/// extern "C" fn own_score(value: i64) -> i64 {
+///     2 * value
+/// }
+///
+/// let endpoint = Endpoint::Path(Path::new("/run/nobody-listens-here.sock"));
+/// let worker = LateWorker::attach(endpoint, WorkerOptions::default());
+/// let score = worker.function_or("score", own_score as extern "C" fn(i64) -> i64);
+/// assert_eq!(worker.call(&score, (21,)), 42); // its own
+/// ```
 #[derive(Clone, Debug)]
 pub struct LateWorker(Arc<Late>);
 

@@ -8,6 +8,16 @@ use std::sync::Arc;
 use crate::startup::FailedUnit;
 
 /// Something that a host may want to write down. Its text says it for people.
+///
+/// ```
+/// use jitcast_worker::{Event, Log, WorkerOptions};
+///
+/// let log = Log::new(|event| match event {
+///     Event::Disconnected => eprintln!("warning: {event}"),
+///     _ => eprintln!("{event}"),
+/// });
+/// let options = WorkerOptions { log, ..WorkerOptions::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

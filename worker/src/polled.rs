@@ -1,6 +1,16 @@
 //! What a look for something new found.
 
 /// What [`Worker::poll`](crate::Worker::poll) found.
+///
+/// ```
+/// # use jitcast_worker::{EnterError, Polled, Worker};
+/// fn in_an_idle_moment(worker: &Worker) -> Result<(), EnterError> {
+///     if let Polled::Applied { generation } = worker.poll()? {
+///         eprintln!("runs generation {generation} from here on");
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polled {
     /// Nothing is newer than this generation, which had been applied before.

@@ -22,6 +22,24 @@ use crate::worker::Worker;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A request that is under way. Dropped, it is given up.
+///
+/// ```
+/// # use jitcast_worker::Worker;
+/// fn twice(worker: &Worker) -> Result<i64, Box<dyn std::error::Error>> {
+///     let mut pending = worker.request(
+///         "function %twice(i64) -> i64 {
+///          block0(v0: i64):
+///              v1 = iadd v0, v0
+///              return v1
+///          }",
+///     )?;
+///     pending.wait(None); // or look now and then
+///     let guard = worker.enter()?;
+///     let unit = pending.unit(&guard)?;
+///     let twice = unit.function::<extern "C" fn(i64) -> i64>(&guard, "twice")?;
+///     Ok(twice.call(&guard, 21))
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Pending {
     worker: Worker,

@@ -36,6 +36,22 @@ use crate::unwind::register::Registered;
 use crate::unwind::windows::Listing;
 
 /// A process's attachment to a segment. Cheap to clone; the window is unmapped with the last clone.
+///
+/// ```no_run
+/// # use std::path::Path;
+/// use jitcast_worker::{Endpoint, Worker, WorkerOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let endpoint = Endpoint::Path(Path::new("/run/jitcast.sock"));
+/// let worker = Worker::attach(endpoint, WorkerOptions::default())?;
+/// let guard = worker.enter()?;
+/// let score = worker.function::<extern "C" fn(i64) -> i64>(&guard, "score")?;
+/// println!("{}", score.call(&guard, 21));
+/// drop(guard);
+/// println!("{}", worker.call(&score, (21,))?); // a guard for one call
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Worker(Arc<Inner>);
 

@@ -11,6 +11,7 @@ mod publishing;
 mod serving;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -48,6 +49,14 @@ pub enum ServeError {
         /// The path.
         path: String,
     },
+    /// What was handed over is not what a compiler process can listen at.
+    #[error(
+        "the socket that was handed over {what}\n  help: hand over one stream socket that listens at a path or an abstract name (systemd: `ListenStream=`)"
+    )]
+    NotAListener {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The system refused.
     #[error("cannot {step} {path}: {cause}")]
     System {
@@ -66,7 +75,7 @@ pub enum ServeError {
 pub struct Server {
     listener: UnixListener,
     path: String,
-    /// What lies at the path: another compiler process may bind there later.
+    /// What lies at the path, if this process put it there: another compiler process may bind there later.
     file: Option<(u64, u64)>,
     policy: Policy,
     options: front::Options,
@@ -80,7 +89,7 @@ pub struct Server {
 pub struct Stop(UnixStream, Arc<AtomicBool>);
 
 impl Stop {
-    /// Ends it. The server removes its socket.
+    /// Ends it. The server removes the socket that it made.
     pub fn stop(&self) {
         self.1.store(true, Ordering::Release);
         // A full pipe has a wake-up in it already.
@@ -105,14 +114,66 @@ impl Server {
                 .map_err(system("listen at"))?,
             None => bind_path(Path::new(path), &policy)?,
         };
-        listener.set_nonblocking(true).map_err(system("set up"))?;
-        let (stop, stopped) = UnixStream::pair().map_err(system("set up"))?;
-        stop.set_nonblocking(true).map_err(system("set up"))?;
-        stopped.set_nonblocking(true).map_err(system("set up"))?;
         let file = identity(path);
+        let path = path.to_owned();
+        Self::at(listener, (path.clone(), file), policy, options).map_err(|cause| {
+            ServeError::System {
+                step: "set up",
+                path,
+                cause,
+            }
+        })
+    }
+
+    /// Serves at a socket that somebody else has made and listens at already, as service managers do. It stays theirs: who
+    /// connects while nobody serves waits there for the next compiler process, and its file is not removed. Its mode is
+    /// theirs to set; the policy decides all the same.
+    ///
+    /// # Errors
+    /// [`ServeError::NotAListener`].
+    pub fn adopt(
+        socket: OwnedFd,
+        policy: Policy,
+        options: front::Options,
+    ) -> Result<Self, ServeError> {
+        use rustix::net::{AddressFamily, SocketType, sockopt};
+        let refused = |what| ServeError::NotAListener { what };
+        let is_stream = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
+            && sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
+        if !is_stream {
+            return Err(refused("is no stream socket of this machine's own"));
+        }
+        if sockopt::socket_acceptconn(&socket) != Ok(true) {
+            return Err(refused("does not listen"));
+        }
+        let listener = UnixListener::from(socket);
+        let address = listener.local_addr().ok();
+        let path = address
+            .as_ref()
+            .and_then(shown)
+            .ok_or_else(|| refused("has no name that can be written"))?;
+        Self::at(listener, (path.clone(), None), policy, options).map_err(|cause| {
+            ServeError::System {
+                step: "set up",
+                path,
+                cause,
+            }
+        })
+    }
+
+    fn at(
+        listener: UnixListener,
+        (path, file): (String, Option<(u64, u64)>),
+        policy: Policy,
+        options: front::Options,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = UnixStream::pair()?;
+        stop.set_nonblocking(true)?;
+        stopped.set_nonblocking(true)?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
+            path,
             file,
             policy,
             options,
@@ -120,6 +181,11 @@ impl Server {
             stopped,
             stopping: Arc::default(),
         })
+    }
+
+    /// Where it listens, as [`Server::bind`] takes it.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// What ends the loop, from another thread.
@@ -130,7 +196,7 @@ impl Server {
         Ok(Stop(self.stop.try_clone()?, Arc::clone(&self.stopping)))
     }
 
-    /// Serves until it is stopped; removes the socket then. Workers go on.
+    /// Serves until it is stopped; removes the socket then, if it is its own. Workers go on.
     ///
     /// # Errors
     /// What the system says when it cannot even wait.
@@ -210,6 +276,15 @@ impl Drop for Server {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// The path, or, after an `@`, the abstract name.
+fn shown(address: &SocketAddr) -> Option<String> {
+    if let Some(path) = address.as_pathname() {
+        return path.to_str().map(str::to_owned);
+    }
+    let name = std::str::from_utf8(address.as_abstract_name()?).ok()?;
+    Some(format!("@{name}"))
 }
 
 /// Which file lies at `path`: its device and inode; `None` in the abstract name space.

@@ -1,6 +1,6 @@
 //! The objects behind a segment: what only the compiler process writes, and shared data.
 //!
-//! Two back ends, one interface ([`Segment`], the compiler process's side). Invariant of both: workers get a
+//! Two back ends, one interface (`Segment`, the compiler process's side). Invariant of both: workers get a
 //! descriptor of the segment's object that is open for reading only; of the sealed one: nobody but the mapping that the
 //! compiler process made first can ever store to it.
 
