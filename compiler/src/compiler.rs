@@ -31,6 +31,23 @@ use crate::turn::Turn;
 use crate::workers::Workers;
 
 /// The compiler process's side of a segment. Shared between threads.
+///
+/// ```
+/// use jitcast_compiler::front::{Options, compile_bytes};
+/// use jitcast_compiler::{Compiler, CompilerOptions, UnitSource};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let compiler = Compiler::create(&CompilerOptions::default())?;
+/// let text = "function %same(i64) -> i64 {
+///             block0(v0: i64):
+///                 return v0
+///             }";
+/// let file = compile_bytes("same.clif", text.into(), &Options::default())?;
+/// let done = compiler.publish(&[UnitSource::new("same", [file])])?;
+/// assert_eq!(done.functions, ["same"]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Compiler {
     /// Replaced when the segment is renewed, under the state's lock.

@@ -71,6 +71,25 @@ pub enum ServeError {
 }
 
 /// The listening socket.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use jitcast_compiler::front::Options;
+/// use jitcast_compiler::{Compiler, CompilerOptions, Policy, Server};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut policy = Policy::default();
+/// policy.attach.allow_uid(33);
+/// let socket = format!("@jitcast-example-server-{}", std::process::id());
+/// let server = Server::bind(&socket, policy, Options::default())?;
+/// let compiler = Arc::new(Compiler::create(&CompilerOptions::default())?);
+/// let stop = server.stopper()?;
+/// let serving = std::thread::spawn(move || server.run(compiler));
+/// stop.stop();
+/// serving.join().expect("it does not panic")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
