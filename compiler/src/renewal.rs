@@ -153,8 +153,9 @@ impl Compiler {
     }
 }
 
-/// How long a renewal waits for its own process's servers. Workers that have not been offered it by then are later.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a renewal waits for its own process's servers, which take some ten microseconds, unless the machine is overloaded. Workers
+/// that have not been offered it by then are later.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a server and the compiler tell each other about renewals.
 #[derive(Debug)]
