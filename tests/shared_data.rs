@@ -343,7 +343,7 @@ fn units_that_workers_ask_for_have_none_of_their_own() {
         "__attribute__((section(\".jitcast.shared\"))) long own; long f(long x) { return own += x; }",
     );
     let object = &object.files[0].bytes;
-    // What a child writes: that it went well, the object and its length, and no signatures.
+    // What a child writes: that it went well, the object and its length, and no signatures, of imports neither.
     let mut generated = vec![0];
     let mut len = object.len();
     while len >= 0x80 {
@@ -352,7 +352,7 @@ fn units_that_workers_ask_for_have_none_of_their_own() {
     }
     generated.push(len as u8);
     generated.extend(object);
-    generated.extend([0, 0]);
+    generated.extend([0, 0, 0]);
     let scratch = common::scratch::Scratch::new();
     let file = scratch.path("generated");
     std::fs::write(&file, generated).unwrap();

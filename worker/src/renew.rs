@@ -179,6 +179,10 @@ impl Inner {
         // From here on the compiler process counts this worker's pins for the new object, this thread's among them.
         let outcome = pin::hold(held, offer.object, || self.renew_held(state, oldest, offer));
         if let Ok(Outcome::Renewed(_)) = &outcome {
+            // Acquire: pairs with the release of the head in that object (Ring::publish), which was stored before it was offered: what
+            // was copied into it is there, also for a thread that is inside and does not poll. The offer's way through the kernel
+            // orders the same, but nothing in the program shows that.
+            self.head().load(Ordering::Acquire);
             self.object().store(offer.object, Ordering::Relaxed);
             let mapped = self.mailbox().word(Word::Mapped);
             mapped.store(offer.object, Ordering::Release);

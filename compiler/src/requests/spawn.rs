@@ -4,8 +4,8 @@
 //! another thread of this process forks at the same moment, and hold it open as long as it lives. Here the kernel itself holds the
 //! calling thread until the exec (`CLONE_VFORK`; the memory is a copy, as after fork(2)).
 //!
-//! Invariant: between clone and exec the child makes system calls, and nothing else: it allocates nothing, takes no lock, and
-//! never returns.
+//! Invariant: between clone and exec the child makes system calls, and nothing else, not even by the C library's functions, which
+//! sanitizers replace: it allocates nothing, takes no lock, and never returns.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString, c_char};
@@ -105,11 +105,8 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn clone_process(&self) -> io::Result<Pid> {
-        let before = set_signal_mask(&all_signals());
-        let flags = libc::CLONE_VFORK | libc::SIGCHLD;
-        // SAFETY: without CLONE_VM this is fork(2): the child has a copy of this stack, and goes on below. The call bypasses what was
-        // registered with pthread_atfork: nothing of this process lives on in the child.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        let before = block_signals();
+        let pid = clone();
         if pid == 0 {
             let Err(error) = self.become_command();
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -131,12 +128,33 @@ impl Plan<'_> {
         rustix::stdio::dup2_stderr(stderr)?;
         chdir(c"/")?;
         confine(self.limits)?;
-        // SAFETY: no code runs at this signal but the kernel's; Rust ignores it, and what is ignored stays so over an exec.
-        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-        set_signal_mask(&no_signals());
+        // Rust ignores this signal, and what is ignored stays so over an exec. All zeros are its default action, and no mask.
+        let default = [0_u64; 4];
+        let none: *const u64 = ptr::null();
+        // SAFETY: reads an action of the kernel's form, whose mask has 8 bytes. No code of this process's runs at it.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                libc::SIGPIPE,
+                default.as_ptr(),
+                none,
+                8,
+            )
+        };
+        // SAFETY: reads a mask of 8 bytes.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                default.as_ptr(),
+                none,
+                8,
+            )
+        };
         let environment = [ptr::null::<c_char>()];
+        let (arguments, environment) = (self.vector.as_ptr(), environment.as_ptr());
         // SAFETY: the vectors end with null pointers, and what they point to are strings of the caller's, which has its copy here.
-        unsafe { libc::execve(self.vector[0], self.vector.as_ptr(), environment.as_ptr()) };
+        unsafe { libc::syscall(libc::SYS_execve, self.vector[0], arguments, environment) };
         Err(io::Error::last_os_error())
     }
 }
@@ -157,11 +175,28 @@ fn confine(limits: &RequestLimits) -> io::Result<()> {
     sys::close_on_exec_from(3)
 }
 
-fn all_signals() -> libc::sigset_t {
-    let mut set = no_signals();
+/// As fork(2), but that the calling thread is held until the child has executed something or is gone, and that nothing runs that
+/// was registered with pthread_atfork: nothing of this process lives on in the child. -1: it failed.
+#[cfg(not(tsan))]
+fn clone() -> libc::c_long {
+    let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has a copy of all memory, this stack too, and returns from here.
+    unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) }
+}
+
+/// ThreadSanitizer has locks that a child must not find held, and sees to that in fork(2) alone.
+#[cfg(tsan)]
+fn clone() -> libc::c_long {
+    // SAFETY: the child makes system calls only.
+    unsafe { libc::fork() }.into()
+}
+
+/// Lets all of this thread's signals wait: which did so before.
+fn block_signals() -> libc::sigset_t {
+    let mut all = no_signals();
     // SAFETY: the set is initialised.
-    unsafe { libc::sigfillset(&raw mut set) };
-    set
+    unsafe { libc::sigfillset(&raw mut all) };
+    set_signal_mask(&all)
 }
 
 fn no_signals() -> libc::sigset_t {
