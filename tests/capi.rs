@@ -69,18 +69,7 @@ fn installed() -> Option<&'static Installed> {
     }
     Some(INSTALLED.get_or_init(|| {
         let scratch = Scratch::new();
-        let target = std::env::current_exe().unwrap();
-        let target = target.ancestors().nth(3).unwrap();
-        let mut make = Command::new("make");
-        make.args(["-C", "worker/capi", "install", "PROFILE=dev"])
-            .arg(format!("PREFIX={PREFIX}"))
-            .arg(format!("DESTDIR={}", scratch.path("root")))
-            .env("CARGO_TARGET_DIR", target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if cfg!(feature = "seeded-faults") {
-            make.arg("CARGO_FLAGS=--features seeded-faults");
-        }
-        finish(&mut make).succeeded();
+        common::library::install(&scratch.path("root"), PREFIX);
         Installed {
             scratch,
             drivers: Default::default(),

@@ -37,17 +37,7 @@ fn installed() -> Option<&'static Installed> {
     }
     Some(INSTALLED.get_or_init(|| {
         let scratch = Scratch::new();
-        let target = std::env::current_exe().unwrap();
-        let target = target.ancestors().nth(3).unwrap();
-        let mut make = Command::new("make");
-        make.args(["-C", "worker/capi", "install", "PROFILE=dev"])
-            .arg(format!("PREFIX={}", scratch.path("prefix")))
-            .env("CARGO_TARGET_DIR", target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if cfg!(feature = "seeded-faults") {
-            make.arg("CARGO_FLAGS=--features seeded-faults");
-        }
-        finish(&mut make).succeeded();
+        common::library::install("", &scratch.path("prefix"));
         // A copy, since pip builds where the sources are.
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("worker/python");
         let copy = scratch.path("python");

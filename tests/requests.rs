@@ -307,14 +307,52 @@ fn a_command_that_misbehaves_is_ended_and_told_of() {
         );
     }
     // What it inherits: three files, no environment, no way to gain rights.
-    let script = "ls /proc/self/fd | wc -l >&2; env >&2; grep NoNewPrivs /proc/self/status >&2; ulimit -c >&2; exit 1";
+    let script = "ls /proc/self/fd | wc -l >&2; env >&2; grep -E 'NoNewPrivs|SigBlk|SigIgn' /proc/self/status >&2; ulimit -c >&2; exit 1";
     let host = scripted(&format!("PATH=/bin:/usr/bin; {script}"), limits);
     let reason = refused(request(&units::attach(&host), &adds("f", 1)));
     // `ls` has the folder open too.
-    assert!(
-        reason.contains(": 4\nPWD=/") && reason.contains("NoNewPrivs:\t1\n0"),
-        "{reason}"
-    );
+    for phrase in [
+        ": 4\nPWD=/",
+        "SigBlk:\t0000000000000000\n",
+        "NoNewPrivs:\t1\n0",
+    ] {
+        assert!(reason.contains(phrase), "{phrase}: {reason}");
+    }
+    // What whoever started this ignores stays so, but for what Rust does.
+    let ignored = reason.split_once("SigIgn:\t").unwrap().1;
+    let ignored = u64::from_str_radix(&ignored[..16], 16).unwrap();
+    assert_eq!(ignored >> (libc::SIGPIPE - 1) & 1, 0, "{reason}");
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_told_of() {
+    let folder = common::scratch::Scratch::new();
+    let file = folder.write("no program", "");
+    for (command, phrase) in [
+        (vec!["/nowhere/codegen".into()], "No such file"),
+        (vec![file.into()], "Permission denied"),
+        (vec!["/bin/\0sh".into()], "nul byte"),
+        (Vec::new(), "compiles nothing"),
+    ] {
+        let policy = Policy {
+            requests: RequestOptions {
+                command: Some(command),
+                ..RequestOptions::default()
+            },
+            ..Policy::default()
+        };
+        let options = CompilerOptions::with_window(common::host::WINDOW_BYTES).unwrap();
+        let host = Host::with_policy(options, policy);
+        let worker = units::attach(&host);
+        for _ in 0..3 {
+            let reason = refused(request(&worker, &adds("f", 1)));
+            assert!(reason.contains(phrase), "{phrase}: {reason}");
+        }
+        assert_eq!(
+            host.publish_adds("f", 1),
+            worker.poll().unwrap().generation()
+        );
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub(crate) mod attack;
 pub(crate) mod child;
 pub(crate) mod fault;
 pub(crate) mod host;
+pub(crate) mod library;
 pub(crate) mod mount;
 pub(crate) mod name;
 pub(crate) mod noise;

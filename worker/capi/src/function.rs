@@ -57,13 +57,14 @@ pub unsafe extern "C" fn jitcast_function(
             return Err(Failure::argument("`handle` is NULL"));
         }
         let fallback = pointer(fallback);
-        // SAFETY: the caller's promise.
-        let early = given
-            .late()
-            .zip(fallback)
-            .and_then(|(late, fallback)| unsafe {
-                late.early_by_signature(name, signature.clone(), fallback)
-            });
+        let early = match given.late().zip(fallback) {
+            Some((late, fallback)) => {
+                let signature = signature.clone();
+                // SAFETY: the caller's promise.
+                unsafe { late.early_by_signature(name, signature, fallback) }
+            }
+            None => None,
+        };
         let found = match early {
             Some(early) => early,
             None => {
