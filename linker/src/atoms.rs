@@ -1,6 +1,7 @@
 //! Atoms: the ranges of a unit's functions and objects.
 //!
-//! Invariant: atoms are sorted and do not overlap.
+//! Invariant: atoms are sorted and do not overlap. Every relocation asks twice for the atom around a place, so each chunk
+//! is divided into about as many equal granules as it has atoms, and a search looks at one granule's.
 
 use object::LittleEndian as LE;
 use object::elf;
@@ -27,8 +28,21 @@ pub(crate) struct Atom {
 #[derive(Debug)]
 pub(crate) struct Atoms {
     list: Vec<Atom>,
-    /// Where the atoms of each chunk start in `list`; one more entry than there are chunks.
-    first: Vec<u32>,
+    /// Each chunk's part of `list` and of `granules`; one more entry than there are chunks.
+    homes: Vec<Home>,
+    /// For each granule, the first atom of `list` that starts in it or after it.
+    granules: Vec<u32>,
+}
+
+/// A chunk's atoms.
+#[derive(Clone, Copy, Debug, Default)]
+struct Home {
+    /// The index of the first.
+    first: u32,
+    /// The first granule.
+    granule: u32,
+    /// The binary logarithm of a granule's length, bytes.
+    shift: u32,
 }
 
 impl Atoms {
@@ -81,33 +95,70 @@ impl Atoms {
         Self::index(atoms, unit.chunks.len())
     }
 
-    /// Finds out where each chunk's atoms start in `list`, which is sorted.
+    /// Makes the index of `list`, which is sorted.
     fn index(list: Vec<Atom>, chunks: usize) -> Self {
-        let mut first = vec![0; chunks + 1];
-        for atom in &list {
-            first[atom.start.chunk as usize + 1] += 1;
+        let mut homes = vec![Home::default(); chunks + 1];
+        let mut granules = Vec::with_capacity(list.len() + chunks);
+        let mut first = 0;
+        for (chunk, home) in (0..).zip(&mut homes) {
+            let rest = &list[first..];
+            let own = &rest[..rest
+                .iter()
+                .take_while(|atom| atom.start.chunk == chunk)
+                .count()];
+            *home = Home {
+                first: first as u32,
+                granule: granules.len() as u32,
+                shift: granule_shift(own),
+            };
+            for (index, atom) in (home.first..).zip(own) {
+                // The granules up to that of this atom, as far as an earlier one did not open them.
+                let granule = home.granule + (atom.start.offset >> home.shift);
+                while granules.len() as u32 <= granule {
+                    granules.push(index);
+                }
+            }
+            first += own.len();
         }
-        for chunk in 0..chunks {
-            first[chunk + 1] += first[chunk];
+        Self {
+            list,
+            homes,
+            granules,
         }
-        Self { list, first }
     }
 
     /// The atoms of a chunk, in order.
     pub(crate) fn of_chunk(&self, chunk: u32) -> &[Atom] {
-        let at = |chunk: usize| {
-            self.first
-                .get(chunk)
-                .map_or(self.list.len(), |&first| first as usize)
-        };
-        &self.list[at(chunk as usize)..at(chunk as usize + 1)]
+        let (first, end) = self.range(chunk);
+        &self.list[first..end]
+    }
+
+    /// The indices in `list` at which the atoms of a chunk start and end.
+    fn range(&self, chunk: u32) -> (usize, usize) {
+        let at = |chunk: usize| self.homes.get(chunk).map(|home| home.first as usize);
+        let end = at(chunk as usize + 1).unwrap_or(self.list.len());
+        (at(chunk as usize).unwrap_or(end), end)
+    }
+
+    /// The last atom that starts at `spot` or before it in its chunk.
+    fn before(&self, spot: Spot) -> Option<usize> {
+        let (first, end) = self.range(spot.chunk);
+        if first == end {
+            return None;
+        }
+        let [home, next] = *self.homes.get(spot.chunk as usize..)?.first_chunk()?;
+        let granules = &self.granules[home.granule as usize..next.granule as usize];
+        let granule = (spot.offset >> home.shift) as usize;
+        let from = granules.get(granule).map_or(end, |&from| from as usize);
+        let to = granules.get(granule + 1).map_or(end, |&to| to as usize);
+        let inside = self.list.get(from..to).unwrap_or_default();
+        let after = from + inside.partition_point(|atom| atom.start <= spot);
+        after.checked_sub(1).filter(|&index| index >= first)
     }
 
     /// Where the function around `spot` starts, or the code after the last function before it.
     pub(crate) fn start_of(&self, spot: Spot) -> u32 {
-        let atoms = self.of_chunk(spot.chunk);
-        let after = atoms.partition_point(|atom| atom.start <= spot);
-        match after.checked_sub(1).map(|index| atoms[index]) {
+        match self.before(spot).map(|index| self.list[index]) {
             Some(atom) if atom.end > spot.offset || atom.end == atom.start.offset => {
                 atom.start.offset
             }
@@ -173,12 +224,9 @@ impl Atoms {
     }
 
     fn find(&self, spot: Spot) -> Option<usize> {
-        let atoms = self.of_chunk(spot.chunk);
-        let index = atoms
-            .partition_point(|atom| atom.start <= spot)
-            .checked_sub(1)?;
-        let found = atoms[index].start == spot || atoms[index].reaches(spot);
-        found.then(|| self.first[spot.chunk as usize] as usize + index)
+        let index = self.before(spot)?;
+        let atom = &self.list[index];
+        (atom.start == spot || atom.reaches(spot)).then_some(index)
     }
 
     /// The node of what lies at `spot`: of its atom, or of the rest of its chunk.
@@ -188,7 +236,7 @@ impl Atoms {
 
     /// The node of what lies at `spot`, and where that atom starts in its chunk.
     pub(crate) fn node_and_start(&self, spot: Spot) -> (u32, u32) {
-        let chunks = self.first.len() as u32 - 1;
+        let chunks = self.homes.len() as u32 - 1;
         match self.find(spot) {
             Some(index) => (1 + chunks + index as u32, self.list[index].start.offset),
             None => (1 + spot.chunk, 0),
@@ -197,7 +245,7 @@ impl Atoms {
 
     /// How many nodes there are: one that needs nothing, the rest of each chunk, the atoms.
     pub(crate) fn nodes(&self) -> usize {
-        self.first.len() + self.list.len()
+        self.homes.len() + self.list.len()
     }
 }
 
@@ -206,6 +254,15 @@ impl Atom {
     fn reaches(&self, spot: Spot) -> bool {
         self.start.chunk == spot.chunk && self.end > spot.offset
     }
+}
+
+/// How long the granules of a chunk with these atoms are, as a binary logarithm: so that there are no more than twice as
+/// many granules as atoms.
+fn granule_shift(atoms: &[Atom]) -> u32 {
+    let Some(last) = atoms.last() else { return 0 };
+    (u64::from(last.start.offset) / atoms.len() as u64)
+        .checked_ilog2()
+        .unwrap_or_default()
 }
 
 /// What a fixup against `spot` means: for the symbol of a section, the place that the addend adds up to.
@@ -265,5 +322,43 @@ mod tests {
             }),
             0
         );
+    }
+
+    /// Spread evenly, bunched together, far from the start, or many in one place.
+    #[test]
+    fn what_granules_find_is_what_lies_before() {
+        for (count, step, from) in [
+            (1, 1, 0),
+            (50, 16, 0),
+            (50, 1, 3),
+            (9, 1000, u32::MAX - 9000),
+        ] {
+            for bunch in [1, 7] {
+                let start = |number: u32| Spot {
+                    chunk: 1 + number % 2,
+                    offset: from + number / bunch * step,
+                };
+                let mut list: Vec<_> = (0..count)
+                    .map(|number| Atom {
+                        start: start(number),
+                        end: start(number).offset + 1,
+                        local: false,
+                    })
+                    .collect();
+                list.sort_unstable();
+                let atoms = Atoms::index(list.clone(), 4);
+                for chunk in 0..5 {
+                    let around = (0..count).map(|number| start(number).offset);
+                    let around =
+                        around.flat_map(|offset| [offset.saturating_sub(1), offset, offset + 1]);
+                    for offset in around.chain([0, u32::MAX]) {
+                        let spot = Spot { chunk, offset };
+                        let before = |atom: &Atom| atom.start.chunk == chunk && atom.start <= spot;
+                        let expected = list.iter().rposition(before);
+                        assert_eq!(atoms.before(spot), expected, "{spot:?} {count} {step}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 use crate::atoms::{Atoms, meant};
 use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
-use crate::input::{Area, Needs};
+use crate::input::{Area, Needs, Reference};
 use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FRAMES, Spot};
 use crate::local_calls;
 use crate::plan::Plan;
@@ -22,10 +22,14 @@ pub(crate) fn graph(
 ) -> (Needs, Atoms) {
     let atoms = atoms.refine(unit, plan, thunks);
     let mut edges = Vec::with_capacity(plan.fixups.len());
+    let bound: Vec<u32> = (0..)
+        .zip(&plan.references)
+        .map(|(number, reference)| bound_node(unit, &atoms, number, reference))
+        .collect();
     let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES);
     for fixup in plan.fixups.iter().filter(refers) {
         let (from, base) = atoms.node_and_start(fixup.site);
-        if let Some(to) = target_node(unit, plan, &atoms, fixup, base)
+        if let Some(to) = target_node(unit, plan, &atoms, &bound, fixup, base)
             && from != to
         {
             edges.push((from, to));
@@ -58,6 +62,7 @@ fn target_node(
     unit: &Unit<'_>,
     plan: &Plan<'_>,
     atoms: &Atoms,
+    bound: &[u32],
     fixup: &Fixup,
     base: u32,
 ) -> Option<u32> {
@@ -89,17 +94,15 @@ fn target_node(
         | Target::AddressCell(reference)
         | Target::Bound(reference) => reference,
     };
-    // The unit's own function is needed itself.
-    let own = plan
-        .references
-        .get(reference as usize)
-        .and_then(|reference| reference.own);
-    match own
-        .and_then(|definition| unit.defined.get(definition))
-        .map(|&global| unit.definition(global))
-    {
-        Some(Ok(Meaning::Own(own))) => Some(atoms.node(own.spot)),
-        _ => Some(reference | Needs::REFERENCE),
+    bound.get(reference as usize).copied()
+}
+
+/// The node of a reference: that of the unit's own function, which is needed itself, or the reference.
+fn bound_node(unit: &Unit<'_>, atoms: &Atoms, number: u32, reference: &Reference<'_>) -> u32 {
+    let global = reference.own.and_then(|own| unit.defined.get(own));
+    match global.map(|&global| unit.definition(global)) {
+        Some(Ok(Meaning::Own(own))) => atoms.node(own.spot),
+        _ => number | Needs::REFERENCE,
     }
 }
 
