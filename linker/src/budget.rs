@@ -31,24 +31,26 @@ impl Budget {
     /// Counts the bytes of a section or member. They never overlap in an honest file.
     pub(crate) fn contents(&mut self, len_bytes: u64) -> Result<(), Problem> {
         let what = "the sum of the lengths of its parts";
-        let over = Problem::Limit {
+        let over = || Problem::Limit {
             what,
             value: self.len_bytes - self.contents_left + len_bytes.min(1 << 62),
             limit: self.len_bytes,
         };
-        self.contents_left = self.contents_left.checked_sub(len_bytes).ok_or(over)?;
+        let left = self.contents_left.checked_sub(len_bytes);
+        self.contents_left = left.ok_or_else(over)?;
         Ok(())
     }
 
     /// Counts the bytes of a name.
     pub(crate) fn name(&mut self, name: &[u8]) -> Result<(), Problem> {
         let limit = self.len_bytes.saturating_mul(NAMES_PER_BYTE);
-        let over = Problem::Limit {
+        let over = || Problem::Limit {
             what: "the sum of the lengths of its names",
             value: limit - self.names_left + name.len() as u64,
             limit,
         };
-        self.names_left = self.names_left.checked_sub(name.len() as u64).ok_or(over)?;
+        let left = self.names_left.checked_sub(name.len() as u64);
+        self.names_left = left.ok_or_else(over)?;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use crate::error::LinkError;
 use crate::input::{Area, Placement};
 use crate::layout::Spot;
 use crate::prepared::Prepared;
+use crate::resolve::SymbolUse;
 use crate::unit::Unit;
 
 /// A function and its name.
@@ -31,11 +32,15 @@ pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkErr
             if !matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC) {
                 continue;
             }
-            let object = &mut unit.objects[number];
-            let Some(section) = object.symbol_section(index, symbol)? else {
+            let Some(section) = unit.objects[number].symbol_section(index, symbol)? else {
                 continue;
             };
-            let name = object.global_name(symbol)?;
+            let name = match unit.symbol_use(number, index) {
+                Some(SymbolUse::Global { global, .. }) => {
+                    unit.globals.list[global as usize].name.as_bytes()
+                }
+                _ => unit.objects[number].global_name(symbol)?,
+            };
             let Some(chunk) = unit.chunk_of(number, section) else {
                 continue;
             };

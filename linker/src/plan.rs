@@ -18,14 +18,17 @@ use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation, Res
 use crate::request::{Request, read};
 use crate::unit::{Meaning, Own, Unit};
 
+/// "None" among the references of globals.
+const NONE: u32 = u32::MAX;
+
 /// What was planned.
 #[derive(Debug, Default)]
 pub(crate) struct Plan<'a> {
     pub(crate) fixups: Vec<Fixup>,
     pub(crate) detours: Vec<Detour>,
     pub(crate) references: Vec<Reference<'a>>,
-    /// The reference of each global that has one.
-    reference_of: HashMap<u32, u32>,
+    /// The reference of each global that has one, else [`NONE`].
+    reference_of: Vec<u32>,
     /// What each of the unit's own cells holds the address of.
     pub(crate) cells: Vec<Spot>,
     cell_of: HashMap<Spot, u32>,
@@ -39,7 +42,10 @@ pub(crate) struct Plan<'a> {
 
 /// Plans every relocation of the unit that is placed.
 pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
-    let mut plan = Plan::default();
+    let mut plan = Plan {
+        reference_of: vec![NONE; unit.globals.list.len()],
+        ..Plan::default()
+    };
     for (number, object) in unit.objects.iter().enumerate() {
         for table in &object.relocations {
             if let Some(chunk) = unit.chunk_of(number, table.section) {
@@ -413,14 +419,15 @@ impl<'a> Plan<'a> {
         unit: &Unit<'a>,
         global: u32,
     ) -> Result<(u32, &mut Reference<'a>), Problem> {
-        let next = u32::try_from(self.references.len()).ok();
-        let next = next.filter(|next| next & crate::Needs::REFERENCE == 0);
-        let next = next.ok_or_else(|| Problem::Corrupt("too many references".into()))?;
-        let number = *self.reference_of.entry(global).or_insert(next);
-        if number == next {
-            let Some(symbol) = unit.globals.list.get(global as usize) else {
-                return Err(Problem::Corrupt("symbol that does not exist".into()));
-            };
+        let missing = || Problem::Corrupt("symbol that does not exist".into());
+        let entry = self.reference_of.get_mut(global as usize);
+        let entry = entry.ok_or_else(missing)?;
+        if *entry == NONE {
+            let symbol = unit.globals.list.get(global as usize).ok_or_else(missing)?;
+            *entry = u32::try_from(self.references.len())
+                .ok()
+                .filter(|number| number & crate::Needs::REFERENCE == 0)
+                .ok_or_else(|| Problem::Corrupt("too many references".into()))?;
             self.references.push(Reference {
                 name: symbol.name,
                 version: symbol.version,
@@ -433,6 +440,7 @@ impl<'a> Plan<'a> {
                 thread_local: false,
             });
         }
+        let number = *entry;
         Ok((number, &mut self.references[number as usize]))
     }
 

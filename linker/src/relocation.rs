@@ -484,9 +484,24 @@ impl Relocation {
     }
 }
 
+/// How many numbers [`ROW_OF`] has a place for: the psABI's go to 42.
+const NUMBERS: usize = 64;
+
+/// The index of each number's row.
+const ROW_OF: [Option<u8>; NUMBERS] = {
+    let mut rows = [None; NUMBERS];
+    let mut index = 0;
+    while index < TABLE.len() {
+        rows[TABLE[index].number as usize] = Some(index as u8);
+        index += 1;
+    }
+    rows
+};
+
 /// The row of relocation `number`.
 pub fn lookup(number: u32) -> Option<&'static Relocation> {
-    TABLE.iter().find(|row| row.number == number)
+    let row = ROW_OF.get(number as usize).copied().flatten()?;
+    TABLE.get(usize::from(row))
 }
 
 #[cfg(test)]

@@ -124,6 +124,7 @@ impl<'a> Globals<'a> {
             }
         }
         let mut uses = Vec::with_capacity(object.symbols.len());
+        self.numbers.reserve(object.symbols.len());
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
             self.check_kind(object, index, symbol)?;

@@ -42,6 +42,15 @@ pub(crate) enum Meaning {
     Window,
 }
 
+/// What a global is, found out once: relocations ask for it again and again.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// [`Unit::definition`]; `None` where that refuses.
+    definition: Option<Meaning>,
+    /// [`Global::is_indirect`](crate::resolve::Global::is_indirect).
+    indirect: bool,
+}
+
 /// A symbol that this unit defines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Own {
@@ -83,6 +92,8 @@ pub(crate) struct Unit<'a> {
     pub(crate) defined: Vec<u32>,
     /// The definition of each global.
     definition_of: Vec<u32>,
+    /// What is known of each global, once all are placed.
+    known: Vec<Known>,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
     /// The resolvers of indirect functions; the thunk of each lies at its index among the thunks.
@@ -107,6 +118,7 @@ impl<'a> Unit<'a> {
             definitions: Vec::new(),
             defined: Vec::new(),
             definition_of: Vec::new(),
+            known: Vec::new(),
             bounded: Bounded::default(),
             resolvers: Vec::new(),
             resolver_of: HashMap::new(),
@@ -310,6 +322,11 @@ impl<'a> Unit<'a> {
 
     /// Lists what other units may refer to by name.
     fn define(&mut self) -> Result<(), LinkError> {
+        let known = (0..).zip(&self.globals.list).map(|(number, global)| Known {
+            definition: self.find_definition(number).ok(),
+            indirect: global.is_indirect(),
+        });
+        self.known = known.collect();
         self.definition_of = vec![NONE; self.globals.list.len()];
         for (number, global) in (0..).zip(&self.globals.list) {
             if !global.exported || global.strength == Strength::Undefined {
@@ -411,8 +428,7 @@ impl<'a> Unit<'a> {
 
     /// What a global name means to those who refer to it.
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
-        let global = self.globals.list.get(number as usize);
-        if global.is_some_and(|global| global.is_indirect()) {
+        if (self.known.get(number as usize)).is_some_and(|known| known.indirect) {
             return Ok(Meaning::External(number));
         }
         self.definition(number)
@@ -420,6 +436,14 @@ impl<'a> Unit<'a> {
 
     /// What the unit has under a global name.
     pub(crate) fn definition(&self, number: u32) -> Result<Meaning, Problem> {
+        let known = self.known.get(number as usize);
+        match known.and_then(|known| known.definition) {
+            Some(meaning) => Ok(meaning),
+            None => self.find_definition(number),
+        }
+    }
+
+    fn find_definition(&self, number: u32) -> Result<Meaning, Problem> {
         let global = &self.globals.list[number as usize];
         let spot = match global.value {
             Value::Absolute(value) => return Ok(Meaning::Absolute(value)),
