@@ -1,0 +1,185 @@
+//! The fields of a unit: from fixups and places to bytes and patches. Pure arithmetic.
+//!
+//! Fixups come section by section, so that what is stored lies in the cache, and where a section goes is found out once.
+
+use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset};
+
+use crate::carry::Carriage;
+use crate::error::{LinkError, Problem};
+use crate::fixup::{Fixup, Target};
+use crate::input::{Binding, Linked, Placement};
+use crate::layout::Spot;
+use crate::mutant::{Mutant, makes};
+use crate::prepared::Prepared;
+use crate::relocation::{OFFSET, Operands, Resolved};
+use crate::rewrite::rewrite;
+
+/// Where the window starts, and the global offset table.
+const WINDOW: SegmentOffset = SegmentOffset::new(0);
+
+/// What the fields of a unit are computed from.
+pub(crate) struct Fields<'p, 'a> {
+    prepared: &'p Prepared<'a>,
+    bindings: &'p [Binding],
+    carriage: Carriage<'p>,
+    /// Where each chunk starts in the window, bytes.
+    starts: Vec<u64>,
+    /// Where the unit's block of thread-local storage would start, if it lay where its image does.
+    block_start: i128,
+}
+
+impl<'p, 'a> Fields<'p, 'a> {
+    pub(crate) fn new(
+        prepared: &'p Prepared<'a>,
+        at: &Placement,
+        bindings: &'p [Binding],
+        carriage: Carriage<'p>,
+    ) -> Self {
+        let chunks = prepared.unit.chunks.iter();
+        let starts =
+            chunks.map(|chunk| u64::from(at.start(chunk.area).get()) + u64::from(chunk.position));
+        Self {
+            prepared,
+            bindings,
+            carriage,
+            starts: starts.collect(),
+            block_start: prepared.block_start(at),
+        }
+    }
+
+    /// Computes every field of `linked`, whose areas have the bytes of the input.
+    pub(crate) fn fill(&self, linked: &mut Linked) -> Result<(), LinkError> {
+        let fixups = &self.prepared.plan.fixups;
+        for run in fixups.chunk_by(|one, next| one.site.chunk == next.site.chunk) {
+            let chunk = &self.prepared.unit.chunks[run[0].site.chunk as usize];
+            let (area, patches) = linked.area_and_patches(chunk.area);
+            let start = chunk.position as usize;
+            // No further than the chunk: what lies beside it is not this relocation's. Zeros have no bytes here.
+            let bytes = area.get_mut(start..start + chunk.len_bytes() as usize);
+            let bytes = bytes.unwrap_or_default();
+            for fixup in run {
+                self.apply(fixup, bytes, patches)
+                    .map_err(|problem| self.prepared.blame(fixup.site, problem))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where `spot` is in the window.
+    fn place(&self, spot: Spot) -> Result<SegmentOffset, Problem> {
+        let outside = || Problem::Placement("a place of the unit is outside every window");
+        let start = self.starts.get(spot.chunk as usize).ok_or_else(outside)?;
+        let place = u32::try_from(start + u64::from(spot.offset));
+        place.map(SegmentOffset::new).map_err(|_| outside())
+    }
+
+    fn apply(
+        &self,
+        fixup: &Fixup,
+        bytes: &mut [u8],
+        patches: &mut Vec<Patch>,
+    ) -> Result<(), Problem> {
+        let site = self.place(fixup.site)?;
+        let target = match fixup.target {
+            Target::Bound(reference) if fixup.row == OFFSET => {
+                let offset = self
+                    .bindings
+                    .get(reference as usize)
+                    .and_then(|found| found.block_offset);
+                match offset {
+                    Some(offset) => Operand::Number(offset),
+                    None => self.target(fixup.target)?,
+                }
+            }
+            Target::Spot(spot) => match self.carriage.place(&self.prepared.unit, fixup, spot)? {
+                Some(place) => Operand::Patch(PatchTarget::Window(place)),
+                None => self.target(fixup.target)?,
+            },
+            target => self.target(target)?,
+        };
+        let value = match target {
+            // Modulo 2^64, a number may as well be one below zero.
+            Operand::Number(value) => i128::from(value.cast_signed()),
+            Operand::Patch(target) if fixup.row.resolved == Resolved::AtAttach => {
+                let bare = makes(Mutant::PatchBare);
+                let addend = if bare { 0 } else { fixup.addend };
+                let kind = match (PatchKind::of(fixup.row.number), target) {
+                    // The module of another unit is known by where it is.
+                    (Some(PatchKind::TlsModule), PatchTarget::Window(_)) => PatchKind::Address,
+                    (Some(kind), _) => kind,
+                    (None, _) => return Err(Problem::UnknownRelocation(fixup.row.number)),
+                };
+                patches.push(Patch::of(kind, site, target, addend));
+                return self.store(fixup, bytes, 0);
+            }
+            Operand::Patch(PatchTarget::Window(offset)) => i128::from(offset.get()),
+            Operand::Patch(PatchTarget::Host(_)) => {
+                return Err(Problem::Placement("a stub or a cell is outside the window"));
+            }
+        };
+        // The table starts where the window does, with the cells, so a cell's offset is its place.
+        let (place, origin) = (i128::from(site.get()), i128::from(WINDOW.get()));
+        let operands = Operands {
+            S: value,
+            L: value,
+            G: value,
+            Z: value,
+            TLS: self.block_start,
+            GOT: origin,
+            A: i128::from(fixup.addend),
+            P: place,
+        };
+        self.store(fixup, bytes, fixup.row.compute(operands))
+    }
+
+    fn target(&self, target: Target) -> Result<Operand, Problem> {
+        let lacks = || Problem::Placement("a reference lacks a cell or a stub that it asked for");
+        let binding = |reference: u32| self.bindings.get(reference as usize).ok_or_else(lacks);
+        let offset = match target {
+            Target::Number(value) => return Ok(Operand::Number(value)),
+            Target::Bound(reference) => return Ok(Operand::Patch(binding(reference)?.target)),
+            Target::Window => WINDOW,
+            Target::Spot(spot) => self.place(spot)?,
+            Target::Stub(reference) => binding(reference)?.stub.ok_or_else(lacks)?,
+            Target::CallCell(reference) => binding(reference)?.call_cell.ok_or_else(lacks)?,
+            Target::AddressCell(reference) if makes(Mutant::CellsSwapped) => {
+                let binding = binding(reference)?;
+                binding
+                    .call_cell
+                    .or(binding.address_cell)
+                    .ok_or_else(lacks)?
+            }
+            Target::AddressCell(reference) => binding(reference)?.address_cell.ok_or_else(lacks)?,
+        };
+        Ok(Operand::Patch(PatchTarget::Window(offset)))
+    }
+
+    /// Stores the value of a field among the `bytes` of its chunk, and changes the instruction around it.
+    fn store(&self, fixup: &Fixup, bytes: &mut [u8], value: i128) -> Result<(), Problem> {
+        let outside = || Problem::Corrupt("field outside its section".into());
+        let field = fixup.site.offset as usize;
+        rewrite(bytes, field, fixup.rewrite).ok_or_else(outside)?;
+        let field = bytes.get_mut(field..).ok_or_else(outside)?;
+        match fixup.row.field.store(field, value) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(outside()),
+            Err(range) => {
+                let unit = &self.prepared.unit;
+                let origin = unit.chunks[fixup.site.chunk as usize].origin;
+                let object = origin.and_then(|(object, _)| unit.objects.get(object as usize));
+                let symbol = object.map(|object| object.symbol_label(fixup.symbol));
+                Err(Problem::OutOfRange {
+                    kind: fixup.row.name,
+                    symbol: symbol.unwrap_or_default(),
+                    range,
+                })
+            }
+        }
+    }
+}
+
+/// A target with a place.
+enum Operand {
+    Number(u64),
+    Patch(PatchTarget),
+}
