@@ -111,6 +111,11 @@ pub(crate) fn gunicorn() -> bool {
     found_or_skipped(what, found.is_ok_and(|status| status.success())) && wrk()
 }
 
+/// Whether there is valgrind; says so if not.
+pub(crate) fn valgrind() -> bool {
+    tool("valgrind")
+}
+
 /// Whether this process may become another user; says so if not.
 pub(crate) fn root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
