@@ -30,14 +30,25 @@ impl<'a> Gate<'a> {
     /// (`worker/capi/src/inline.h`).
     #[inline(always)]
     pub fn enter(self, pin: &AtomicU64, head: &AtomicU64, fenced: bool) -> Option<u64> {
+        Self::pinned(self.applied, pin, head, fenced)
+    }
+
+    /// [`Gate::enter`], for who has the gate's first word at hand.
+    #[inline(always)]
+    pub fn pinned(
+        gate: &AtomicU64,
+        pin: &AtomicU64,
+        head: &AtomicU64,
+        fenced: bool,
+    ) -> Option<u64> {
         // Acquire: pairs with the release in `open`; what was applied is there.
-        let applied = self.applied.load(Ordering::Acquire);
+        let applied = gate.load(Ordering::Acquire);
         if applied == 0 {
             return None;
         }
         let newest = pin::enter(pin, applied, head, fenced);
         // Who closes the gate executes a barrier before it looks at pins: it sees this one, or this load sees the 0.
-        (newest == applied && self.applied.load(Ordering::Relaxed) == applied).then_some(applied)
+        (newest == applied && gate.load(Ordering::Relaxed) == applied).then_some(applied)
     }
 
     /// Pins the calling thread, whose pin is 0, at the generation that threads may stay at, if there is one. `floor` as in

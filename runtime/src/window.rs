@@ -206,6 +206,20 @@ impl Window {
         self.private_word(Area::CallCells, at).or_else(|| self.private_word(Area::AddressCells, at))
     }
 
+    /// The words of up to `count` consecutive slots from `at` on, as far as they lie in one area and are accessible.
+    pub fn slots(&self, at: SegmentOffset, count: u32) -> &[core::sync::atomic::AtomicU64] {
+        let areas = [Area::CallCells, Area::AddressCells];
+        let Some(area) = areas.into_iter().find(|area| self.is_open(*area, at, 8) && at.get().is_multiple_of(8)) else {
+            return &[];
+        };
+        let open = (self.geometry.region(area).start + self.end(area) - at.get()) / 8;
+        // SAFETY: inside the mapping, checked just above.
+        let first = unsafe { self.mapping.base().add(at.get() as usize) };
+        // SAFETY: the words are mapped read-write (the area is private and open from here to there), aligned, and live as
+        // long as the window. As in `private_word`, nobody accesses them otherwise than by loads and stores of words.
+        unsafe { core::slice::from_raw_parts(first.as_ptr().cast(), open.min(count) as usize) }
+    }
+
     /// A copy of the bytes of `region` in `area`, whoever may write there meanwhile.
     ///
     /// # Errors

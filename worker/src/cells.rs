@@ -104,8 +104,37 @@ impl Inner {
         canaries: &Canaries,
         at: SegmentOffset,
     ) -> Result<(), UpdateError> {
+        // Nobody is inside, and nothing on its way: no thread has to be led past any of them.
+        if step.pins.is_empty() && state.transitions.is_empty() {
+            return self.store_page(state, canaries, at);
+        }
         for (cell, value) in self.page(at, canaries)? {
             self.lead_cell(state, step, cell, value)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a page of cells that nobody goes through now: what attaching consists of, so the slots are looked for once.
+    fn store_page(
+        &self,
+        state: &State,
+        canaries: &Canaries,
+        at: SegmentOffset,
+    ) -> Result<(), UpdateError> {
+        let (first, values) = self.values(at)?;
+        let slots = self.window().slots(first, CELLS_PER_PAGE);
+        for ((cell, value), index) in cells(first, values).zip(0_usize..) {
+            match slots.get(index) {
+                _ if is_reserved(cell, value) || canaries.covers(cell) => {}
+                // Release: on a processor that reads the slot, what it leads to was stored before.
+                Some(slot) => {
+                    let address = self.cell_address(state, value);
+                    slot.store(address.get(), Ordering::Release);
+                }
+                // Unbound cells may lie beyond what is backed.
+                None if value == CellValue::UNBOUND => {}
+                None => return Err(no_slot(cell).into()),
+            }
         }
         Ok(())
     }
@@ -155,25 +184,25 @@ impl Inner {
         at: SegmentOffset,
         canaries: &Canaries,
     ) -> Result<impl Iterator<Item = (SegmentOffset, CellValue)>, UpdateError> {
+        let (first, values) = self.values(at)?;
+        // Unbound cells may lie beyond what is backed.
+        let window = self.window();
+        Ok(cells(first, values).filter(|&(cell, value)| {
+            let there = value != CellValue::UNBOUND || window.slot(cell).is_some();
+            there && !is_reserved(cell, value) && !canaries.covers(cell)
+        }))
+    }
+
+    /// The first cell of a page, and the values of all.
+    fn values(&self, at: SegmentOffset) -> Result<(SegmentOffset, PageValues), Corrupt> {
         let CellPage { key, values, .. } = read_page(self.window().control(), at)?;
         let first = key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
         let first = first
             .and_then(|first| u32::try_from(first).ok())
-            .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES)
-            .ok_or(Corrupt {
-                what: "number of a page of cells",
-                at,
-            })?;
-        let cells = values.into_iter().zip(0..).map(move |(value, index)| {
-            let cell = SegmentOffset::new(first + index * SLOT_BYTES);
-            (cell, CellValue::from_bits(value))
-        });
-        // The first cell is the traps' own. Unbound cells may lie beyond what is backed.
-        let window = self.window();
-        Ok(cells.filter(|(cell, value)| {
-            let skip = *cell == TRAP_CELL || window.slot(*cell).is_none();
-            !canaries.covers(*cell) && (*value != CellValue::UNBOUND || !skip)
-        }))
+            .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES);
+        let what = "number of a page of cells";
+        let first = first.ok_or(Corrupt { what, at })?;
+        Ok((SegmentOffset::new(first), values))
     }
 
     /// Whether a cell is one that calls go through.
@@ -212,10 +241,7 @@ impl Inner {
     }
 
     fn slot(&self, cell: SegmentOffset) -> Result<&AtomicU64, Corrupt> {
-        self.window().slot(cell).ok_or(Corrupt {
-            what: "cell outside the slots",
-            at: cell,
-        })
+        self.window().slot(cell).ok_or_else(|| no_slot(cell))
     }
 
     /// What a cell of this value holds in this worker.
@@ -238,6 +264,30 @@ impl Inner {
                 .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
         }
     }
+}
+
+/// The values of a page, as they lie there.
+type PageValues = [u64; CELLS_PER_PAGE as usize];
+
+/// The cells from `first` on that have these values.
+fn cells(
+    first: SegmentOffset,
+    values: PageValues,
+) -> impl Iterator<Item = (SegmentOffset, CellValue)> {
+    (first.get()..)
+        .step_by(SLOT_BYTES as usize)
+        .map(SegmentOffset::new)
+        .zip(values.into_iter().map(CellValue::from_bits))
+}
+
+/// Whether a page has no say in a cell: the first is the traps' own.
+fn is_reserved(cell: SegmentOffset, value: CellValue) -> bool {
+    cell == TRAP_CELL && value == CellValue::UNBOUND
+}
+
+fn no_slot(cell: SegmentOffset) -> Corrupt {
+    let what = "cell outside the slots";
+    Corrupt { what, at: cell }
 }
 
 /// Lets the host know of a host symbol that is missing.

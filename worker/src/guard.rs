@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use jitcast_runtime::gate::Gate;
 use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord, Word};
 use jitcast_runtime::pin;
 
@@ -36,8 +37,7 @@ pub struct Guard<'a> {
 #[repr(C)]
 pub(crate) struct ThreadRecord {
     pub(crate) words: ThreadWords,
-    /// [`Inner::id`] of the worker.
-    worker: u64,
+    /// The worker, and whose record this is.
     pub(crate) owner: Weak<Inner>,
     index: u32,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
@@ -92,7 +92,7 @@ impl Worker {
         let last = LAST.get();
         // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
         let record = match unsafe { last.as_ref() } {
-            Some(record) if record.worker == self.inner().id() => record,
+            Some(record) if record.is_of(self.inner()) => record,
             _ => self.record()?,
         };
         self.enter_with(record)
@@ -147,7 +147,7 @@ impl Worker {
                 self.tend_seldom();
             }
         }
-        if depth == 0 || !self.inner().is_attached_here() {
+        if depth == 0 || record.alive(self.inner()).load(Ordering::Relaxed) == 0 {
             self.pin_thread(record)?;
         }
         record.words.depth.set(depth + 1);
@@ -163,14 +163,10 @@ impl Worker {
     pub(crate) fn pin_thread(&self, record: &ThreadRecord) -> Result<(), EnterError> {
         let inner = self.inner();
         let (pin, head) = (record.pin(inner), record.head(inner));
-        if inner
-            .life()
-            .gate()
-            .enter(pin, head, inner.fenced())
-            .is_none()
-        {
+        let fenced = record.words.fenced != 0;
+        if Gate::pinned(record.applied(inner), pin, head, fenced).is_none() {
             self.enter_slowly(record)?;
-        } else if inner.fenced() {
+        } else if fenced {
             record.serialise_if_needed(inner);
         }
         Ok(())
@@ -194,7 +190,7 @@ impl Worker {
             let caught_up = inner.catch_up(record.index);
             record.words.depth.set(0);
             caught_up?;
-            if inner.fenced() {
+            if record.words.fenced != 0 {
                 record.serialise_if_needed(inner);
             }
         }
@@ -233,13 +229,13 @@ impl Worker {
         let last = LAST.get();
         // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
         let last = unsafe { last.as_ref() };
-        if let Some(record) = last.filter(|record| record.worker == self.inner().id()) {
+        if let Some(record) = last.filter(|record| record.is_of(self.inner())) {
             return Ok(Some(record));
         }
         let known = RECORDS.try_with(|records| {
             let records = records.borrow();
             let mut all = records.0.iter();
-            let found = all.find(|record| record.worker == self.inner().id());
+            let found = all.find(|record| record.is_of(self.inner()));
             found.map(|record| core::ptr::from_ref::<ThreadRecord>(record))
         });
         let Some(record) = known.map_err(|_| EnterError::ThreadEnds)? else {
@@ -281,7 +277,7 @@ pub(crate) fn record_of(worker: &Inner) -> Option<u32> {
     let find = |records: &RefCell<Records>| {
         let records = records.borrow();
         let mut known = records.0.iter();
-        let record = known.find(|record| record.worker == worker.id())?;
+        let record = known.find(|record| record.is_of(worker))?;
         Some(record.index)
     };
     RECORDS.try_with(find).ok().flatten()
@@ -292,8 +288,7 @@ pub(crate) fn generation_inside(worker: &Arc<Inner>) -> Option<u64> {
     let find = |records: &RefCell<Records>| {
         let records = records.borrow();
         let mut known = records.0.iter();
-        let record =
-            known.find(|record| record.worker == worker.id() && record.words.depth.get() > 0)?;
+        let record = known.find(|record| record.is_of(worker) && record.words.depth.get() > 0)?;
         Some(record.pin(worker).load(Ordering::Relaxed))
     };
     RECORDS.try_with(find).ok().flatten()
@@ -319,7 +314,6 @@ impl ThreadRecord {
     fn new(inner: &Inner, owner: Weak<Inner>, index: u32) -> Box<Self> {
         Box::new(Self {
             words: ThreadWords::new(inner, index),
-            worker: inner.id(),
             owner,
             index,
             serialised: Cell::new(0),
@@ -330,15 +324,15 @@ impl ThreadRecord {
 
     #[inline(always)]
     fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        debug_assert!(self.worker == inner.id());
+        debug_assert!(self.is_of(inner));
         // SAFETY: the word lies in the mailbox of the record's worker, which is `inner`: whoever has a record
-        // for a worker found it by the worker's number. The mailbox lives as long as the worker.
+        // for a worker compared the two. The mailbox lives as long as the worker.
         unsafe { self.words.pin.as_ref() }
     }
 
     #[inline(always)]
     fn head<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        debug_assert!(self.worker == inner.id());
+        debug_assert!(self.is_of(inner));
         if cfg!(tsan) {
             // Control stays where it was, and the worker looks elsewhere (`jitcast_runtime`, `tsan.rs`).
             return inner.head();
@@ -347,10 +341,32 @@ impl ThreadRecord {
         unsafe { self.words.head.as_ref() }
     }
 
+    /// The gate's word.
+    #[inline(always)]
+    fn applied<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
+        debug_assert!(self.is_of(inner));
+        // SAFETY: as for `pin`; the word lies in the worker's own page, which stays where it is.
+        unsafe { self.words.applied.as_ref() }
+    }
+
+    /// The word that says whether this process is the one that attached.
+    #[inline(always)]
+    fn alive<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
+        debug_assert!(self.is_of(inner));
+        // SAFETY: as for `applied`.
+        unsafe { self.words.alive.as_ref() }
+    }
+
+    /// Whether this is a record for `inner`: it keeps that worker's place in memory, so that no other one has it.
+    #[inline(always)]
+    fn is_of(&self, inner: &Inner) -> bool {
+        core::ptr::eq(self.owner.as_ptr(), inner)
+    }
+
     /// The outermost guard is left.
     #[inline(always)]
     pub(crate) fn leave(&self, inner: &Inner) {
-        match inner.life().alive().load(Ordering::Relaxed) {
+        match self.alive(inner).load(Ordering::Relaxed) {
             ALIVE => pin::leave(self.pin(inner), 0),
             MOVING => self.leave_slowly(inner),
             // In a child that was forked under the guard, the pin is the parent's: hands off.
