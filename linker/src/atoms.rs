@@ -24,6 +24,22 @@ pub(crate) struct Atom {
     pub(crate) local: bool,
 }
 
+/// The node around a place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    pub(crate) node: u32,
+    /// Where its atom starts, or the chunk of which it is the rest.
+    pub(crate) start: Spot,
+    end: u32,
+}
+
+impl Around {
+    /// Whether `spot` is certainly in the same atom.
+    pub(crate) fn has(&self, spot: Spot) -> bool {
+        self.start.chunk == spot.chunk && self.start.offset <= spot.offset && spot.offset < self.end
+    }
+}
+
 /// The atoms of a unit, in order; they do not overlap.
 #[derive(Debug)]
 pub(crate) struct Atoms {
@@ -231,15 +247,23 @@ impl Atoms {
 
     /// The node of what lies at `spot`: of its atom, or of the rest of its chunk.
     pub(crate) fn node(&self, spot: Spot) -> u32 {
-        self.node_and_start(spot).0
+        self.around(spot).node
     }
 
-    /// The node of what lies at `spot`, and where that atom starts in its chunk.
-    pub(crate) fn node_and_start(&self, spot: Spot) -> (u32, u32) {
-        let chunks = self.homes.len() as u32 - 1;
+    /// What lies at `spot`: its atom, or the rest of its chunk, of which no more than that place is known.
+    pub(crate) fn around(&self, spot: Spot) -> Around {
+        let rest = self.homes.len() as u32;
         match self.find(spot) {
-            Some(index) => (1 + chunks + index as u32, self.list[index].start.offset),
-            None => (1 + spot.chunk, 0),
+            Some(index) => Around {
+                node: rest + index as u32,
+                start: self.list[index].start,
+                end: self.list[index].end,
+            },
+            None => Around {
+                node: 1 + spot.chunk,
+                start: Spot { offset: 0, ..spot },
+                end: 0,
+            },
         }
     }
 

@@ -27,8 +27,16 @@ pub(crate) fn graph(
         .map(|(number, reference)| bound_node(unit, &atoms, number, reference))
         .collect();
     let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES);
+    // Fixups come in the order of their sites, more or less: the next one is often in the same atom.
+    let mut here = atoms.around(Spot {
+        chunk: 0,
+        offset: 0,
+    });
     for fixup in plan.fixups.iter().filter(refers) {
-        let (from, base) = atoms.node_and_start(fixup.site);
+        if !here.has(fixup.site) {
+            here = atoms.around(fixup.site);
+        }
+        let (from, base) = (here.node, here.start.offset);
         if let Some(to) = target_node(unit, plan, &atoms, &bound, fixup, base)
             && from != to
         {

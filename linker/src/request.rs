@@ -48,6 +48,7 @@ impl Request<'_> {
 }
 
 /// Checks one relocation; `None` if there is nothing to do.
+#[inline]
 pub(crate) fn read<'u>(
     unit: &Unit<'_>,
     object: usize,
