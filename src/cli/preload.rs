@@ -9,7 +9,7 @@ use jitcast::compiler::{Compiler, UnitSource};
 
 use super::Failure;
 use super::args::ServeArgs;
-use super::publish::split_units;
+use super::publish::{named, split_units};
 
 /// Publishes the units as one. All of them are compiled, so that a file that cannot be is found at any start.
 pub(super) fn preload(
@@ -44,7 +44,7 @@ pub(super) fn preload(
     }
     if !missing.is_empty() {
         let done = compiler.publish(&missing)?;
-        let functions = done.functions.join(", ");
+        let functions = named(&done.functions);
         eprintln!("preload: generation {}: {functions}", done.generation);
     }
     Ok(())

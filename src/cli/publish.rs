@@ -77,14 +77,25 @@ pub(super) fn split_units(files: &[PathBuf]) -> Result<Vec<(&PathBuf, &[PathBuf]
         .collect()
 }
 
+/// Names, or the first of them and how many more there are: nobody reads thousands.
+pub(super) fn named(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match names.split_at_checked(SHOWN) {
+        Some((first, more)) if !more.is_empty() => {
+            format!("{} and {} more", first.join(", "), more.len())
+        }
+        _ => names.join(", "),
+    }
+}
+
 /// Says what was published, if units were, and which units went, if any did.
 pub(super) fn tell(done: &Publication, units: bool) {
     if units {
-        let functions = done.functions.join(", ");
+        let functions = named(&done.functions);
         println!("generation {}: {functions}", done.generation);
     }
     if !done.removed.is_empty() {
-        let units = done.removed.join(", ");
+        let units = named(&done.removed);
         println!("generation {}: removed {units}", done.generation);
     }
 }
@@ -119,4 +130,17 @@ pub(super) fn connect(socket: &str) -> Result<OwnedFd, Failure> {
             "cannot reach the compiler process at {socket}: {cause}\n  help: {help}"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn many_names_are_counted() {
+        let names = |count: usize| (0..count).map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!(named(&names(2)), "0, 1");
+        assert!(named(&names(20)).ends_with(", 19"));
+        assert!(named(&names(23)).ends_with(", 19 and 3 more"));
+    }
 }
