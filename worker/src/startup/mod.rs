@@ -433,7 +433,8 @@ impl Starting {
 
     /// The generation at which the calling thread runs constructors, if it does.
     pub(crate) fn here(&self) -> Option<u64> {
-        let here = self.thread.load(Ordering::Relaxed) == this_thread();
+        // A system call, which whoever applies something is spared where no thread runs any.
+        let here = self.anywhere() && self.thread.load(Ordering::Relaxed) == this_thread();
         here.then(|| self.generation.load(Ordering::Relaxed))
     }
 }
