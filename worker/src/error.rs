@@ -177,7 +177,7 @@ pub enum LookupError {
     },
     /// Nobody said what its signature is.
     #[error(
-        "the signature of `{name}` was not recorded\n  help: publish it with --sig, or use the unsafe lookup"
+        "the signature of `{name}` was not recorded\n  help: publish it with debugging information (-g) or --sig, or use the unsafe lookup"
     )]
     UnknownSignature {
         /// The name.
