@@ -223,6 +223,17 @@ fn sigterm_and_ctrl_c_remove_the_socket_and_leave_the_workers_running() {
     }
 }
 
+/// The story: the process stayed, waited for a signal, and answered nobody.
+#[cfg(feature = "seeded-faults")]
+#[test]
+fn a_compiler_process_that_cannot_serve_any_more_ends_and_says_why() {
+    let scratch = Scratch::new();
+    let mut serve = jitcast(&["serve", "--socket", &scratch.path("socket")]);
+    let ended = finish(serve.env("JITCAST_FAULT", "serving-fails"));
+    ended.refused(&["serving at", "has failed: Cannot allocate memory", "help: "]);
+    assert!(scratch.names().is_empty(), "nobody is told to come");
+}
+
 #[test]
 fn nobody_answers_where_no_compiler_listens() {
     let scratch = Scratch::new();
