@@ -715,11 +715,18 @@ int main(int count, char **args)
 
 #[test]
 fn the_example_in_c_is_built_as_it_says_and_follows() {
+    for build in [Build::C, Build::Sanitized] {
+        example_follows(build);
+    }
+}
+
+fn example_follows(build: Build) {
     let serve = Serve::start(&[]);
     let Some(installed) = installed() else {
         return;
     };
-    let program = installed.build(Build::C, &example("c/worker.c"), "example");
+    let name = format!("example-{build:?}");
+    let program = installed.build(build, &example("c/worker.c"), &name);
     serve.publish(&[&example("score.clif")]).succeeded();
     let mut worker = Process::start(installed.run(&program).arg(&serve.socket));
     let seen = |line: &str| line.starts_with("score(21) = 42 in generation ");
@@ -731,6 +738,9 @@ fn the_example_in_c_is_built_as_it_says_and_follows() {
     let seen =
         |line: &str| line.starts_with("score(21) = ") && !line.starts_with("score(21) = 42 ");
     worker.await_line(Stream::Out, "the second version", seen);
+    worker.signal(Signal::KILL);
+    let said = worker.finish().stderr;
+    assert_eq!(said, "", "sanitizers have nothing to say");
 
     let nowhere = serve.scratch.path("nowhere");
     let refused = finish(installed.run(&program).arg(&nowhere));
