@@ -77,6 +77,16 @@ enum Step {
 
 /// A function that a [`LateWorker`] finds once it is attached. Until then, and whenever the published one does not serve, the
 /// host's own does.
+///
+/// ```
+/// # use jitcast_worker::{LateFunction, LateWorker};
+/// type Score = extern "C" fn(i64) -> i64;
+///
+/// fn difference(worker: &LateWorker, low: &LateFunction<Score>, high: &LateFunction<Score>) -> i64 {
+///     let guard = worker.enter(); // `None`, while it has not attached: then both are the host's own
+///     high.call(guard.as_ref(), (21,)) - low.call(guard.as_ref(), (21,))
+/// }
+/// ```
 pub struct LateFunction<F> {
     name: String,
     fallback: F,
@@ -194,6 +204,16 @@ impl LateWorker {
     }
 
     /// Waits until the worker is attached, or `timeout` passes.
+    ///
+    /// ```
+    /// # use std::path::Path;
+    /// # use std::time::Duration;
+    /// # use jitcast_worker::{Endpoint, LateWorker, WorkerOptions};
+    /// let endpoint = Endpoint::Path(Path::new("/run/nobody-listens-here.sock"));
+    /// let worker = LateWorker::attach(endpoint, WorkerOptions::default());
+    /// assert!(worker.join(Some(Duration::from_millis(1))).is_none());
+    /// println!("{}", worker.why_not().unwrap());
+    /// ```
     pub fn join(&self, timeout: Option<Duration>) -> Option<&Worker> {
         // One that cannot be represented never comes.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));

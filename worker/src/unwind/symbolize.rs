@@ -53,6 +53,17 @@ impl Worker {
     ///
     /// Of a frame's return address, pass one less: the call may be the last of its function. It enters a guard
     /// of its own and allocates, so it is not for signal handlers: they store addresses.
+    ///
+    /// ```
+    /// # use jitcast_runtime::WorkerAddr;
+    /// # use jitcast_worker::Worker;
+    /// fn frame(worker: &Worker, return_address: u64) -> String {
+    ///     match worker.symbolize(WorkerAddr::new(return_address - 1)) {
+    ///         Some(location) => location.to_string(), // `score+0x12 (score)`
+    ///         None => "not published".to_owned(),
+    ///     }
+    /// }
+    /// ```
     pub fn symbolize(&self, addr: WorkerAddr) -> Option<Location> {
         let at = self.window().offset_of(addr)?;
         // What is found below stays while this thread is inside.
