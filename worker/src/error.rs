@@ -101,6 +101,13 @@ pub enum AttachError {
 }
 
 /// Why a publication cannot be applied in this worker.
+///
+/// ```
+/// # use jitcast_worker::{EnterError, Worker};
+/// fn is_damaged(worker: &Worker) -> bool {
+///     matches!(worker.poll(), Err(EnterError::Update(_)))
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UpdateError {
     /// The segment says something impossible.

@@ -14,6 +14,14 @@ use super::text_at;
 use crate::worker::{Inner, Worker};
 
 /// A place in published code.
+///
+/// ```
+/// use jitcast_worker::Location;
+///
+/// let unit = Some("score".to_owned());
+/// let location = Location { unit, function: Some("twice".to_owned()), offset: 0x12 };
+/// assert_eq!(location.to_string(), "twice+0x12 (score)");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The unit; `None`: a stub of a host symbol.
