@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use common::name::Name;
 use common::process::{Process, Stream, await_some, finish};
 use common::require;
 use common::scratch::{Scratch, example};
@@ -536,14 +537,14 @@ fn an_event_loop_notices_the_loss_of_the_next_compiler_process_too() {
 
 #[test]
 fn a_worker_attaches_by_abstract_socket_by_descriptor_and_by_name() {
-    let name = format!("test-capi-{}", std::process::id());
+    let name = Name::new("capi");
     let scratch = Scratch::open_to_all();
-    let socket = format!("@{name}");
-    let process = Serve::start_at(&socket, &["--name", &name]);
+    let socket = format!("@{}", name.0);
+    let process = Serve::start_at(&socket, &["--name", &name.0]);
     let serve = Serve::adopt_running(process, socket, scratch);
     serve.publish_adds("f", 1);
     for build in [Build::C, Build::StaticC, Build::Sanitized] {
-        for (how, whither) in [("path", &serve.socket), ("name", &name), ("fd", &name)] {
+        for (how, whither) in [("path", &serve.socket), ("name", &name.0), ("fd", &name.0)] {
             // Made last: who connects and says nothing for a while is not waited for.
             let connected = (how == "fd").then(|| connect(&serve.socket));
             let fd = connected.as_ref().map(|fd| fd.as_raw_fd().to_string());
