@@ -156,6 +156,7 @@ fn workers_and_their_object_outlive_compiler_processes() {
     }
     let said = kill(serving);
     assert!(!said.contains("another object"), "{said}");
+    assert!(said.contains("going on in /dev/shm/"), "{said}");
 }
 
 /// The role: a compiler process at `name folder socket` that reclaims all the time and publishes what it is told.

@@ -79,7 +79,7 @@ const UNSAFE: &[&str] = &[
     "compiler/src/requests/spawn.rs",
     "compiler/src/server/connection.rs",
     "examples/async_worker.rs",
-    "examples/filter/main.rs",
+    "examples/filter/compare.rs",
     "examples/prefork.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",

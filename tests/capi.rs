@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use common::name::Name;
 use common::process::{Process, Stream, await_some, finish};
 use common::require;
 use common::scratch::{Scratch, example};
@@ -536,14 +537,14 @@ fn an_event_loop_notices_the_loss_of_the_next_compiler_process_too() {
 
 #[test]
 fn a_worker_attaches_by_abstract_socket_by_descriptor_and_by_name() {
-    let name = format!("test-capi-{}", std::process::id());
+    let name = Name::new("capi");
     let scratch = Scratch::open_to_all();
-    let socket = format!("@{name}");
-    let process = Serve::start_at(&socket, &["--name", &name]);
+    let socket = format!("@{}", name.0);
+    let process = Serve::start_at(&socket, &["--name", &name.0]);
     let serve = Serve::adopt_running(process, socket, scratch);
     serve.publish_adds("f", 1);
     for build in [Build::C, Build::StaticC, Build::Sanitized] {
-        for (how, whither) in [("path", &serve.socket), ("name", &name), ("fd", &name)] {
+        for (how, whither) in [("path", &serve.socket), ("name", &name.0), ("fd", &name.0)] {
             // Made last: who connects and says nothing for a while is not waited for.
             let connected = (how == "fd").then(|| connect(&serve.socket));
             let fd = connected.as_ref().map(|fd| fd.as_raw_fd().to_string());
@@ -632,13 +633,101 @@ fn the_shared_library_exports_nothing_else_and_has_the_version_of_its_abi() {
     assert!(Path::new(&installed.library(&soname)).exists());
 }
 
+/// The story: two archives that come from Rust both define what is in its standard library.
+#[test]
+fn the_archive_goes_with_another_one_from_rust_and_shows_its_own_names_only() {
+    let Some(installed) = installed() else {
+        return;
+    };
+    let archive = installed.library("libjitcast_worker.a");
+    let mut nm = Command::new("nm");
+    let shown = finish(nm.args([
+        "--extern-only",
+        "--defined-only",
+        "--format=posix",
+        &archive,
+    ]));
+    let shown = shown.succeeded().stdout;
+    let names: Vec<&str> = shown
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(name, _)| !name.ends_with(':'))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(names.contains(&"jitcast_enter"), "{shown}");
+    let other = names.iter().find(|name| !name.starts_with("jitcast_"));
+    assert_eq!(other, None, "the archive shows it");
+
+    let scratch = &installed.scratch;
+    let second = scratch.write("second.rs", SECOND_LIBRARY);
+    let second_archive = scratch.path("libsecond.a");
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition=2024", "--crate-type=staticlib", "-o"]);
+    finish(rustc.args([&second_archive, &second])).succeeded();
+    let host = scratch.write("two_libraries.c", HOST_OF_TWO_LIBRARIES);
+    let program = scratch.path("two_libraries");
+    let mut cc = Command::new("cc");
+    cc.args(["-o", &program, &host])
+        .args(installed.flags(&["--cflags"]))
+        .args(["-Wl,--whole-archive", &archive, &second_archive])
+        .args(["-Wl,--no-whole-archive", "-pthread"]);
+    let others = installed.flags(&["--static", "--libs"]);
+    cc.args(others.iter().filter(|flag| *flag != "-ljitcast_worker"));
+    finish(&mut cc).succeeded();
+    // Each of them throws and catches for itself.
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    let said = finish(Command::new(&program).arg(&serve.socket)).succeeded();
+    assert_eq!(said.stdout, "42 6\n");
+}
+
+/// A library whose functions allocate, panic, and catch that.
+const SECOND_LIBRARY: &str = r#"
+#[unsafe(no_mangle)]
+pub extern "C" fn second(count: i64) -> i64 {
+    let texts: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    let caught = std::panic::catch_unwind(|| assert!(count < 3, "as was asked for"));
+    texts.len() as i64 + i64::from(caught.is_err())
+}
+"#;
+
+const HOST_OF_TWO_LIBRARIES: &str = r#"
+#include <inttypes.h>
+#include <stdio.h>
+#include <jitcast.h>
+
+int64_t second(int64_t count);
+
+int main(int count, char **args)
+{
+    jitcast_worker *worker;
+    jitcast_handle *f;
+    (void)count;
+    if (jitcast_attach_path(args[1], NULL, &worker) || jitcast_function(worker, "f", "(i64) -> i64", NULL, &f)
+        || jitcast_enter(worker, NULL)) {
+        fprintf(stderr, "%s\n", jitcast_last_error());
+        return 1;
+    }
+    printf("%" PRId64 " %" PRId64 "\n", ((int64_t (*)(int64_t))jitcast_address(f))(41), second(5));
+    jitcast_leave(worker);
+    return jitcast_detach(worker);
+}
+"#;
+
 #[test]
 fn the_example_in_c_is_built_as_it_says_and_follows() {
+    for build in [Build::C, Build::Sanitized] {
+        example_follows(build);
+    }
+}
+
+fn example_follows(build: Build) {
     let serve = Serve::start(&[]);
     let Some(installed) = installed() else {
         return;
     };
-    let program = installed.build(Build::C, &example("c/worker.c"), "example");
+    let name = format!("example-{build:?}");
+    let program = installed.build(build, &example("c/worker.c"), &name);
     serve.publish(&[&example("score.clif")]).succeeded();
     let mut worker = Process::start(installed.run(&program).arg(&serve.socket));
     let seen = |line: &str| line.starts_with("score(21) = 42 in generation ");
@@ -650,6 +739,9 @@ fn the_example_in_c_is_built_as_it_says_and_follows() {
     let seen =
         |line: &str| line.starts_with("score(21) = ") && !line.starts_with("score(21) = 42 ");
     worker.await_line(Stream::Out, "the second version", seen);
+    worker.signal(Signal::KILL);
+    let said = worker.finish().stderr;
+    assert_eq!(said, "", "sanitizers have nothing to say");
 
     let nowhere = serve.scratch.path("nowhere");
     let refused = finish(installed.run(&program).arg(&nowhere));

@@ -103,7 +103,7 @@ fn four_processes_use_what_was_compiled_once() {
         program.exists(),
         "there is no {program:?}: `cargo build --example filter`"
     );
-    let said = finish(Command::new(program).args(["status >= 500", "20000"]))
+    let said = finish(Command::new(program).args(["status >= 500", "20000", "2"]))
         .succeeded()
         .stdout;
     let matches: Vec<_> = said

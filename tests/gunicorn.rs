@@ -13,9 +13,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use common::host::Host;
-use common::process::{PATIENCE, Process, Stream, Watched, await_some, finish};
+use common::process::{PATIENCE, Process, Stream, Watched, await_some, finish, jitcast};
 use common::require;
 use common::scratch::{Scratch, example};
+use common::serve::Serve;
 use http::{Asking, Versions, Wrk, agent, free_port};
 use rustix::process::Signal;
 use versioned::Versioned;
@@ -199,6 +200,69 @@ fn two_masters_share_what_is_published() {
     await_some("the end of all workers", || {
         workers(&host).is_empty().then_some(())
     });
+}
+
+/// A service that is started first serves by itself, then what is published; and has something compiled for itself.
+#[test]
+fn the_wrapper_attaches_late_and_asks_for_functions() {
+    let Some(installed) = installed() else {
+        return;
+    };
+    let script = r#"
+import os, time, jitcast
+def refused(call, status):
+    try:
+        call()
+    except jitcast.Error as error:
+        assert error.status == status, error
+    else:
+        raise AssertionError(status)
+worker = jitcast.Worker(os.environ["JITCAST_SOCKET"], late=True)
+f = worker.function("f", "(i64) -> i64", fallback=lambda x: -x)
+refused(lambda: worker.function("f", "(i64) -> i64"), 28)
+refused(lambda: worker.ask("of nobody"), 28)
+with worker:
+    assert not worker.is_attached
+    with worker:
+        assert f(1) == -1
+print("alone", flush=True)
+input()
+def entered():
+    with worker:
+        return worker.is_attached and f(1) == 2
+while not entered():
+    time.sleep(0.01)
+assert f(1) == -1, "outside guards"
+refused(lambda: worker.__exit__(), 26)
+request = worker.ask("""function %twice(i64) -> i64 {
+    fn0 = %f(i64) -> i64
+block0(v0: i64):
+    v1 = call fn0(v0)
+    v2 = call fn0(v1)
+    return v2
+}""")
+assert request.wait(60) and request.is_ready
+with worker:
+    twice = request.function("twice", "(i64) -> i64", fallback=lambda x: 0)
+    assert twice(40) == 42
+wrong = worker.ask("function %wrong nonsense")
+assert wrong.wait(60)
+refused(lambda: wrong.function("wrong", "() -> i64"), 12)
+del request, twice, wrong
+worker.detach()
+"#;
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("late");
+    let mut python = installed.python(&socket);
+    let mut python = Process::start_listening(python.args(["-c", script]));
+    python.await_line(Stream::Out, "`alone`", |line| line == "alone");
+    let own = format!("uid:{}", rustix::process::getuid().as_raw());
+    let serve = ["serve", "--socket", &socket, "--allow-request", &own];
+    let process = Process::start(&mut jitcast(&serve));
+    let serve = Serve::adopt(process, socket, scratch);
+    serve.publish_adds("f", 1);
+    python.send("go");
+    python.finish().succeeded();
 }
 
 /// The wrapper says what the library says, and what it cannot use.

@@ -5,14 +5,14 @@ mod common;
 mod units;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use common::host::Host;
 use common::process::{PATIENCE, await_some};
 use common::scratch::Scratch;
 use common::serve::Serve;
-use common::{remote, role};
+use common::{child, remote, role};
 use jitcast::worker::{Endpoint, Event, LateWorker, Log, LookupError, WorkerOptions};
 use units::Code;
 
@@ -139,4 +139,30 @@ fn a_child_that_was_forked_before_attaches_for_itself() {
     assert_eq!(status, 0);
     worker.join(Some(PATIENCE)).expect("so does its parent");
     assert_eq!(worker.call(&score, (21,)), 22);
+}
+
+/// The story: a child that was forked while another thread attached never did, since that thread had a lock.
+#[test]
+fn children_that_are_forked_while_a_thread_attaches_are_attached_too() {
+    let host = Host::sealed();
+    host.publish_adds("score", 1);
+    // Forks are spread over all that attaching does.
+    for round in 0..200 {
+        let worker = late(&host.socket);
+        let score = worker.function_or("score", OWN);
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                worker.join(Some(PATIENCE)).expect("it is there");
+            });
+            start.wait();
+            std::thread::sleep(Duration::from_micros(40 * round));
+            child::succeeded(child::fork(|| {
+                assert!(worker.join(Some(PATIENCE)).is_some());
+                assert_eq!(worker.call(&score, (21,)), 22);
+            }));
+        });
+        assert_eq!(worker.call(&score, (21,)), 22);
+    }
 }

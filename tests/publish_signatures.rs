@@ -9,7 +9,7 @@ use common::scratch::adds;
 use common::serve::Serve;
 use common::{require, role};
 use jitcast::compiler::{Changeset, PublishError, PublishOptions, UnitSource};
-use units::{HOLDER, Holder, adders, attach, c, call, calls, hold, publish, refused};
+use units::{HOLDER, Holder, adders, attach, c_with, call, calls, hold, publish, refused};
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
@@ -158,18 +158,17 @@ fn the_command_refuses_and_obeys() {
     let file = serve
         .scratch
         .write("f.c", "long f(long x, long y) { return x * y; }\n");
-    let signature = "--sig=f(long, long) -> long";
     serve
-        .publish(&[&file, signature])
+        .publish(&[&file])
         .refused(&["`f` of the unit `f` would have", "--change-signature"]);
     serve
-        .publish(&[&file, signature, "--change-signature", "--reclaim=no"])
+        .publish(&[&file, "--change-signature", "--reclaim=no"])
         .succeeded();
     assert_eq!(serve.call("f(6, 7)"), "42");
     let shown = serve.command("status", &[]).succeeded().stdout;
     assert!(shown.contains("kept, as asked"), "{shown}");
     // One that says nothing is taken at its word.
-    let plain = c("f", "long f(long x) { return x; }");
+    let plain = c_with("f", "long f(long x) { return x; }", &["-O2", "-fPIC"]);
     serve
         .publish(&[&serve.scratch.write("f.o", &plain.files[0].bytes)])
         .succeeded();

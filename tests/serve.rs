@@ -53,7 +53,7 @@ fn c_is_compiled_by_the_publisher_and_objects_are_taken_as_they_are() {
     serve
         .scratch
         .write("cube.h", "#define POWER3(n) ((n) * (n) * (n))\n");
-    serve.publish(&[&c, "--sig=cube(i64) -> i64"]).succeeded();
+    serve.publish(&[&c]).succeeded();
     assert_eq!(serve.call("cube(3)"), "27");
     let uses = serve.scratch.object(
         "uses.o",
@@ -221,6 +221,17 @@ fn sigterm_and_ctrl_c_remove_the_socket_and_leave_the_workers_running() {
         assert_eq!(worker.call("f", 1), "2");
         assert!(watched.lives());
     }
+}
+
+/// The story: the process stayed, waited for a signal, and answered nobody.
+#[cfg(feature = "seeded-faults")]
+#[test]
+fn a_compiler_process_that_cannot_serve_any_more_ends_and_says_why() {
+    let scratch = Scratch::new();
+    let mut serve = jitcast(&["serve", "--socket", &scratch.path("socket")]);
+    let ended = finish(serve.env("JITCAST_FAULT", "serving-fails"));
+    ended.refused(&["serving at", "has failed: Cannot allocate memory", "help: "]);
+    assert!(scratch.names().is_empty(), "nobody is told to come");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use common::object::{Maker, PLUS_ONE};
 use common::process::{Finished, PATIENCE, Process, Stream, finish, jitcast};
 use common::remote::{self, Remote};
 use common::require;
@@ -74,15 +75,21 @@ fn what_is_preloaded_is_there_for_whoever_attaches() {
 }
 
 #[test]
-fn c_is_preloaded_with_a_signature() {
+fn c_is_preloaded_with_its_signatures() {
     if !require::cc() {
         return;
     }
     let scratch = Scratch::open_to_all();
     let c = scratch.write("cube.c", "long cube(long n) { return n * n * n; }\n");
+    let object = Maker::new().function("plus_one", &PLUS_ONE).finish();
+    let object = scratch.write("plus_one.o", object);
     let socket = scratch.path("socket");
-    let _serve = Serve::start_at(&socket, &["--preload", &c, "--sig", "cube(long) -> long"]);
-    assert_eq!(remote::call(&remote::attach(&socket), "cube", 3), Ok(27));
+    let stated = ["--sig", "plus_one(long) -> long"];
+    let options = [&["--preload", &c, "+", &object][..], &stated].concat();
+    let _serve = Serve::start_at(&socket, &options);
+    let worker = remote::attach(&socket);
+    assert_eq!(remote::call(&worker, "cube", 3), Ok(27));
+    assert_eq!(remote::call(&worker, "plus_one", 3), Ok(4));
 }
 
 #[test]

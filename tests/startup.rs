@@ -165,7 +165,7 @@ fn a_unit_that_fails_is_trapped_in_that_worker_alone() {
         ),
         (
             "jitcast_test_missing(1);",
-            "the host symbol `jitcast_test_missing`",
+            "the host symbol `jitcast_test_missing(i64) -> i64`",
         ),
     ] {
         let host = Host::sealed();

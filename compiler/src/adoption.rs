@@ -67,7 +67,7 @@ pub(crate) fn adopt_or_replace(
     });
     match left {
         Ok(left) => {
-            tracing::info!("going on in {path}, which a compiler process left that is dead");
+            tracing::warn!("going on in {path}, which a compiler process left that is dead");
             Ok(left)
         }
         Err(why) => {

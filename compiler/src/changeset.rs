@@ -9,8 +9,25 @@ use crate::publish::UnitSource;
 /// Everything that one publication is to change: all of it becomes visible at once, or nothing.
 ///
 /// ```
-/// # use jitcast_compiler::Changeset;
-/// let changes = Changeset { removals: &["old".to_owned()], ..Changeset::default() };
+/// # use jitcast_compiler::front::{Options, compile_bytes};
+/// # use jitcast_compiler::{Changeset, Compiler, CompilerOptions, UnitSource};
+/// # fn same(name: &str) -> Result<UnitSource, Box<dyn std::error::Error>> {
+/// #     let text = format!("function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    return v0\n}}");
+/// #     Ok(UnitSource::new(name, [compile_bytes("same.clif", text.into(), &Options::default())?]))
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let compiler = Compiler::create(&CompilerOptions::default())?;
+/// let old = compiler.publish(&[same("old")?])?;
+/// let changes = Changeset {
+///     units: &[same("new")?],
+///     removals: &["old".to_owned()],
+///     ..Changeset::default()
+/// };
+/// let done = compiler.change(&changes)?;
+/// assert_eq!(done.generation, old.generation + 1);
+/// assert_eq!(done.functions, ["new"]);
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Changeset<'a> {
@@ -27,6 +44,27 @@ pub struct Changeset<'a> {
 }
 
 /// The workers that run a canary: also those that attach later, as long as it runs.
+///
+/// ```
+/// # use jitcast_compiler::front::{Options, compile_bytes};
+/// # use jitcast_compiler::{Audience, Changeset, Compiler, CompilerOptions, UnitSource};
+/// # fn same(name: &str) -> Result<UnitSource, Box<dyn std::error::Error>> {
+/// #     let text = format!("function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    return v0\n}}");
+/// #     Ok(UnitSource::new(name, [compile_bytes("same.clif", text.into(), &Options::default())?]))
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let compiler = Compiler::create(&CompilerOptions::default())?;
+/// compiler.publish(&[same("score")?])?;
+/// let canary = Changeset {
+///     units: &[same("score")?],
+///     canary: Some(&Audience::Label("blue".to_owned())), // or Audience::Workers(2)
+///     ..Changeset::default()
+/// };
+/// compiler.change(&canary)?;
+/// compiler.promote("score")?; // or abort
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Audience {
     /// So many workers, at the least 1. When one of them ends, the next that attaches takes its place.
@@ -58,6 +96,23 @@ impl Changeset<'_> {
 }
 
 /// A change of what a function's name leads to, without linking anything.
+///
+/// ```
+/// # use jitcast_compiler::front::{Options, compile_bytes};
+/// # use jitcast_compiler::{Changeset, Compiler, CompilerOptions, SymbolUpdate, UnitSource};
+/// # fn same(name: &str) -> Result<UnitSource, Box<dyn std::error::Error>> {
+/// #     let text = format!("function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    return v0\n}}");
+/// #     Ok(UnitSource::new(name, [compile_bytes("same.clif", text.into(), &Options::default())?]))
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let compiler = Compiler::create(&CompilerOptions::default())?;
+/// compiler.publish(&[same("score")?])?;
+/// let updates = [SymbolUpdate::Quarantine("score".to_owned())];
+/// compiler.change(&Changeset { updates: &updates, ..Changeset::default() })?;
+/// compiler.restore(&["score".to_owned()])?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SymbolUpdate {
     /// Handles of this function lead to the fallbacks that their hosts gave them, and every other way to it to a trap,
@@ -77,6 +132,24 @@ impl SymbolUpdate {
 }
 
 /// What the publisher asks for besides, and takes upon itself.
+///
+/// ```
+/// # use jitcast_compiler::front::{Options, compile_bytes};
+/// # use jitcast_compiler::{Changeset, Compiler, CompilerOptions, PublishOptions, UnitSource};
+/// # fn same(name: &str) -> Result<UnitSource, Box<dyn std::error::Error>> {
+/// #     let text = format!("function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    return v0\n}}");
+/// #     Ok(UnitSource::new(name, [compile_bytes("same.clif", text.into(), &Options::default())?]))
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let compiler = Compiler::create(&CompilerOptions::default())?;
+/// let units = [same("score")?];
+/// let options = PublishOptions { if_changed: true, ..PublishOptions::default() };
+/// let changes = Changeset { units: &units, options, ..Changeset::default() };
+/// let first = compiler.change(&changes)?;
+/// assert_eq!(compiler.change(&changes)?.generation, first.generation);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOptions {
     /// Functions that others still use may go or be quarantined: their calls end the process that makes them, with a

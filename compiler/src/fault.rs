@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     CommitAsReady,
     /// The head is seen before the record and the root that it stands for.
     CommitRelaxed,
+    /// The system refuses the serving thread what it cannot go on without.
+    ServingFails,
 }
 
 /// A point at which the process kills itself, chosen by the environment variable `JITCAST_CRASH_AT`: its name, or
@@ -61,7 +63,7 @@ mod seeding {
 
     use super::{CrashPoint, Fault};
 
-    const FAULTS: [(&str, Fault); 7] = [
+    const FAULTS: [(&str, Fault); 8] = [
         ("reuse-early", Fault::ReuseEarly),
         ("journal-after-ack", Fault::JournalAfterAck),
         (
@@ -72,6 +74,7 @@ mod seeding {
         ("held-unlimited", Fault::HeldUnlimited),
         ("commit-as-ready", Fault::CommitAsReady),
         ("commit-relaxed", Fault::CommitRelaxed),
+        ("serving-fails", Fault::ServingFails),
     ];
 
     const POINTS: [(&str, CrashPoint); 21] = [

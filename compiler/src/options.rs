@@ -11,6 +11,17 @@ use crate::threads::Threads;
 pub const DEFAULT_RETAIN: usize = 3;
 
 /// How a compiler process is to be.
+///
+/// ```
+/// use jitcast_compiler::{Compiler, CompilerOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = CompilerOptions { retain: 10, ..CompilerOptions::with_window(64 << 20)? };
+/// let compiler = Compiler::create(&options)?;
+/// assert!(compiler.is_sealed());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct CompilerOptions {
     /// The layout of the window; `None`: that of the journal, or else the default.

@@ -8,6 +8,23 @@ use crate::error::PublishError;
 use crate::publish::UnitSource;
 
 /// The unit.
+///
+/// ```
+/// use jitcast_compiler::front::{Options, compile_bytes};
+/// use jitcast_compiler::{Preview, UnitSource};
+/// use jitcast_runtime::Geometry;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let text = "function %same(i64) -> i64 {\nblock0(v0: i64):\n    return v0\n}";
+/// let file = compile_bytes("same.clif", text.into(), &Options::default())?;
+/// let unit = UnitSource::new("same", [file]);
+/// let inputs = unit.inputs();
+/// let preview = Preview::new(&unit, &inputs, &Geometry::new(64 << 20)?)?;
+/// assert_eq!(preview.prepared.definitions()[0].name, "same");
+/// println!("{} bytes of text", preview.linked.text.len());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Preview<'a> {
     /// What was read and resolved.

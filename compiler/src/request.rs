@@ -251,6 +251,40 @@ pub(crate) fn tell(compiler: &Compiler, publishing: usize) -> (FrameKind, Vec<u8
 ///
 /// # Errors
 /// [`RequestError`].
+///
+/// ```
+/// # use std::sync::Arc;
+/// use std::os::unix::net::UnixStream;
+///
+/// use jitcast_compiler::request::{PublishRequest, RequestFile, RequestUnit, publish, status};
+/// use jitcast_compiler::{LinkOptions, Reclaim};
+/// # use jitcast_compiler::front::Options;
+/// # use jitcast_compiler::{Compiler, CompilerOptions, Policy, Server};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let socket = folder.path().join("socket").display().to_string();
+/// # let server = Server::bind(&socket, Policy::default(), Options::default())?;
+/// # let compiler = Arc::new(Compiler::create(&CompilerOptions::default())?);
+/// # let stop = server.stopper()?;
+/// # let serving = std::thread::spawn(move || server.run(compiler));
+/// # let text = "function %same(i64) -> i64 {\nblock0(v0: i64):\n    return v0\n}";
+/// let connection = UnixStream::connect(&socket)?;
+/// let unit = RequestUnit {
+///     name: "same".to_owned(),
+///     files: vec![RequestFile { name: "same.clif".to_owned(), bytes: text.into() }],
+///     signatures: Vec::new(),
+///     reclaim: Reclaim::Auto,
+///     link: LinkOptions::default(),
+/// };
+/// let request = PublishRequest { units: vec![unit], ..PublishRequest::default() };
+/// assert_eq!(publish(&connection, &request)?.functions, ["same"]);
+/// assert_eq!(status(&connection)?.units.len(), 1);
+/// # stop.stop();
+/// # serving.join().expect("it does not panic")?;
+/// # Ok(())
+/// # }
+/// ```
 pub fn publish(socket: impl AsFd, request: &PublishRequest) -> Result<Publication, RequestError> {
     begin_publish(&socket, request)?;
     await_published(&socket)

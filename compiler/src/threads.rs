@@ -13,6 +13,15 @@ use parking_lot::Mutex;
 
 /// How many threads work on one batch at once. Clones have them in common: what one of them uses the others
 /// lack, so many batches together have no more than one does, beside the thread of each.
+///
+/// ```
+/// use jitcast_compiler::Threads;
+/// use jitcast_compiler::front::Options;
+///
+/// let threads = Threads::new(2);
+/// let options = Options { threads: threads.clone(), ..Options::default() };
+/// assert_eq!(options.threads.limit(), 2);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Threads(Arc<Pool>);
 

@@ -25,6 +25,12 @@ pub enum Dialect {
 }
 
 /// What the caller may set.
+///
+/// ```
+/// use jitcast_linker::Options;
+///
+/// let options = Options { roots: Some(vec!["score".to_owned()]), ..Options::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The longest that the areas of one unit may be together, bytes; at most 2 GiB.

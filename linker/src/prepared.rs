@@ -48,6 +48,17 @@ impl<'a> File<'a> {
 /// A unit, read and resolved: all that can be known before it has a place.
 ///
 /// It borrows the bytes of its inputs.
+///
+/// ```
+/// use jitcast_linker::{Dialect, Input, Options, Prepared};
+///
+/// # let bytes = b"hostile";
+/// let input = Input { name: "score.o", bytes, dialect: Dialect::Elf };
+/// match Prepared::read("score", &[input], &Options::default()) {
+///     Ok(prepared) => println!("{} bytes of text", prepared.extents().text.len_bytes),
+///     Err(error) => eprintln!("{error}"), // where, why, and what to do
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Prepared<'a> {
     pub(crate) name: &'a str,

@@ -150,6 +150,17 @@ impl Area {
 }
 
 /// The sizes of the areas, from which all positions follow.
+///
+/// ```
+/// use jitcast_runtime::{Area, Geometry};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let geometry = Geometry::new(64 << 20)?;
+/// let text = geometry.region(Area::Text);
+/// assert!(text.end() <= geometry.window().end());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     lens: [u32; Area::COUNT],

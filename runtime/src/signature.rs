@@ -156,6 +156,15 @@ impl FromStr for Type {
 }
 
 /// What a function takes and returns.
+///
+/// ```
+/// use jitcast_runtime::signature::Signature;
+///
+/// let signature: Signature = "(const char *, unsigned long) -> double".parse().unwrap();
+/// assert_eq!(signature.to_string(), "(ptr, u64) -> f64");
+/// // What travels alike can be called alike.
+/// assert!(signature.compatible(&"(ptr, i64) -> f64".parse().unwrap()));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Signature {
     /// The parameters, in order. Text holds at most [`MAX_PARAMS`].

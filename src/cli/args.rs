@@ -105,13 +105,13 @@ pub(super) struct UnitArgs {
     /// The unit's name; publishing the same name again replaces it [default: the first file's stem].
     #[arg(long)]
     pub(super) unit: Option<String>,
-    /// A signature to record, as `score(long) -> long`; may be repeated.
+    /// A signature to record, as `score(long) -> long`, where debugging information says none; may be repeated.
     #[arg(long = "sig", value_name = "SIGNATURE")]
     pub(super) signatures: Vec<NamedSignature>,
     /// The C compiler.
     #[arg(long, default_value = front::cc::DEFAULT_CC)]
     pub(super) cc: String,
-    /// Its flags, in place of `-O2 -fPIC -fno-plt`.
+    /// Its flags, in place of `-O2 -g -fno-var-tracking -fPIC -fno-plt`. Without `-g`, signatures are unknown.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     pub(super) cflags: Option<String>,
     /// Reuse the unit's memory once it is replaced or removed; `no`: never, for code that hands its static functions

@@ -54,20 +54,22 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     }
     preload(args, &options, &compiler)?;
     let stop = server.stopper()?;
-    let thread = {
-        let compiler = Arc::clone(&compiler);
-        std::thread::Builder::new()
-            .name("server".into())
-            .spawn(move || server.run(compiler))?
-    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            ending.wait();
+            service::notify("STOPPING=1");
+            stop.stop();
+        })?;
+    // Who connects waits from here on.
     say_what_is_served(args, &socket);
     service::notify("READY=1");
-    ending.wait();
-    service::notify("STOPPING=1");
-    stop.stop();
-    thread
-        .join()
-        .map_err(|_| "the server's thread has panicked")??;
+    // In this thread: if it fails, the process ends.
+    server.run(Arc::clone(&compiler)).map_err(|error| {
+        Failure(format!(
+            "serving at {socket} has failed: {error}\n  help: workers go on with what they have; start it again"
+        ))
+    })?;
     let workers = compiler.worker_count();
     if let Ok(compiler) = Arc::try_unwrap(compiler).map_err(drop)
         && let Some(name) = args

@@ -23,6 +23,14 @@ use crate::link::Talk;
 use crate::worker::{Inner, State, Worker};
 
 /// A unit that this worker has asked for, and that is there for it as long as this, a clone, or a function of it is kept.
+///
+/// ```
+/// # use jitcast_worker::{AskedUnit, Function, LookupError, Worker};
+/// fn still_there(worker: &Worker, unit: &AskedUnit) -> bool {
+///     // What it refers to may have been removed: then it is asked for again.
+///     worker.enter().is_ok_and(|guard| unit.check(&guard).is_ok())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct AskedUnit {
     worker: Worker,

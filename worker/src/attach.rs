@@ -22,6 +22,15 @@ use crate::link::LinkParts;
 use crate::worker::Setup;
 
 /// Where the compiler process is found.
+///
+/// ```
+/// # use std::path::Path;
+/// use jitcast_worker::Endpoint;
+///
+/// let in_the_file_system = Endpoint::Path(Path::new("/run/jitcast.sock"));
+/// let abstract_name = Endpoint::Path(Path::new("@jitcast"));
+/// let of_a_named_segment = Endpoint::Name("scores"); // `serve --name scores`
+/// ```
 #[derive(Debug)]
 pub enum Endpoint<'a> {
     /// Its socket in the file system, or, after an `@`, in the abstract name space.

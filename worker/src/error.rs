@@ -9,6 +9,16 @@ use jitcast_runtime::window::WindowError;
 use crate::startup::FailedUnit;
 
 /// Why a worker cannot attach.
+///
+/// ```
+/// # use std::path::Path;
+/// use jitcast_worker::{AttachError, Endpoint, Worker, WorkerOptions};
+///
+/// let endpoint = Endpoint::Path(Path::new("/run/nobody-listens-here.sock"));
+/// let error = Worker::attach(endpoint, WorkerOptions::default()).unwrap_err();
+/// assert!(matches!(error, AttachError::Connect { .. }));
+/// assert!(error.to_string().contains("help: start it with `jitcast serve"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// There is no compiler process to talk to.
@@ -91,6 +101,13 @@ pub enum AttachError {
 }
 
 /// Why a publication cannot be applied in this worker.
+///
+/// ```
+/// # use jitcast_worker::{EnterError, Worker};
+/// fn is_damaged(worker: &Worker) -> bool {
+///     matches!(worker.poll(), Err(EnterError::Update(_)))
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UpdateError {
     /// The segment says something impossible.
@@ -111,6 +128,20 @@ impl From<WindowError> for UpdateError {
 }
 
 /// Why a guard cannot be entered. The host goes on without published code.
+///
+/// ```
+/// # use jitcast_worker::{EnterError, Worker};
+/// fn serves(worker: &Worker) -> bool {
+///     match worker.enter() {
+///         Ok(_guard) => true,
+///         Err(EnterError::Forked) => false, // attach in this process, too
+///         Err(error) => {
+///             eprintln!("without published code: {error}");
+///             false
+///         }
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EnterError {
     /// This process was forked from the worker.
@@ -147,6 +178,17 @@ pub enum EnterError {
 }
 
 /// Why a name leads to nothing callable.
+///
+/// ```
+/// # use jitcast_worker::{Guard, LookupError, Worker};
+/// fn is_published(worker: &Worker, guard: &Guard<'_>) -> Result<bool, LookupError> {
+///     match worker.function::<extern "C" fn(i64) -> i64>(guard, "score") {
+///         Ok(_) => Ok(true),
+///         Err(LookupError::NotFound { .. } | LookupError::Quarantined { .. }) => Ok(false),
+///         Err(error) => Err(error), // of another signature, among others
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// Nobody published it.
@@ -177,7 +219,7 @@ pub enum LookupError {
     },
     /// Nobody said what its signature is.
     #[error(
-        "the signature of `{name}` was not recorded\n  help: publish it with --sig, or use the unsafe lookup"
+        "the signature of `{name}` was not recorded\n  help: publish it with debugging information (-g) or --sig, or use the unsafe lookup"
     )]
     UnknownSignature {
         /// The name.
@@ -256,6 +298,14 @@ pub enum LookupError {
 }
 
 /// Why nothing came of a request for a unit.
+///
+/// ```
+/// use jitcast_worker::RequestError;
+///
+/// fn is_worth_asking_again(error: &RequestError) -> bool {
+///     matches!(error, RequestError::Busy { .. } | RequestError::Lost | RequestError::Gone)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// There is no compiler process to ask.

@@ -6,6 +6,8 @@
 //! parent's, copied, so no constructor runs again. Invariant: while the fork is under way nothing is applied, and from the moment
 //! at which the child exists some pin that the compiler process sees holds what it may run.
 //!
+//! A worker that attaches later is held as it is, too: a lock that another thread had would never be free in the child.
+//!
 //! A child without a mailbox (the compiler process is gone, or the descriptors are), or of a raw clone(2), which runs no handlers,
 //! finds the page wiped that guards compare with, and is told that it is not attached.
 
@@ -18,6 +20,7 @@ use jitcast_runtime::pin;
 
 use crate::fault::{Fault, seeded};
 use crate::guard;
+use crate::late::{self, Late};
 use crate::life::Life;
 use crate::link::{HeldTalk, Spare};
 use crate::startup::protect;
@@ -39,9 +42,18 @@ struct Forking {
     spare: Option<Spare>,
 }
 
+/// A worker that attaches later.
+struct Attaching {
+    // Declared, and so dropped, before the worker that it belongs to.
+    _held: late::Held<'static>,
+    _worker: Arc<Late>,
+}
+
 /// What a fork holds on to.
 struct Fork {
     workers: Vec<Forking>,
+    _late: Vec<Attaching>,
+    _late_list: MutexGuard<'static, late::List>,
     _list: MutexGuard<'static, trap::List>,
     _windows: MutexGuard<'static, ()>,
     _handlers: MutexGuard<'static, protect::Previous>,
@@ -62,6 +74,8 @@ pub(crate) fn prepare() {
 }
 
 extern "C" fn before() {
+    // First: who attaches takes the locks of the worker that comes of it while it holds this.
+    let late: Vec<_> = late::workers().into_iter().filter_map(keep).collect();
     let known = trap::workers();
     let mut workers = Vec::with_capacity(known.len());
     for worker in known {
@@ -72,11 +86,24 @@ extern "C" fn before() {
     }
     let fork = Fork {
         workers,
+        _late: late,
+        _late_list: late::lock_list(),
         _list: trap::lock_list(),
         _windows: windows::lock_changes(),
         _handlers: protect::lock(),
     };
     let _ = FORK.try_with(|place| place.replace(Some(fork)));
+}
+
+/// Holds a worker that attaches later as it is.
+fn keep(worker: Arc<Late>) -> Option<Attaching> {
+    let held = worker.hold()?;
+    // SAFETY: what it locks lies in the worker, which is kept beside it, and outlives it.
+    let held = unsafe { core::mem::transmute::<late::Held<'_>, late::Held<'static>>(held) };
+    Some(Attaching {
+        _held: held,
+        _worker: worker,
+    })
 }
 
 /// Holds a worker as it is, and pins what its child may run.
@@ -153,6 +180,8 @@ extern "C" fn in_parent() {
     let fork = FORK.try_with(RefCell::take).ok().flatten();
     let Some(Fork {
         workers,
+        _late,
+        _late_list,
         _list,
         _windows,
         _handlers,
@@ -160,7 +189,7 @@ extern "C" fn in_parent() {
     else {
         return;
     };
-    drop((_list, _windows, _handlers));
+    drop((_late_list, _list, _windows, _handlers));
     for forking in workers {
         let Forking {
             mut talk,
@@ -188,6 +217,8 @@ extern "C" fn in_child() {
     let fork = FORK.try_with(RefCell::take).ok().flatten();
     let Some(Fork {
         workers,
+        _late,
+        _late_list,
         _list,
         _windows,
         _handlers,
@@ -195,7 +226,7 @@ extern "C" fn in_child() {
     else {
         return;
     };
-    drop((_list, _windows, _handlers));
+    drop((_late_list, _list, _windows, _handlers));
     for forking in workers {
         let Forking {
             mut talk,

@@ -12,6 +12,13 @@ use crate::trap::{containing, letting_out};
 use sealed::Sealed;
 
 /// A type that published functions take or return.
+///
+/// ```
+/// use jitcast_worker::AbiType;
+///
+/// assert_eq!(<*const u8>::TYPE.unwrap().name(), "ptr");
+/// assert_eq!(<()>::TYPE, None);
+/// ```
 pub trait AbiType: Copy + Sealed {
     /// Its type in signatures; `None`: nothing is returned.
     const TYPE: Option<Type>;
@@ -49,6 +56,13 @@ impl<T> AbiType for *mut T {
 
 /// A function type that a handle can have: `extern "C" fn`, which no exception may leave (the process ends then), or
 /// `extern "C-unwind" fn`, through which one passes to the host.
+///
+/// ```
+/// use jitcast_worker::FunctionType;
+///
+/// type Hash = extern "C" fn(*const u8, usize) -> f64;
+/// assert_eq!(Hash::signature().to_string(), "(ptr, u64) -> f64");
+/// ```
 pub trait FunctionType: Copy + Sealed {
     /// What it takes, as a tuple.
     type Args;

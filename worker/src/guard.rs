@@ -24,6 +24,16 @@ use crate::worker::{Inner, Worker};
 
 /// A thread's permission to call published code; everything called under the outermost one belongs to one
 /// generation. Leaves when dropped. Neither `Send` nor to be held across an await.
+///
+/// ```
+/// # use jitcast_worker::{EnterError, Function, Worker};
+/// type Score = extern "C" fn(i64) -> i64;
+///
+/// fn difference(worker: &Worker, low: &Function<Score>, high: &Function<Score>) -> Result<i64, EnterError> {
+///     let guard = worker.enter()?; // what is new is applied here
+///     Ok(high.call(&guard, 21) - low.call(&guard, 21)) // both of one generation
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "published code is entered only while the guard lives"]
 pub struct Guard<'a> {
@@ -125,6 +135,18 @@ impl Worker {
     /// # Safety
     /// Those guards are never used or dropped any more; `token` is of this worker and this thread, and the
     /// guard that gave it, or an outer one, has not been left.
+    ///
+    /// ```
+    /// # use jitcast_worker::{EnterError, Worker};
+    /// fn survives_jumps(worker: &Worker, calls_and_may_jump: impl Fn()) -> Result<(), EnterError> {
+    ///     let guard = worker.enter()?;
+    ///     let token = guard.token();
+    ///     calls_and_may_jump(); // by setjmp and longjmp, past guards that it entered
+    ///     // SAFETY: nobody has those guards any more; the one that gave the token is held.
+    ///     unsafe { worker.unwind(token) };
+    ///     Ok(())
+    /// }
+    /// ```
     pub unsafe fn unwind(&self, token: Token) {
         if let (Ok(record), true) = (self.record(), self.inner().is_attached_here()) {
             if seeded(Fault::PinCounted) {

@@ -23,6 +23,21 @@ use crate::worker::{Inner, State, Worker};
 
 /// A published function of type `F`, an `extern "C" fn` or `extern "C-unwind" fn`. Follows updates; calling it takes
 /// a guard.
+///
+/// ```
+/// # use jitcast_worker::{Function, Worker};
+/// struct Host {
+///     worker: Worker,
+///     score: Function<extern "C" fn(i64) -> i64>, // looked up once
+/// }
+///
+/// impl Host {
+///     fn scores(&self, inputs: &[i64]) -> Result<Vec<i64>, jitcast_worker::EnterError> {
+///         let guard = self.worker.enter()?;
+///         Ok(inputs.iter().map(|input| self.score.call(&guard, *input)).collect())
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Function<F> {
     pub(crate) cell: Arc<HandleCell>,
@@ -193,6 +208,13 @@ impl Worker {
     ///
     /// # Errors
     /// [`EnterError`]; nothing was called then.
+    ///
+    /// ```
+    /// # use jitcast_worker::{Function, Worker};
+    /// fn score_or_zero(worker: &Worker, score: &Function<extern "C" fn(i64) -> i64>) -> i64 {
+    ///     worker.call(score, (21,)).unwrap_or(0)
+    /// }
+    /// ```
     #[inline(always)]
     pub fn call<F: FunctionType>(
         &self,
@@ -207,6 +229,14 @@ impl Worker {
     ///
     /// # Errors
     /// [`LookupError`].
+    ///
+    /// ```
+    /// # use jitcast_worker::{Function, Worker};
+    /// fn score(worker: &Worker) -> Result<Function<extern "C" fn(i64) -> i64>, Box<dyn std::error::Error>> {
+    ///     let guard = worker.enter()?;
+    ///     Ok(worker.function(&guard, "score")?)
+    /// }
+    /// ```
     pub fn function<F: FunctionType>(
         &self,
         guard: &Guard<'_>,
@@ -231,6 +261,16 @@ impl Worker {
     ///
     /// # Safety
     /// `name` is, in every version that will be published, a function of type `F`.
+    ///
+    /// ```
+    /// # use jitcast_worker::{Function, Guard, LookupError, Worker};
+    /// type Hash = extern "C" fn(*const u8, usize) -> u64;
+    ///
+    /// fn hash(worker: &Worker, guard: &Guard<'_>) -> Result<Function<Hash>, LookupError> {
+    ///     // SAFETY: every version of `hash` that is published here is one of these.
+    ///     unsafe { worker.function_unchecked(guard, "hash") }
+    /// }
+    /// ```
     pub unsafe fn function_unchecked<F: FunctionType>(
         &self,
         guard: &Guard<'_>,
@@ -253,6 +293,19 @@ impl Worker {
     ///
     /// # Errors
     /// [`LookupError`], if the name is something else.
+    ///
+    /// ```
+    /// # use jitcast_worker::Worker;
+    /// extern "C" fn own_score(value: i64) -> i64 {
+    ///     2 * value
+    /// }
+    ///
+    /// fn score(worker: &Worker) -> Result<i64, Box<dyn std::error::Error>> {
+    ///     let guard = worker.enter()?;
+    ///     let score = worker.function_or(&guard, "score", own_score as extern "C" fn(i64) -> i64)?;
+    ///     Ok(score.call(&guard, 21)) // of what is published, or else 42
+    /// }
+    /// ```
     pub fn function_or<F: FunctionType>(
         &self,
         guard: &Guard<'_>,

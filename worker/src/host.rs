@@ -146,6 +146,14 @@ impl HostTable {
     ///
     /// # Errors
     /// [`LibraryError`] with the dynamic linker's words.
+    ///
+    /// ```
+    /// # use jitcast_worker::HostTable;
+    /// let mut host = HostTable::default();
+    /// host.load("libm.so.6")?;
+    /// assert!(host.resolve("hypot").is_some());
+    /// # Ok::<(), jitcast_worker::LibraryError>(())
+    /// ```
     pub fn load(&mut self, name: &str) -> Result<&mut Self, LibraryError> {
         let error = |why: String| LibraryError {
             name: name.to_owned(),

@@ -159,6 +159,20 @@ unsafe fn call<R>(entry: *const (), registers: &Registers) -> R {
 ///   convention, of a signature that is [compatible](Signature::compatible) with `signature`, and it stays
 ///   there until it returns (of published code: the thread holds a guard).
 /// - Calling it with these arguments is sound: pointers among them point to what it expects.
+///
+/// ```
+/// use jitcast_runtime::signature::{Signature, Value};
+/// use jitcast_worker::invoke::invoke;
+///
+/// extern "C" fn add(a: i64, b: i64) -> i64 {
+///     a + b
+/// }
+/// let signature: Signature = "(i64, i64) -> i64".parse().unwrap();
+/// let entry = add as extern "C" fn(i64, i64) -> i64 as *const ();
+/// // SAFETY: `add` is of that signature.
+/// let sum = unsafe { invoke(entry, &signature, &[Value::I64(40), Value::I64(2)]) };
+/// assert_eq!(sum, Ok(Some(Value::I64(42))));
+/// ```
 pub unsafe fn invoke(
     entry: *const (),
     signature: &Signature,

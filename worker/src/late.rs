@@ -1,8 +1,10 @@
 //! A worker whose compiler process may not be there yet: the host's own functions serve until it is.
 //!
 //! Invariant: nothing here waits but what says so. A connection is made without waiting, the answer is taken once it is there,
-//! and whoever looks meanwhile goes on with the host's functions. Once the worker is attached it stays so.
+//! and whoever looks meanwhile goes on with the host's functions. Once the worker is attached it stays so. A fork waits for who is
+//! attaching, so a child finds it done or not begun.
 
+use std::cell::Cell;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::attach::{self, Asking, Endpoint, Home};
 use crate::error::{AttachError, LookupError};
+use crate::fork;
 use crate::function_type::FunctionType;
 use crate::guard::Guard;
 use crate::handle::{Function, HandleCell};
@@ -40,7 +43,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct LateWorker(Arc<Late>);
 
 #[derive(Debug)]
-struct Late {
+pub(crate) struct Late {
     setup: Setup,
     joined: OnceLock<Worker>,
     joining: Mutex<Joining>,
@@ -48,9 +51,35 @@ struct Late {
     early: Mutex<Vec<Weak<HandleCell>>>,
 }
 
+/// The workers of this process that attach later.
+pub(crate) type List = Vec<Weak<Late>>;
+
+static WORKERS: Mutex<List> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What this thread is attaching: a constructor that runs meanwhile may fork.
+    static ATTACHING: Cell<*const Late> = const { Cell::new(core::ptr::null()) };
+}
+
+/// Keeps the list of workers as it is, for a fork.
+pub(crate) fn lock_list() -> MutexGuard<'static, List> {
+    WORKERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The workers of this process that attach later.
+pub(crate) fn workers() -> Vec<Arc<Late>> {
+    lock_list().iter().filter_map(Weak::upgrade).collect()
+}
+
+/// Keeps a worker as it is, for a fork.
+pub(crate) struct Held<'a> {
+    _early: MutexGuard<'a, Vec<Weak<HandleCell>>>,
+    _joining: MutexGuard<'a, Joining>,
+}
+
 /// How far attaching has come.
 #[derive(Debug)]
-struct Joining {
+pub(crate) struct Joining {
     /// Where the compiler process is looked for; `None`: nowhere, the connection was handed over.
     home: Option<Home>,
     step: Step,
@@ -77,6 +106,16 @@ enum Step {
 
 /// A function that a [`LateWorker`] finds once it is attached. Until then, and whenever the published one does not serve, the
 /// host's own does.
+///
+/// ```
+/// # use jitcast_worker::{LateFunction, LateWorker};
+/// type Score = extern "C" fn(i64) -> i64;
+///
+/// fn difference(worker: &LateWorker, low: &LateFunction<Score>, high: &LateFunction<Score>) -> i64 {
+///     let guard = worker.enter(); // `None`, while it has not attached: then both are the host's own
+///     high.call(guard.as_ref(), (21,)) - low.call(guard.as_ref(), (21,))
+/// }
+/// ```
 pub struct LateFunction<F> {
     name: String,
     fallback: F,
@@ -105,6 +144,11 @@ impl LateWorker {
             }),
             early: Mutex::default(),
         }));
+        fork::prepare();
+        let mut workers = lock_list();
+        workers.retain(|worker| worker.strong_count() > 0);
+        workers.push(Arc::downgrade(&late.0));
+        drop(workers);
         late.tend();
         late
     }
@@ -152,19 +196,23 @@ impl LateWorker {
             Err(TryLockError::WouldBlock) => return,
         };
         // Another thread may have come first.
-        if self.worker().is_none()
-            && let Some(worker) = joining.go_on(&self.0.setup)
-        {
-            let events = self.join_with(worker);
-            drop(joining);
-            self.0.setup.log.tell(&events);
+        if self.worker().is_some() {
+            return;
         }
+        let outer = ATTACHING.replace(Arc::as_ptr(&self.0));
+        let mut events = Vec::new();
+        if let Some(worker) = joining.go_on(&self.0.setup, &mut events) {
+            events.extend(self.join_with(worker));
+        }
+        ATTACHING.set(outer);
+        drop(joining);
+        self.0.setup.log.tell(&events);
     }
 
     /// Is attached from now on, and so are handles that were made before. Nobody can be inside yet, so nobody sees them change.
     fn join_with(&self, worker: Worker) -> Vec<Event> {
         let mut events = Vec::new();
-        let mut early = self.lock_early();
+        let mut early = self.0.lock_early();
         if let Ok(guard) = worker.enter() {
             for cell in early.iter().filter_map(Weak::upgrade) {
                 if let Err(why) = worker.adopt_handle(&guard, &cell) {
@@ -180,7 +228,7 @@ impl LateWorker {
 
     /// Keeps a handle until it can follow: whether the worker has not attached by now.
     pub(crate) fn keep_early(&self, cell: &Arc<HandleCell>) -> bool {
-        let mut early = self.lock_early();
+        let mut early = self.0.lock_early();
         let waits = self.worker().is_none();
         if waits {
             early.retain(|known| known.strong_count() > 0);
@@ -189,11 +237,17 @@ impl LateWorker {
         waits
     }
 
-    fn lock_early(&self) -> MutexGuard<'_, Vec<Weak<HandleCell>>> {
-        self.0.early.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until the worker is attached, or `timeout` passes.
+    ///
+    /// ```
+    /// # use std::path::Path;
+    /// # use std::time::Duration;
+    /// # use jitcast_worker::{Endpoint, LateWorker, WorkerOptions};
+    /// let endpoint = Endpoint::Path(Path::new("/run/nobody-listens-here.sock"));
+    /// let worker = LateWorker::attach(endpoint, WorkerOptions::default());
+    /// assert!(worker.join(Some(Duration::from_millis(1))).is_none());
+    /// println!("{}", worker.why_not().unwrap());
+    /// ```
     pub fn join(&self, timeout: Option<Duration>) -> Option<&Worker> {
         // One that cannot be represented never comes.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -215,9 +269,28 @@ impl LateWorker {
     }
 }
 
+impl Late {
+    /// Waits for who is attaching. `None`: that is this thread, which goes on in the child, too.
+    pub(crate) fn hold(&self) -> Option<Held<'_>> {
+        let attaching = ATTACHING.try_with(Cell::get);
+        if attaching.is_ok_and(|attaching| core::ptr::eq(attaching, self)) {
+            return None;
+        }
+        let joining = self.joining.lock();
+        Some(Held {
+            _joining: joining.unwrap_or_else(PoisonError::into_inner),
+            _early: self.lock_early(),
+        })
+    }
+
+    fn lock_early(&self) -> MutexGuard<'_, Vec<Weak<HandleCell>>> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Joining {
-    /// Does what can be done without waiting: the worker, if that was all.
-    fn go_on(&mut self, setup: &Setup) -> Option<Worker> {
+    /// Does what can be done without waiting: the worker, if that was all. Adds what there is to tell.
+    fn go_on(&mut self, setup: &Setup, events: &mut Vec<Event>) -> Option<Worker> {
         let now = Instant::now();
         let result = match core::mem::replace(&mut self.step, Step::Never) {
             Step::Look(next) if next > now => {
@@ -239,10 +312,9 @@ impl Joining {
         match result {
             Ok(worker) => worker,
             Err(why) => {
-                let event = Event::NotAttached {
+                events.push(Event::NotAttached {
                     why: why.to_string(),
-                };
-                setup.log.tell(&[event]);
+                });
                 self.why_not = Some(why);
                 self.step = self.again(now);
                 None

@@ -77,6 +77,14 @@ type Sink = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// Who is told of events: nobody, unless the host says so. Events are what no call returns as an error. Any thread tells them that
 /// enters a guard or looks after the worker ([`Worker::tend`](crate::Worker::tend)).
+///
+/// ```
+/// # use std::sync::mpsc;
+/// use jitcast_worker::{Event, Log};
+///
+/// let (sender, events) = mpsc::channel::<Event>();
+/// let log = Log::new(move |event| drop(sender.send(event.clone()))); // whoever receives them writes them down
+/// ```
 #[derive(Clone, Default)]
 pub struct Log(Option<Sink>);
 

@@ -17,6 +17,16 @@ use crate::guard::Guard;
 use crate::worker::{Import, Inner, State, Worker};
 
 /// A published function, as the directory describes it at one generation.
+///
+/// ```
+/// # use jitcast_worker::Worker;
+/// fn describe(worker: &Worker) -> Result<String, Box<dyn std::error::Error>> {
+///     let guard = worker.enter()?;
+///     let score = worker.symbol(&guard, "score")?;
+///     let signature = score.signature.as_deref().unwrap_or(", of unknown types");
+///     Ok(format!("score{signature}, published as generation {}", score.generation))
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Symbol {
     /// Its canonical address: the stub, which always leads to the current version.

@@ -18,6 +18,14 @@ use crate::life::ALIVE;
 use crate::worker::{Inner, Worker};
 
 /// How deep a thread was inside before a guard was entered: for hosts that leave by longjmp.
+///
+/// ```
+/// use jitcast_worker::Token;
+///
+/// // What a host in another language keeps of a token is a number.
+/// let token = Token::new(2);
+/// assert_eq!(Token::new(token.depth()), token);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(u32);
 

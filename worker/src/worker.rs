@@ -56,6 +56,16 @@ use crate::unwind::windows::Listing;
 pub struct Worker(Arc<Inner>);
 
 /// How to attach.
+///
+/// ```
+/// use jitcast_worker::{Log, WorkerOptions};
+///
+/// let options = WorkerOptions {
+///     label: "blue".to_owned(), // for `publish --canary-label blue`
+///     log: Log::new(|event| eprintln!("{event}")),
+///     ..WorkerOptions::default()
+/// };
+/// ```
 #[derive(Debug, Default)]
 pub struct WorkerOptions {
     /// A label that `status` shows, and that canaries may be for; at most 63 bytes.
@@ -112,6 +122,14 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
+///
+/// ```
+/// # use jitcast_worker::Worker;
+/// fn report(worker: &Worker) -> String {
+///     let stats = worker.stats();
+///     format!("worker {}: generation {}, {} host symbols missing", stats.number, stats.applied, stats.missing)
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
@@ -285,6 +303,19 @@ impl Worker {
 
     /// Waits until something newer than generation `seen` is published, or `timeout` passes: whether there
     /// is something new.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use jitcast_worker::{EnterError, Worker};
+    /// fn follow(worker: &Worker) -> Result<(), EnterError> {
+    ///     let mut seen = worker.poll()?.generation();
+    ///     while worker.wait(seen, Some(Duration::from_secs(60))) {
+    ///         seen = worker.poll()?.generation();
+    ///         println!("generation {seen} serves");
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
         let head = self.0.head();
         // One that cannot be represented never comes.
@@ -342,6 +373,15 @@ impl Worker {
     }
 
     /// The units whose constructors failed in this worker, and why. Their functions cannot be called.
+    ///
+    /// ```
+    /// # use jitcast_worker::Worker;
+    /// fn report(worker: &Worker) {
+    ///     for failed in worker.failed_units() {
+    ///         eprintln!("warning: {failed}");
+    ///     }
+    /// }
+    /// ```
     pub fn failed_units(&self) -> Vec<FailedUnit> {
         if self.0.starting.here().is_some() {
             return Vec::new();

@@ -12,8 +12,9 @@ use std::process::{Command, ExitStatus, Stdio};
 pub const DEFAULT_CC: &str = "cc";
 
 /// What it is told unless said otherwise. `-fPIC`: code runs at another address in each worker;
-/// `-fno-plt`: calls go through cells without a stub in between.
-pub const DEFAULT_CFLAGS: [&str; 3] = ["-O2", "-fPIC", "-fno-plt"];
+/// `-fno-plt`: calls go through cells without a stub in between; `-g`: signatures are known, of which where variables
+/// are is no part.
+pub const DEFAULT_CFLAGS: [&str; 5] = ["-O2", "-g", "-fno-var-tracking", "-fPIC", "-fno-plt"];
 
 /// How much of the compiler's messages is kept, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 64 * 1024;
@@ -152,6 +153,9 @@ pub(super) fn compile(
         }
     };
     let mut args: Vec<OsString> = cflags.iter().map(OsString::from).collect();
+    if cflags.iter().any(|flag| flag.starts_with("-g")) {
+        args.extend(nowhere(directory.path()));
+    }
     args.extend(["-c".into(), "-o".into(), object.clone().into(), path.into()]);
     let command = args.iter().fold(cc.to_owned(), |mut command, arg| {
         command.push(' ');
@@ -194,6 +198,18 @@ pub(super) fn compile(
             command,
         }),
     }
+}
+
+/// Flags that keep out of debugging information where the compiler ran, so that equal files make equal objects.
+fn nowhere(directory: &Path) -> impl Iterator<Item = OsString> {
+    let current = std::env::current_dir();
+    let places = current.into_iter().chain([directory.to_owned()]);
+    places.map(|place| {
+        let mut flag = OsString::from("-fdebug-prefix-map=");
+        flag.push(place);
+        flag.push("=.");
+        flag
+    })
 }
 
 /// `path`, such that the compiler does not take it for an option.

@@ -75,6 +75,13 @@ pub enum Cpu {
 }
 
 /// How source files are compiled.
+///
+/// ```
+/// use jitcast_compiler::front::{Cpu, Options};
+///
+/// let mut options = Options { cpu: Cpu::Baseline, ..Options::default() };
+/// options.cflags.push("-Iinclude".to_owned());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The C compiler.
@@ -232,6 +239,19 @@ pub fn unit_name(path: &Path) -> String {
 /// # Errors
 ///
 /// See [`FrontError`]: each names the file, the reason and the remedy.
+///
+/// ```
+/// use jitcast_compiler::front::{Kind, Options, compile_file};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("same.clif");
+/// # std::fs::write(&path, "function %same(i64) -> i64 {\nblock0(v0: i64):\n    return v0\n}")?;
+/// let compiled = compile_file(&path, &Options::default())?;
+/// assert_eq!(compiled.kind, Kind::Clif);
+/// # Ok(())
+/// # }
+/// ```
 pub fn compile_file(path: &Path, options: &Options) -> Result<Compiled, FrontError> {
     let mut bytes = read_file(path, MAX_FILE_BYTES)?;
     if thin::is_thin(&bytes) {
@@ -284,6 +304,13 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FrontError> {
 /// # Errors
 ///
 /// As [`compile_file`].
+///
+/// ```
+/// use jitcast_compiler::front::{Options, compile_bytes};
+///
+/// let wrong = compile_bytes("wrong.clif", "function %wrong".into(), &Options::default());
+/// assert!(wrong.unwrap_err().to_string().starts_with("wrong.clif:"));
+/// ```
 pub fn compile_bytes(
     name: &str,
     bytes: Vec<u8>,

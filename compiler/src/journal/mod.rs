@@ -58,6 +58,22 @@ const LOG: &str = "log";
 const NEW_LOG: &str = "log.new";
 
 /// Where the journal is, and how it is kept.
+///
+/// ```
+/// use jitcast_compiler::{Compiler, CompilerOptions, JournalOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// let options = CompilerOptions {
+///     journal: Some(JournalOptions { durable: true, ..JournalOptions::new(folder.path()) }),
+///     ..CompilerOptions::default()
+/// };
+/// drop(Compiler::create(&options)?);
+/// let next = Compiler::create(&options)?; // has what was published
+/// assert_eq!(next.status().units.len(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalOptions {
     /// Its folder, which is made if it is not there.

@@ -66,6 +66,22 @@ pub enum Reclaim {
 }
 
 /// A unit to publish.
+///
+/// ```
+/// use jitcast_compiler::front::{Options, compile_bytes};
+/// use jitcast_compiler::{Reclaim, UnitSource};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let text = "function %same(i64) -> i64 {
+///             block0(v0: i64):
+///                 return v0
+///             }";
+/// let file = compile_bytes("same.clif", text.into(), &Options::default())?;
+/// let unit = UnitSource { reclaim: Reclaim::No, ..UnitSource::new("same", [file]) };
+/// assert_eq!(unit.signatures[0].1.to_string(), "(i64) -> i64");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct UnitSource {
     /// Its name: publishing the same name again replaces it.

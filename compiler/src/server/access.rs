@@ -6,6 +6,14 @@ use super::line::PublishLimits;
 use crate::requests::RequestOptions;
 
 /// Users and groups that have a right.
+///
+/// ```
+/// use jitcast_compiler::Access;
+///
+/// let mut access = Access::nobody();
+/// access.allow_uid(33).allow_gid(100);
+/// assert!(access.allows(33, 33) && access.allows(1000, 100) && !access.allows(1000, 1000));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     uids: BTreeSet<u32>,
@@ -52,6 +60,13 @@ impl Access {
 }
 
 /// The rights of a socket.
+///
+/// ```
+/// use jitcast_compiler::{Access, Policy};
+///
+/// let mut policy = Policy { publish: Access::nobody(), ..Policy::default() };
+/// policy.attach.allow_uid(33); // workers of www-data
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Who may attach workers and ask for the status.

@@ -21,6 +21,7 @@ use super::Server;
 use super::connection::{Connection, Incoming};
 use super::publishing::Desk;
 use crate::compiler::Compiler;
+use crate::fault::{Fault, seeded};
 use crate::renewal::Offering;
 use crate::requests::Asks;
 use waiting::{SHARED_PATIENCE, UNKNOWN};
@@ -114,6 +115,9 @@ impl<'a> Loop<'a> {
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
         loop {
+            if seeded(Fault::ServingFails) {
+                return Err(rustix::io::Errno::NOMEM.into());
+            }
             let was_accepting = self.accepting;
             events.clear();
             let timeout = self.next_deadline();

@@ -116,6 +116,14 @@ pub(crate) struct Units {
 }
 
 /// A unit whose constructor or resolver failed in this worker.
+///
+/// ```
+/// # use jitcast_worker::{FailedUnit, Worker};
+/// fn unfit(worker: &Worker) -> Vec<String> {
+///     let failed: Vec<FailedUnit> = worker.failed_units();
+///     failed.into_iter().map(|failed| failed.unit).collect()
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedUnit {
     /// Its name.

@@ -26,6 +26,13 @@ use jitcast_runtime::window::Window;
 use jitcast_runtime::{Corrupt, SegmentOffset};
 
 /// How unwinders get to know published code.
+///
+/// ```
+/// use jitcast_worker::{Unwinding, WorkerOptions};
+///
+/// // A host whose published code throws nothing.
+/// let options = WorkerOptions { unwinding: Unwinding::Off, ..WorkerOptions::default() };
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unwinding {
     /// By the hook, if [`embed!`](crate::embed) has installed it; else as [`Unwinding::Register`].

@@ -14,6 +14,14 @@ use super::text_at;
 use crate::worker::{Inner, Worker};
 
 /// A place in published code.
+///
+/// ```
+/// use jitcast_worker::Location;
+///
+/// let unit = Some("score".to_owned());
+/// let location = Location { unit, function: Some("twice".to_owned()), offset: 0x12 };
+/// assert_eq!(location.to_string(), "twice+0x12 (score)");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The unit; `None`: a stub of a host symbol.
@@ -53,6 +61,17 @@ impl Worker {
     ///
     /// Of a frame's return address, pass one less: the call may be the last of its function. It enters a guard
     /// of its own and allocates, so it is not for signal handlers: they store addresses.
+    ///
+    /// ```
+    /// # use jitcast_runtime::WorkerAddr;
+    /// # use jitcast_worker::Worker;
+    /// fn frame(worker: &Worker, return_address: u64) -> String {
+    ///     match worker.symbolize(WorkerAddr::new(return_address - 1)) {
+    ///         Some(location) => location.to_string(), // `score+0x12 (score)`
+    ///         None => "not published".to_owned(),
+    ///     }
+    /// }
+    /// ```
     pub fn symbolize(&self, addr: WorkerAddr) -> Option<Location> {
         let at = self.window().offset_of(addr)?;
         // What is found below stays while this thread is inside.

@@ -95,7 +95,7 @@ fn what_is_called_is_known_where_the_compiler_declares_it() {
 
 #[test]
 fn without_debugging_information_nothing_is_known() {
-    let Some(object) = compiled(&[]) else {
+    let Some(object) = compiled(&["-g0"]) else {
         return;
     };
     assert_eq!(describe(&object), Described::default());
