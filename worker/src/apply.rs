@@ -600,10 +600,13 @@ impl Inner {
     }
 
     pub(crate) fn open_extents(&self) -> Result<(), UpdateError> {
-        let control = self.control();
+        let (control, window) = (self.control(), self.window());
         for area in Area::ALL {
-            let object = self.link().segment();
-            self.window().open(area, control.extent(area), object)?;
+            let end = control.extent(area);
+            // Most often nothing has grown; the descriptor is looked at by a system call.
+            if end > window.end(area) {
+                window.open(area, end, self.link().segment())?;
+            }
         }
         Ok(())
     }
