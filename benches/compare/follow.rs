@@ -186,6 +186,7 @@ fn jitcast(worker: Worker, watched: bool, asleep: bool) -> Box<dyn FnMut(u64) ->
         loop {
             if asleep {
                 worker.wait(seen, None);
+                noticed_ns.get_or_insert_with(sys::monotonic_ns);
             }
             let guard = worker.enter().unwrap();
             let result = function.call(&guard, 0);

@@ -15,6 +15,7 @@ mod peers;
 mod plots;
 mod process;
 mod ratios;
+mod readme;
 mod report;
 mod role;
 mod rows;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use measure::{Plan, Recorder};
+use report::Report;
 use role::Role;
 
 // As in the hosts that it stands for.
@@ -48,12 +50,15 @@ struct Args {
     /// Writes the plots into this folder.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
+    /// Writes the figures into this file, between the marks that are there.
+    #[arg(long, value_name = "FILE")]
+    readme: Option<PathBuf>,
     /// Measures nothing: compares two files that `--json` wrote.
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
     compare: Option<Vec<PathBuf>>,
-    /// Measures nothing: draws the plots of a file that `--json` wrote.
-    #[arg(long, value_name = "FILE", requires = "plots")]
-    plots_of: Option<PathBuf>,
+    /// Measures nothing: shows a file that `--json` wrote, and writes what else is asked for.
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
     /// What cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -92,9 +97,24 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         );
         return Ok(());
     }
-    if let (Some(file), Some(folder)) = (&args.plots_of, &args.plots) {
-        return plots::draw(&report::read(file)?, folder);
+    let report = match &args.show {
+        Some(file) => report::read(file)?,
+        None => measure(args)?,
+    };
+    println!("{}", report.table());
+    if let Some(file) = &args.json {
+        report.write(file)?;
     }
+    if let Some(folder) = &args.plots {
+        plots::draw(&report, folder)?;
+    }
+    if let Some(file) = &args.readme {
+        readme::write(&report, file)?;
+    }
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<Report, String> {
     // While nothing is pinned.
     process::cpus();
     let groups = rows::chosen(&args.rows)?;
@@ -106,13 +126,5 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         eprintln!("measuring {}: {}", group.name, group.what);
         (group.run)(&mut recorder);
     }
-    let report = recorder.finish(environment);
-    println!("{}", report.table());
-    if let Some(file) = &args.json {
-        report.write(file)?;
-    }
-    if let Some(folder) = &args.plots {
-        plots::draw(&report, folder)?;
-    }
-    Ok(())
+    Ok(recorder.finish(environment))
 }

@@ -59,6 +59,8 @@ pub(crate) fn draw(report: &Report, folder: &Path) -> Result<(), Box<dyn Error>>
         for series in report.row(plot.row).filter(|series| series.x.is_some()) {
             lines.entry(&series.who).or_default().push(series);
         }
+        // An axis is logarithmic.
+        lines.retain(|_, line| line.iter().all(|series| series.summary.low > 0.0));
         if lines.is_empty() {
             continue;
         }

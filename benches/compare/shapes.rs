@@ -38,6 +38,20 @@ impl Shape {
         files
     }
 
+    /// The same, all but `main` and the host as members of an archive. ar(1) takes minutes for a hundred thousand.
+    pub(crate) fn archived(&self) -> Vec<(String, Vec<u8>)> {
+        let mut files = self.files();
+        let rest = files.split_off(self.objects);
+        let defined = |number: usize| {
+            let first = number * self.functions_each;
+            (first..first + self.functions_each).map(|index| format!("function_{index}"))
+        };
+        let names = (0..self.objects).map(|number| defined(number).collect());
+        let mut inputs = rest;
+        inputs.insert(1, ("all.a".to_owned(), archive(&files, names)));
+        inputs
+    }
+
     fn total(&self) -> usize {
         self.objects * self.functions_each
     }
@@ -81,6 +95,42 @@ impl Shape {
         writer.function("main".to_owned(), code, false);
         writer.finish()
     }
+}
+
+/// An archive as GNU's ar(1) makes it: an index of the names that each member defines, then the members.
+fn archive(members: &[(String, Vec<u8>)], defined: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
+    let header = |name: &str, len_bytes: usize| {
+        format!(
+            "{name:<16}{:<12}{:<6}{:<6}{:<8}{len_bytes:<10}`\n",
+            0, 0, 0, 644
+        )
+    };
+    let defined: Vec<Vec<String>> = defined.collect();
+    let count: usize = defined.iter().map(Vec::len).sum();
+    let texts: usize = defined.iter().flatten().map(|name| name.len() + 1).sum();
+    let index_bytes = (4 + 4 * count + texts).next_multiple_of(2);
+    let mut index = (count as u32).to_be_bytes().to_vec();
+    let mut at = b"!<arch>\n".len() + 60 + index_bytes;
+    for ((_, bytes), names) in members.iter().zip(&defined) {
+        names
+            .iter()
+            .for_each(|_| index.extend((at as u32).to_be_bytes()));
+        at += 60 + bytes.len().next_multiple_of(2);
+    }
+    for name in defined.iter().flatten() {
+        index.extend(name.as_bytes());
+        index.push(0);
+    }
+    index.resize(index_bytes, 0);
+    let mut archive = b"!<arch>\n".to_vec();
+    archive.extend(header("/", index_bytes).into_bytes());
+    archive.extend(index);
+    for (name, bytes) in members {
+        archive.extend(header(&format!("{name}/"), bytes.len()).into_bytes());
+        archive.extend(bytes);
+        archive.resize(archive.len().next_multiple_of(2), b'\n');
+    }
+    archive
 }
 
 fn hosts() -> Vec<u8> {

@@ -118,7 +118,7 @@ fn publish(serving: &Serving, made: Option<&Made>) {
 }
 
 fn samples(plan: crate::measure::Plan) -> usize {
-    plan.pick(20, 100)
+    plan.pick(20, 500)
 }
 
 fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {

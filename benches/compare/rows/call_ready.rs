@@ -139,7 +139,7 @@ fn asleep(recorder: &mut Recorder, libraries: Option<&Libraries>) {
         let mut races = vec![
             ("limit: bare slot and futex", bare_race(true, workers)),
             (
-                "jitcast, Worker::wait",
+                "jitcast, from the call of publish, which links",
                 publisher.race(Others::None, false, true, workers),
             ),
         ];
@@ -150,8 +150,8 @@ fn asleep(recorder: &mut Recorder, libraries: Option<&Libraries>) {
                 let events = race.run(count);
                 let mut taken = vec![Taken::warm(who, events.from_call).at(workers)];
                 if who.starts_with("jitcast") {
-                    let who = "jitcast, from the return of publish";
-                    taken.push(Taken::warm(who, events.from_return).at(workers));
+                    let who = "jitcast, from when the last worker is awake";
+                    taken.push(Taken::warm(who, events.from_notice).at(workers));
                 }
                 taken
             }));

@@ -79,33 +79,20 @@ struct Inputs {
 
 impl Inputs {
     /// In memory only.
-    fn unstored(shape: &Shape) -> Self {
+    fn unstored(files: Vec<(String, Vec<u8>)>) -> Self {
         // In memory too, if there is such a file system: what disks do is nobody's merit here.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         Self {
             folder: folder.unwrap(),
-            files: shape.files(),
+            files,
         }
     }
 
     fn of(shape: &Shape) -> Self {
-        let inputs = Self::unstored(shape);
+        let inputs = Self::unstored(shape.files());
         shapes::store(inputs.path(), &inputs.files);
         std::fs::write(inputs.path().join("list"), inputs.names().join("\n")).unwrap();
         inputs
-    }
-
-    /// The same, all but the last two of them (`main` and the host's) as members of an archive.
-    fn archived(mut self) -> Result<Self, String> {
-        let rest = self.files.split_off(self.files.len() - 2);
-        std::fs::write(self.path().join("list"), self.names().join("\n")).unwrap();
-        let mut ar = Command::new("ar");
-        ar.args(["qcs", "all.a", "@list"]).current_dir(self.path());
-        peers::run(&mut ar)?;
-        let archive = std::fs::read(self.path().join("all.a")).unwrap();
-        self.files = rest;
-        self.files.insert(1, ("all.a".to_owned(), archive));
-        Ok(self)
     }
 
     fn path(&self) -> &Path {
@@ -205,18 +192,19 @@ fn sizes(recorder: &mut Recorder, present: Present) {
             relocations_each: 8,
             sections,
         };
-        let mut shaped = vec![
+        let (many, sections) = (shape(functions, false), shape(1, true));
+        let shaped = [
             ("one object", Inputs::of(&shape(1, false))),
             (
                 "a section for each function",
-                Inputs::unstored(&shape(1, true)),
+                Inputs::unstored(sections.files()),
             ),
-            ("many objects", Inputs::unstored(&shape(functions, false))),
+            ("many objects", Inputs::unstored(many.files())),
+            (
+                "an archive of many members",
+                Inputs::unstored(many.archived()),
+            ),
         ];
-        match Inputs::of(&shape(functions, false)).archived() {
-            Ok(inputs) => shaped.push(("an archive of many members", inputs)),
-            Err(why) => recorder.skip("link, an archive of many members", why),
-        }
         let samples = (200_000 / relocations).clamp(1, 20);
         let mut contestants: Vec<Contestant<'_>> = Vec::new();
         for (name, inputs) in &shaped {
