@@ -117,7 +117,7 @@ pub(crate) struct Summary {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
-    /// The lowest and the highest median of a round.
+    /// The lowest and the highest median of a round; of five rounds or more without the outermost at either end.
     pub(crate) low: f64,
     pub(crate) high: f64,
 }
@@ -127,17 +127,21 @@ impl Summary {
         let all = sorted(rounds.iter().flatten().copied().collect());
         let medians = rounds.iter().map(|round| sorted(round.clone()));
         let medians = sorted(medians.map(|round| percentile(&round, 0.5)).collect());
+        let last = medians.len().saturating_sub(1);
         Self {
             count: all.len(),
             p50: percentile(&all, 0.5),
             p99: percentile(&all, 0.99),
             p999: percentile(&all, 0.999),
-            low: percentile(&medians, 0.0),
-            high: percentile(&medians, 1.0),
+            low: medians.get(last / 4).copied().unwrap_or(f64::NAN),
+            high: medians
+                .get((3 * last).div_ceil(4))
+                .copied()
+                .unwrap_or(f64::NAN),
         }
     }
 
-    /// How far the rounds' medians are apart, as a part of the median.
+    /// How far these are apart, as a part of the median.
     pub(crate) fn noise(&self) -> f64 {
         ((self.high - self.low) / self.p50).abs()
     }
@@ -224,6 +228,10 @@ impl Recorder {
     }
 
     fn add(&mut self, row: &Row, taken: Taken) {
+        // A peer that did not tell.
+        if taken.samples.is_empty() {
+            return;
+        }
         let known = self.series.iter_mut().find(|series| {
             series.row == *row
                 && series.who == taken.who

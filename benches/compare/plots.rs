@@ -1,6 +1,5 @@
 //! Plots, as SVG. Their background is white, so that they can be read on pages of any colour.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
@@ -8,18 +7,20 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::measure::Series;
-use crate::report::{Report, shown};
+use crate::report::{Report, grouped, shown};
 
 const SIZE: (u32, u32) = (760, 440);
 
 /// Far apart for people who see colours otherwise, too (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
     RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
+    RGBColor(150, 150, 150),
 ];
 
 /// What a plot is of: its file, its title, the row that it shows, what its axes are.
@@ -55,12 +56,16 @@ const PLOTS: [Plot; 3] = [
 pub(crate) fn draw(report: &Report, folder: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(folder)?;
     for plot in &PLOTS {
-        let mut lines: BTreeMap<&str, Vec<&Series>> = BTreeMap::new();
+        // In the order of the contestants.
+        let mut lines: Vec<(&str, Vec<&Series>)> = Vec::new();
         for series in report.row(plot.row).filter(|series| series.x.is_some()) {
-            lines.entry(&series.who).or_default().push(series);
+            match lines.iter_mut().find(|(who, _)| *who == series.who) {
+                Some((_, line)) => line.push(series),
+                None => lines.push((&series.who, vec![series])),
+            }
         }
         // An axis is logarithmic.
-        lines.retain(|_, line| line.iter().all(|series| series.summary.low > 0.0));
+        lines.retain(|(_, line)| line.iter().all(|series| series.summary.low > 0.0));
         if lines.is_empty() {
             continue;
         }
@@ -76,10 +81,10 @@ pub(crate) fn draw(report: &Report, folder: &Path) -> Result<(), Box<dyn Error>>
 fn draw_one(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     plot: &Plot,
-    lines: BTreeMap<&str, Vec<&Series>>,
+    lines: Vec<(&str, Vec<&Series>)>,
 ) -> Result<(), Box<dyn Error>> {
     area.fill(&WHITE)?;
-    let all = || lines.values().flatten();
+    let all = || lines.iter().flat_map(|(_, line)| line);
     let x = |series: &&&Series| series.x.unwrap_or(1.0);
     let xs = bounds(all().map(|series| x(&series)), 1.15);
     let y = all().flat_map(|series| [series.summary.low, series.summary.high]);
@@ -132,17 +137,4 @@ fn bounds(values: impl Iterator<Item = f64>, room: f64) -> std::ops::Range<f64> 
         (low.min(value), high.max(value))
     });
     low / room..high * room
-}
-
-/// A count with its thousands apart.
-fn grouped(count: f64) -> String {
-    let digits = format!("{count:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

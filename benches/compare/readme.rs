@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::measure::{Row, Series};
-use crate::report::{Report, shown};
+use crate::measure::{Row, Series, State};
+use crate::report::{Report, grouped, shown};
 
 const BEGIN: &str = "<!-- written by `cargo bench --bench compare -- --readme README.md` -->\n";
 const END: &str = "<!-- end of what it wrote -->\n";
@@ -19,7 +19,7 @@ pub(crate) fn write(report: &Report, path: &Path) -> Result<(), String> {
     let (before, after) = parts.ok_or_else(|| {
         format!("{place}: no place for the figures\n  help: put these lines where they are to be:\n{BEGIN}{END}")
     })?;
-    let text = format!("{before}{BEGIN}{}{END}{after}", section(report));
+    let text = format!("{before}{BEGIN}\n{}\n{END}{after}", section(report));
     std::fs::write(path, text).map_err(|error| format!("{place}: {error}"))
 }
 
@@ -34,7 +34,7 @@ fn section(report: &Report) -> String {
         fact("processor"),
         fact("kernel"),
         fact("date"),
-        fact("load average"),
+        fact("load average").split(' ').next().unwrap_or("unknown"),
     );
     let mut done: Vec<&Row> = Vec::new();
     for series in &report.series {
@@ -60,7 +60,7 @@ fn line(report: &Report, row: &Row) -> String {
         return String::new();
     };
     let first = own.remove(first);
-    let at = greatest.map_or(String::new(), |x| format!(" ({x:.0})"));
+    let at = greatest.map_or(String::new(), |x| format!(" ({})", grouped(x)));
     let mut text = format!("| {}{at} | {} | ", row.name, cell(first, first));
     for (index, other) in own.into_iter().enumerate() {
         let and = if index == 0 { "" } else { "; " };
@@ -73,8 +73,8 @@ fn line(report: &Report, row: &Row) -> String {
 fn cell(series: &Series, first: &Series) -> String {
     let who = series.who.strip_prefix("jitcast, ").unwrap_or(&series.who);
     let state = match series.state {
-        crate::measure::State::Cold => ", first time",
-        crate::measure::State::Warm => "",
+        State::Cold => ", first time",
+        State::Warm => "",
     };
     let figure = shown(series.summary.p50, &series.row.unit);
     if std::ptr::eq(series, first) {

@@ -104,15 +104,20 @@ impl Report {
         });
         match own {
             Some(own) if own.who == series.who && own.state == series.state => "1".to_owned(),
-            Some(own) => format!("{:.2}", series.summary.p50 / own.summary.p50),
-            None => String::new(),
+            Some(own) if own.summary.p50 != 0.0 => {
+                format!("{:.2}", series.summary.p50 / own.summary.p50)
+            }
+            _ => String::new(),
         }
     }
 }
 
 /// Who a series is of, with its place in the plot.
 pub(crate) fn name(series: &Series) -> String {
-    let at = series.x.map(|x| format!(" [{x}]")).unwrap_or_default();
+    let at = series
+        .x
+        .map(|x| format!(" [{}]", grouped(x)))
+        .unwrap_or_default();
     let state = match series.state {
         State::Warm => "",
         State::Cold => " (cold)",
@@ -133,6 +138,7 @@ pub(crate) fn shown(value: f64, unit: &str) -> String {
         }
     };
     match unit {
+        "" => format!("{value}"),
         "ns" => scaled(&[(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")]),
         "bytes" => scaled(&[(1048576.0, "MiB"), (1024.0, "KiB"), (1.0, "B")]),
         unit if unit.ends_with("/s") => scaled(&[
@@ -142,4 +148,17 @@ pub(crate) fn shown(value: f64, unit: &str) -> String {
         ]),
         unit => scaled(&[(1.0, unit)]),
     }
+}
+
+/// A count with its thousands apart.
+pub(crate) fn grouped(count: f64) -> String {
+    let digits = format!("{count:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::common::{Serving, generated_object, object_unit};
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
 use crate::process::{Pinned, ask};
+use crate::report::grouped;
 use crate::role::Role;
 
 /// Host symbols that the published functions import.
@@ -80,7 +81,8 @@ pub(crate) fn run(recorder: &mut Recorder) {
             Box::new(move || {
                 let mut times: Vec<f64> = ask(&Role::Late(late.clone()));
                 let again = times.split_off(1);
-                vec![Taken::cold(who, times), Taken::warm(who, again)]
+                let first = Taken::cold(format!("{who}, first in a process"), times);
+                vec![first, Taken::warm(format!("{who}, again"), again)]
             })
         };
         let contestants = vec![
@@ -90,7 +92,10 @@ pub(crate) fn run(recorder: &mut Recorder) {
                 Late::Slots { count: functions },
             ),
         ];
-        let row = format!("attach to {functions} functions with {IMPORTS} imports");
+        let row = format!(
+            "attach to {} functions with {IMPORTS} imports",
+            grouped(functions as f64)
+        );
         recorder.row_of(rounds, ("attach", &row, "ns"), contestants);
     }
 }

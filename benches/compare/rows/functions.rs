@@ -8,6 +8,7 @@ use crate::common::{Serving, adds, mixes};
 use crate::follow::{Means, Others};
 use crate::library::bonus;
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
+use crate::report::grouped;
 
 const WORKERS: usize = 8;
 
@@ -52,7 +53,10 @@ pub(crate) fn run(recorder: &mut Recorder) {
     contestants.push(Box::new(|| {
         theirs.round("Cranelift JIT in each of 8 workers", 1)
     }));
-    let row = format!("{functions} functions of CLIF until 8 workers have called one");
+    let row = format!(
+        "{} functions of CLIF until 8 workers have called one",
+        grouped(functions as f64)
+    );
     let rounds = recorder.plan.pick(1, 3);
     recorder.row_of(rounds, ("functions", &row, "ns"), contestants);
 }

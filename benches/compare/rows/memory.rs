@@ -1,6 +1,8 @@
 //! Memory that code takes in each worker: jitcast's, a shared library's, and that of a JIT in each process.
+//!
+//! Of what several processes have in common each counts its share. The compiler process has one of the segment, so the sum
+//! over workers comes near all of it as they get more.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -80,7 +82,7 @@ fn touch(code: *const ()) {
 }
 
 /// What the kernel says of a process, bytes; and how many mappings it has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
     /// Its own pages, written to: those of files would be shared by more workers than one.
     private: f64,
@@ -88,22 +90,34 @@ struct Sizes {
     mappings: f64,
 }
 
+/// All but the program itself, of which every process has the same: of code that it never runs nothing is there.
 fn sizes(id: u32) -> Sizes {
-    let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap();
-    let lines: BTreeMap<&str, f64> = text
-        .lines()
-        .filter_map(|line| {
-            let (what, rest) = line.split_once(':')?;
-            let kib: f64 = rest.trim().strip_suffix(" kB")?.parse().ok()?;
-            Some((what, kib * 1024.0))
-        })
-        .collect();
-    let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
-    Sizes {
-        private: lines["Private_Dirty"],
-        proportional: lines["Pss"],
-        mappings: maps.lines().count() as f64,
+    let text = std::fs::read_to_string(format!("/proc/{id}/smaps")).unwrap();
+    let program = std::fs::read_link(format!("/proc/{id}/exe")).unwrap();
+    let program = program.to_str().expect("cargo's paths are text");
+    let mut sizes = Sizes::default();
+    let mut is_program = false;
+    for line in text.lines() {
+        let kib = |rest: &str| -> f64 {
+            let kib = rest.trim().strip_suffix(" kB").expect("sizes are in kB");
+            kib.parse::<f64>().expect("a number") * 1024.0
+        };
+        match line.split_once(':') {
+            Some(("Private_Dirty", rest)) if !is_program => sizes.private += kib(rest),
+            Some(("Pss", rest)) if !is_program => sizes.proportional += kib(rest),
+            // `7f0000000000-7f0000001000 r--p 00000000 fe:00 1234   /path`
+            _ if line
+                .split(' ')
+                .next()
+                .is_some_and(|first| first.contains('-')) =>
+            {
+                is_program = line.ends_with(program);
+                sizes.mappings += 1.0;
+            }
+            _ => {}
+        }
     }
+    sizes
 }
 
 /// Sizes of `workers` processes that are there at once.

@@ -33,6 +33,8 @@ type Publish<'a> = Box<dyn FnMut(&Board, u64) + 'a>;
 pub(crate) struct Events {
     /// From the call that publishes until the last follower had called.
     pub(crate) from_call: Vec<f64>,
+    /// From that call until the last follower noticed that something is new.
+    pub(crate) until_notice: Vec<f64>,
     /// From the return of that call; below 0 if it was called before.
     pub(crate) from_return: Vec<f64>,
     /// From when the last follower noticed that something is new.
@@ -116,6 +118,9 @@ impl<'a> Race<'a> {
             let last = last.expect("somebody follows");
             let since = |past: u64| last.called_ns as f64 - past as f64;
             events.from_call.push(since(start_ns));
+            events
+                .until_notice
+                .push(last.noticed_ns as f64 - start_ns as f64);
             events.from_return.push(since(done_ns));
             events.from_notice.push(since(last.noticed_ns));
         }

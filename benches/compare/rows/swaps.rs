@@ -45,12 +45,12 @@ pub(crate) fn run(recorder: &mut Recorder) {
     let _pinned = Pinned::to(0);
     let time = Duration::from_millis(recorder.plan.pick(200, 700));
     let options = CompilerOptions::default();
-    let publishers =
-        [1_usize, 8].map(|workers| (workers, Publisher::new(&options, versions(Reclaim::Yes, 0))));
+    let publishers = [(1_usize, "1 worker"), (8, "8 workers")]
+        .map(|workers| (workers, Publisher::new(&options, versions(Reclaim::Yes, 0))));
     let mut held: Vec<Contestant<'_>> = Vec::new();
     let libraries = Libraries::make(LIBRARIES);
     let mut contestants: Vec<Contestant<'_>> = Vec::new();
-    for (workers, publisher) in &publishers {
+    for ((workers, name), publisher) in &publishers {
         let socket = &publisher.serving.socket;
         contestants.push(Box::new(move || {
             let start = |number| {
@@ -64,10 +64,7 @@ pub(crate) fn run(recorder: &mut Recorder) {
             };
             let _players: Vec<Player> = (0..*workers).map(start).collect();
             let rate = rate(time, |number| publisher.publish(number));
-            vec![Taken::warm(
-                format!("jitcast, workers that poll: {workers}"),
-                vec![rate],
-            )]
+            vec![Taken::warm(format!("jitcast, {name} polling"), vec![rate])]
         }));
         held.push(Box::new(move || {
             let used = || -> u64 {
@@ -78,7 +75,7 @@ pub(crate) fn run(recorder: &mut Recorder) {
             (0..2000).for_each(|number| publisher.publish(number));
             let grown = used() as f64 - before as f64;
             vec![Taken::warm(
-                format!("jitcast, workers that polled: {workers}"),
+                format!("jitcast, {name} had polled"),
                 vec![grown],
             )]
         }));
