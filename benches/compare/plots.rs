@@ -29,6 +29,8 @@ struct Plot {
     title: &'static str,
     row: &'static str,
     x: &'static str,
+    /// Of the logarithms on that axis.
+    base: f64,
 }
 
 const PLOTS: [Plot; 3] = [
@@ -37,18 +39,21 @@ const PLOTS: [Plot; 3] = [
         title: "Published until all sleeping workers have called it",
         row: "linked code published to called, sleeping workers",
         x: "workers",
+        base: 2.0,
     },
     Plot {
         file: "memory.svg",
         title: "Memory for 1,000 functions in all workers together",
         row: "memory of all workers together, 1,000 functions",
         x: "workers",
+        base: 2.0,
     },
     Plot {
         file: "link.svg",
         title: "Time to link, by size",
         row: "link, whole process or in memory, by relocations",
         x: "relocations",
+        base: 10.0,
     },
 ];
 
@@ -88,21 +93,23 @@ fn draw_one(
     let x = |series: &&&Series| series.x.unwrap_or(1.0);
     let xs = bounds(all().map(|series| x(&series)), 1.15);
     let y = all().flat_map(|series| [series.summary.low, series.summary.high]);
-    let ys = bounds(y, 1.6);
+    let mut ys = bounds(y, 1.6);
+    // Room for the names of the lines.
+    ys.end *= (ys.end / ys.start).powf(0.05 * lines.len() as f64);
     let unit = all().next().map_or("", |series| &series.row.unit);
     let mut chart = ChartBuilder::on(area)
         .caption(plot.title, ("sans-serif", 19))
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(74)
-        .build_cartesian_2d(xs.log_scale(), ys.log_scale())?;
+        .build_cartesian_2d(xs.log_scale().base(plot.base), ys.log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
         .x_desc(plot.x)
         .y_desc("median")
         .x_label_formatter(&|x| grouped(*x))
-        .y_label_formatter(&|y| shown(*y, unit).replace(".00", "").replace(".0 ", " "))
+        .y_label_formatter(&|y| axis(*y, unit))
         .draw()?;
     for ((who, mut line), colour) in lines.into_iter().zip(COLOURS.iter().cycle()) {
         line.sort_by(|a, b| a.x.unwrap_or(0.0).total_cmp(&b.x.unwrap_or(0.0)));
@@ -137,4 +144,15 @@ fn bounds(values: impl Iterator<Item = f64>, room: f64) -> std::ops::Range<f64> 
         (low.min(value), high.max(value))
     });
     low / room..high * room
+}
+
+/// A figure on an axis, which has powers of ten.
+fn axis(value: f64, unit: &str) -> String {
+    if unit == "bytes" {
+        return match value {
+            1e6.. => format!("{:.0} MB", value / 1e6),
+            _ => format!("{:.0} kB", value / 1e3),
+        };
+    }
+    shown(value, unit).replace(".00", "").replace(".0 ", " ")
 }

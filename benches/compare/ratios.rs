@@ -3,6 +3,7 @@
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
+use crate::measure::Series;
 use crate::report::{Report, name, shown};
 
 /// A line for each series that both runs have.
@@ -15,12 +16,14 @@ pub(crate) fn table(old: &Report, new: &Report) -> String {
         let column = table.column_mut(column).expect("it has seven columns");
         column.set_cell_alignment(CellAlignment::Right);
     }
-    for series in &new.series {
-        let Some(before) = old.series.iter().find(|before| before.is_of(series)) else {
-            continue;
-        };
+    let drift = drift(old, new);
+    for (before, series) in pairs(old, new) {
         let ratio = series.summary.p50 / before.summary.p50;
-        let noise = before.summary.noise().max(series.summary.noise());
+        let noise = before
+            .summary
+            .noise()
+            .max(series.summary.noise())
+            .max(drift);
         table.add_row([
             format!("{}: {}", series.row.group, series.row.name),
             name(series),
@@ -32,6 +35,10 @@ pub(crate) fn table(old: &Report, new: &Report) -> String {
         ]);
     }
     let mut text = table.to_string();
+    let percent = drift * 100.0;
+    text += &format!(
+        "\nwhat does not change between runs differs by up to {percent:.0} %: that is noise, too"
+    );
     if old.quick || new.quick {
         text += "\none of them is a quick run: for a look only";
     }
@@ -46,6 +53,22 @@ pub(crate) fn table(old: &Report, new: &Report) -> String {
         text += "\nthe machines differ: only ratios inside one run mean something";
     }
     text
+}
+
+/// What both runs have.
+fn pairs<'a>(old: &'a Report, new: &'a Report) -> impl Iterator<Item = (&'a Series, &'a Series)> {
+    new.series.iter().filter_map(|series| {
+        let before = old.series.iter().find(|before| before.is_of(series));
+        before.map(|before| (before, series))
+    })
+}
+
+/// How far the machine itself differs: by the rows that measure nothing of anybody's.
+fn drift(old: &Report, new: &Report) -> f64 {
+    pairs(old, new)
+        .filter(|(_, series)| series.row.group == "noise")
+        .map(|(before, series)| (series.summary.p50 / before.summary.p50 - 1.0).abs())
+        .fold(0.0, f64::max)
 }
 
 /// What is more than the noise of the rounds.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::measure::{Row, Series, State};
+use crate::measure::{Row, Series};
 use crate::report::{Report, grouped, shown};
 
 const BEGIN: &str = "<!-- written by `cargo bench --bench compare -- --readme README.md` -->\n";
@@ -72,18 +72,14 @@ fn line(report: &Report, row: &Row) -> String {
 /// Who, how much, and how many times that is `first`'s.
 fn cell(series: &Series, first: &Series) -> String {
     let who = series.who.strip_prefix("jitcast, ").unwrap_or(&series.who);
-    let state = match series.state {
-        State::Cold => ", first time",
-        State::Warm => "",
-    };
     let figure = shown(series.summary.p50, &series.row.unit);
     if std::ptr::eq(series, first) {
         let who = if who == "jitcast" {
             String::new()
         } else {
-            format!(" ({who}{state})")
+            format!(" ({who})")
         };
         return format!("{figure}{who}");
     }
-    format!("{who}{state}: {figure}")
+    format!("{who}: {figure}")
 }

@@ -81,7 +81,7 @@ pub(crate) fn run(recorder: &mut Recorder) {
             Box::new(move || {
                 let mut times: Vec<f64> = ask(&Role::Late(late.clone()));
                 let again = times.split_off(1);
-                let first = Taken::cold(format!("{who}, first in a process"), times);
+                let first = Taken::cold(format!("{who}, first of a process"), times);
                 vec![first, Taken::warm(format!("{who}, again"), again)]
             })
         };

@@ -91,7 +91,10 @@ fn polling(recorder: &mut Recorder, libraries: Option<&Libraries>) {
                 "jitcast, from the call of publish until the worker sees the head",
                 events.until_notice,
             ),
-            Taken::warm("jitcast, from the return of publish", events.from_return),
+            Taken::warm(
+                "jitcast, from the return of publish (below 0: called before)",
+                events.from_return,
+            ),
             Taken::warm(
                 "jitcast, from the call of publish, which links",
                 events.from_call,
