@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Serving, adds, attach, clif};
+use common::{Serving, adds, attach, clif, mixes};
 use criterion::Criterion;
 use jitcast::compiler::front::{self, compile_bytes};
 use jitcast::compiler::{Compiler, CompilerOptions, Reclaim, Threads, UnitFile, UnitSource};
@@ -151,7 +151,7 @@ fn in_threads(criterion: &mut Criterion, name: &str, publish: impl Fn(&Compiler,
 
 /// One file of CLIF with a thousand functions.
 fn thousand_functions(criterion: &mut Criterion) {
-    let text: String = (0..1000).map(mixes).collect();
+    let text: String = (0..1000).map(|number| mixes(number, 1000)).collect();
     in_threads(criterion, "1000_clif_functions", |compiler, threads| {
         let options = front::Options {
             threads: threads.clone(),
@@ -161,41 +161,6 @@ fn thousand_functions(criterion: &mut Criterion) {
         let unit = UnitSource::new("mixes", [compiled]);
         compiler.publish(&[unit]).unwrap();
     });
-}
-
-/// CLIF of a function with two loops, calls and some arithmetic.
-fn mixes(number: usize) -> String {
-    let other = (number + 1) % 1000;
-    format!(
-        "function %mix_{number}(i64, i64) -> i64 {{
-    fn0 = %mix_{other}(i64, i64) -> i64
-block0(v0: i64, v1: i64):
-    v2 = iconst.i64 {number}
-    v3 = iadd v0, v2
-    brif v1, block1(v3, v1), block3(v3)
-block1(v4: i64, v5: i64):
-    v6 = imul v4, v5
-    v7 = iconst.i64 7
-    v8 = rotl v6, v7
-    v9 = bxor v8, v2
-    v10 = iconst.i64 -1
-    v11 = iadd v5, v10
-    brif v11, block1(v9, v11), block2(v9)
-block2(v12: i64):
-    v13 = ushr v12, v7
-    v14 = band v13, v2
-    v15 = call fn0(v13, v14)
-    v16 = iadd v15, v12
-    jump block3(v16)
-block3(v17: i64):
-    v18 = iconst.i64 0
-    v19 = icmp slt v17, v18
-    v20 = ineg v17
-    v21 = select v19, v20, v17
-    return v21
-}}
-"
-    )
 }
 
 /// One unit of many small objects.

@@ -5,6 +5,8 @@
     reason = "each bench is a crate of its own and uses some of the helpers"
 )]
 
+pub(crate) mod linking;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,9 +31,13 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start() -> Self {
+        Self::with(&CompilerOptions::default())
+    }
+
+    pub(crate) fn with(options: &CompilerOptions) -> Self {
         let random = u64::from_le_bytes(jitcast::runtime::sys::random().unwrap());
         let socket = format!("@jitcast-bench-{random:016x}");
-        let compiler = Arc::new(Compiler::create(&CompilerOptions::default()).unwrap());
+        let compiler = Arc::new(Compiler::create(options).unwrap());
         let options = front::Options::default();
         let server = Server::bind(&socket, Policy::default(), options).unwrap();
         let stop = server.stopper().unwrap();
@@ -90,6 +96,41 @@ pub(crate) fn adds(name: &str, bonus: i64) -> String {
     format!(
         "function %{name}(i64) -> i64 {{\nblock0(v0: i64):\n    v1 = iconst.i64 {bonus}\n    \
          v2 = iadd v0, v1\n    return v2\n}}\n"
+    )
+}
+
+/// CLIF of function `number` of `count`, with two loops, calls and some arithmetic.
+pub(crate) fn mixes(number: usize, count: usize) -> String {
+    let other = (number + 1) % count;
+    format!(
+        "function %mix_{number}(i64, i64) -> i64 {{
+    fn0 = %mix_{other}(i64, i64) -> i64
+block0(v0: i64, v1: i64):
+    v2 = iconst.i64 {number}
+    v3 = iadd v0, v2
+    brif v1, block1(v3, v1), block3(v3)
+block1(v4: i64, v5: i64):
+    v6 = imul v4, v5
+    v7 = iconst.i64 7
+    v8 = rotl v6, v7
+    v9 = bxor v8, v2
+    v10 = iconst.i64 -1
+    v11 = iadd v5, v10
+    brif v11, block1(v9, v11), block2(v9)
+block2(v12: i64):
+    v13 = ushr v12, v7
+    v14 = band v13, v2
+    v15 = call fn0(v13, v14)
+    v16 = iadd v15, v12
+    jump block3(v16)
+block3(v17: i64):
+    v18 = iconst.i64 0
+    v19 = icmp slt v17, v18
+    v20 = ineg v17
+    v21 = select v19, v20, v17
+    return v21
+}}
+"
     )
 }
 

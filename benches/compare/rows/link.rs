@@ -1,0 +1,232 @@
+//! Linking: the same objects for every linker.
+//!
+//! In memory, jitcast's linker is a library; LLVM's JIT linker tells its own times, without those of its process. As whole
+//! processes all of them read files; `ld -shared` and `ld.lld` write one too, which is what they are for.
+
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::common::linking::link;
+use crate::measure::{Contestant, Recorder, Taken, time_ns};
+use crate::peers::{self, JITLINK, JITLINK_HELP};
+use crate::shapes::{self, Shape};
+
+const SIZES: &str = "link, whole process or in memory, by relocations";
+
+/// Linkers that are there.
+#[derive(Clone, Copy)]
+struct Present {
+    ld: bool,
+    lld: bool,
+    jitlink: bool,
+}
+
+pub(crate) fn run(recorder: &mut Recorder) {
+    let present = Present {
+        ld: peers::has("ld"),
+        lld: peers::has("ld.lld"),
+        jitlink: peers::has(JITLINK),
+    };
+    for (is_there, what, why) in [
+        (present.ld, "ld -shared", "no ld; install GNU binutils"),
+        (present.lld, "ld.lld", "no ld.lld; install lld"),
+        (present.jitlink, "llvm-jitlink", JITLINK_HELP),
+    ] {
+        if !is_there {
+            recorder.skip(what, why);
+        }
+    }
+    let shape = |objects, functions_each, relocations_each, sections| Shape {
+        objects,
+        functions_each,
+        relocations_each,
+        sections,
+    };
+    for (name, shape) in [
+        (
+            "link one tiny object (4 relocations)",
+            shape(1, 1, 1, false),
+        ),
+        (
+            "link 1,001 objects (7,003 relocations)",
+            shape(1000, 1, 7, false),
+        ),
+        (
+            "link 5,000 functions (40,003 relocations)",
+            shape(1, 5000, 8, false),
+        ),
+        (
+            "link 5,000 sections (40,003 relocations)",
+            shape(1, 5000, 8, true),
+        ),
+    ] {
+        let inputs = Inputs::of(&shape);
+        let few = shape.relocations() < 100;
+        let samples = if few { 200 } else { 3 };
+        let contestants = inputs.contestants(present, samples);
+        recorder.row("link", name, "ns", contestants);
+    }
+    sizes(recorder, present);
+}
+
+/// The inputs of a link, in memory and as files.
+struct Inputs {
+    folder: TempDir,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Inputs {
+    /// In memory only.
+    fn unstored(files: Vec<(String, Vec<u8>)>) -> Self {
+        // In memory too, if there is such a file system: what disks do is nobody's merit here.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self {
+            folder: folder.unwrap(),
+            files,
+        }
+    }
+
+    fn of(shape: &Shape) -> Self {
+        let inputs = Self::unstored(shape.files());
+        shapes::store(inputs.path(), &inputs.files);
+        std::fs::write(inputs.path().join("list"), inputs.names().join("\n")).unwrap();
+        inputs
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.files.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn in_memory(&self) {
+        let files: Vec<(&str, &[u8])> = self
+            .files
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+            .collect();
+        std::hint::black_box(link(&files));
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.path());
+        command
+    }
+
+    fn jitcast(&self) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_jitcast"), &["link"]);
+        command.args(self.names());
+        command
+    }
+
+    fn jitlink(&self) -> Command {
+        self.command(JITLINK, &["-noexec", "-show-times", "@list"])
+    }
+
+    /// Everybody, `samples` times a round in memory and at most thrice as a process.
+    fn contestants(&self, present: Present, samples: usize) -> Vec<Contestant<'_>> {
+        let mut all: Vec<Contestant<'_>> = vec![Box::new(move || {
+            let once = |_| time_ns(|| self.in_memory());
+            let samples = (0..samples).map(once).collect();
+            vec![Taken::warm("jitcast, in memory", samples)]
+        })];
+        let processes = samples.min(3);
+        let mut process = |who: &'static str, command: fn(&Self) -> Command| {
+            all.push(Box::new(move || {
+                let once = |_| time_ns(|| peers::run(&mut command(self)).unwrap());
+                vec![Taken::warm(who, (0..processes).map(once).collect())]
+            }));
+        };
+        process("jitcast link", Self::jitcast);
+        if present.ld {
+            process("ld -shared", |inputs| {
+                inputs.command("ld", &["-shared", "-o", "ld.so", "@list"])
+            });
+        }
+        if present.lld {
+            process("ld.lld -shared --threads=1", |inputs| {
+                inputs.command(
+                    "ld.lld",
+                    &["-shared", "--threads=1", "-o", "lld.so", "@list"],
+                )
+            });
+        }
+        if present.jitlink {
+            all.push(Box::new(move || {
+                let mut own = Vec::new();
+                let once = |_| {
+                    let start = std::time::Instant::now();
+                    let told = peers::output(&mut self.jitlink()).unwrap();
+                    let taken = start.elapsed();
+                    own.extend(peers::jitlink_own_ns(&told));
+                    taken.as_nanos() as f64
+                };
+                let whole = (0..processes).map(once).collect();
+                vec![
+                    Taken::warm("llvm-jitlink, its own phases", own),
+                    Taken::warm("llvm-jitlink", whole),
+                ]
+            }));
+        }
+        all
+    }
+}
+
+/// Ten times as much each time: it should take ten times as long.
+fn sizes(recorder: &mut Recorder, present: Present) {
+    let sizes: &[usize] = recorder.plan.pick(
+        &[1_000, 10_000, 100_000],
+        &[1_000, 10_000, 100_000, 1_000_000],
+    );
+    let rounds = recorder.plan.pick(1, 3);
+    for &relocations in sizes {
+        let functions = relocations / 8;
+        let shape = |objects, sections| Shape {
+            objects,
+            functions_each: functions / objects,
+            relocations_each: 8,
+            sections,
+        };
+        let (many, sections) = (shape(functions, false), shape(1, true));
+        let shaped = [
+            ("one object", Inputs::of(&shape(1, false))),
+            (
+                "a section for each function",
+                Inputs::unstored(sections.files()),
+            ),
+            ("many objects", Inputs::unstored(many.files())),
+            (
+                "an archive of many members",
+                Inputs::unstored(many.archived()),
+            ),
+        ];
+        let samples = (200_000 / relocations).clamp(1, 20);
+        let mut contestants: Vec<Contestant<'_>> = Vec::new();
+        for (name, inputs) in &shaped {
+            let who = format!("jitcast in memory, {name}");
+            contestants.push(Box::new(move || {
+                let once = |_| time_ns(|| inputs.in_memory());
+                let taken = Taken::warm(who.as_str(), (0..samples).map(once).collect());
+                vec![taken.at(relocations)]
+            }));
+        }
+        let one = &shaped[0].1;
+        // The first two are jitcast's, in memory (which it is above) and as a process (which takes no longer list).
+        for mut peer in one.contestants(present, 1).into_iter().skip(2) {
+            contestants.push(Box::new(move || {
+                let taken = peer().into_iter();
+                let named = taken.map(|one| Taken {
+                    who: format!("{}, one object", one.who),
+                    ..one.at(relocations)
+                });
+                named.collect()
+            }));
+        }
+        recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
+    }
+}

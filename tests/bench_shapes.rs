@@ -1,0 +1,60 @@
+//! The objects that `benches/compare` gives to every linker are what their names say.
+
+#[path = "../benches/compare/shapes.rs"]
+#[allow(dead_code, reason = "the bench uses the rest of it")]
+mod shapes;
+
+use jitcast::linker::{Dialect, Input, Options, Prepared};
+use shapes::Shape;
+
+/// How many relocations these files have in one unit, and how many functions they define.
+fn counts(files: &[(String, Vec<u8>)]) -> (usize, usize) {
+    let inputs: Vec<Input<'_>> = files
+        .iter()
+        .map(|(name, bytes)| Input {
+            name,
+            bytes,
+            dialect: Dialect::Elf,
+        })
+        .collect();
+    let prepared = Prepared::read("shape", &inputs, &Options::default()).unwrap();
+    let functions = prepared
+        .definitions()
+        .iter()
+        .filter(|definition| definition.name.starts_with("function_"));
+    (prepared.counts().relocations, functions.count())
+}
+
+#[test]
+fn a_shape_has_the_relocations_that_it_says() {
+    for (objects, functions_each, relocations_each, sections, relocations) in [
+        (1, 1, 1, false, 4),
+        (1000, 1, 7, false, 7003),
+        (1, 5000, 8, false, 40_003),
+        (1, 5000, 8, true, 40_003),
+    ] {
+        let shape = Shape {
+            objects,
+            functions_each,
+            relocations_each,
+            sections,
+        };
+        assert_eq!(shape.relocations(), relocations, "{shape:?}");
+        let wanted = (relocations, objects * functions_each);
+        assert_eq!(counts(&shape.files()), wanted, "{shape:?}");
+    }
+}
+
+/// Members are taken by the archive's index: what nothing reaches is not, which is little.
+#[test]
+fn an_archive_has_what_the_objects_have() {
+    let shape = Shape {
+        objects: 125,
+        functions_each: 1,
+        relocations_each: 8,
+        sections: false,
+    };
+    let (relocations, functions) = counts(&shape.archived());
+    assert!(functions > 120, "{functions} of 125 members were taken");
+    assert_eq!(relocations, functions * 8 + 3);
+}
