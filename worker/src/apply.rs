@@ -310,10 +310,7 @@ impl Inner {
             }
         }
         let behind = head - state.applied;
-        let lacks_something = state
-            .imports
-            .values()
-            .any(|import| import.address.is_none());
+        let lacks_something = !state.imports.missing().is_empty();
         // Texts that are registered with the unwinder may be in the way of new ones, which only the directory tells.
         let registers = state.registered.is_some() && !others.pins.is_empty();
         let is_far = behind > RING_STEPS && !seeded(Fault::LapUnnoticed);
@@ -582,8 +579,7 @@ impl Inner {
     /// Tells the compiler process what this worker lacks.
     fn tell(&self, state: &State) {
         let failed = state.units.failed().count() as u64;
-        let imports = state.imports.values();
-        let missing = imports.filter(|import| import.address.is_none()).count() as u64;
+        let missing = state.imports.missing().len() as u64;
         let mailbox = self.mailbox();
         mailbox.word(Word::Failed).store(failed, Ordering::Relaxed);
         mailbox

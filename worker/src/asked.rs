@@ -304,7 +304,7 @@ impl Inner {
                 bound
                     .imports
                     .iter()
-                    .for_each(|import| drop(state.imports.remove(import)));
+                    .for_each(|import| state.imports.remove(*import));
             }
         }
         Ok(!gone.is_empty())

@@ -143,7 +143,7 @@ impl Inner {
                     }
                     .into());
                 }
-                if let Some(from) = state.imports.get(&import).and_then(|import| import.address)
+                if let Some(from) = state.imports.get(import).and_then(|import| import.address)
                     // A weak one that the host lacks: the copy is zeros.
                     && from != WorkerAddr::NULL
                 {
@@ -166,11 +166,9 @@ impl Inner {
 
     /// What stands for a thread-local symbol of the host.
     fn thread_local(&self, state: &mut State, kind: PatchKind, import: ImportId) -> Option<u64> {
-        let known = state.imports.get_mut(&import);
+        let known = state.imports.get(import).and_then(|known| known.address);
         let mut variable = None;
-        if let Some(import) = known
-            && let Some(address) = import.address
-        {
+        if let Some(address) = known {
             variable = Variable::at(address.get());
             let lacks = match variable {
                 None => Some("is not thread-local"),
@@ -182,7 +180,7 @@ impl Inner {
                 Some(_) => None,
             };
             if let Some(why) = lacks {
-                import.lacks(why);
+                state.imports.lacks(import, why);
                 variable = None;
             }
         }

@@ -13,10 +13,11 @@ use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr,
 
 use crate::canary::Canaries;
 use crate::error::UpdateError;
+use crate::imports::Import;
 use crate::log::{Event, note};
 use crate::transition::{Place, Step};
 use crate::trap;
-use crate::worker::{Import, Inner, State};
+use crate::worker::{Inner, State};
 
 impl Inner {
     /// The first call cell is where the segment's traps jump through.
@@ -40,7 +41,7 @@ impl Inner {
             at,
         })?;
         let name = trailing_text::<ImportRecord>(view, at, 0, record.name_len)?;
-        if state.imports.contains_key(&ImportId::new(import)) {
+        if state.imports.get(ImportId::new(import)).is_some() {
             // Its cells and patches hold what was found first, and go on to.
             return Ok(());
         }
@@ -260,7 +261,7 @@ impl Inner {
             PatchTarget::Window(offset) => self.window().addr_of(offset),
             PatchTarget::Host(import) => state
                 .imports
-                .get(&import)
+                .get(import)
                 .map_or_else(removed_trap, |import| import.address.unwrap_or(import.trap)),
         }
     }

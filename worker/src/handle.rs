@@ -465,8 +465,8 @@ fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr 
     match why {
         _ if let Some(fallback) = handle.fallback => fallback,
         LookupError::MissingImport { import, .. } | LookupError::ImportSignature { import, .. } => {
-            let mut lacking = state.imports.values();
-            let lacking = lacking.find(|known| known.address.is_none() && known.name == *import);
+            let mut lacking = state.imports.lacking();
+            let lacking = lacking.find(|known| known.name == *import);
             lacking.map_or_else(removed_trap, |import| import.trap)
         }
         LookupError::UnitFailed { .. } => failed_trap(),

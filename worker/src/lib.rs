@@ -20,6 +20,7 @@ mod function_type;
 mod guard;
 mod handle;
 mod host;
+mod imports;
 mod inbox;
 pub mod invoke;
 mod late;

@@ -9,12 +9,13 @@ use jitcast_runtime::records::{
     AskedRecord, Root, SYMBOL_DATA, SYMBOL_FUNCTION, SYMBOL_QUARANTINED, SYMBOL_THREAD_LOCAL,
     SymbolRecord, UnitRecord, hash_name, trailing_text,
 };
-use jitcast_runtime::{Corrupt, ImportId, SegmentOffset, WorkerAddr};
+use jitcast_runtime::{Corrupt, SegmentOffset, WorkerAddr};
 
 use crate::canary::Canaries;
 use crate::error::LookupError;
 use crate::guard::Guard;
-use crate::worker::{Import, Inner, State, Worker};
+use crate::imports::Import;
+use crate::worker::{Inner, State, Worker};
 
 /// A published function, as the directory describes it at one generation.
 ///
@@ -133,12 +134,7 @@ impl Inner {
         name: &str,
         start: (u32, u32),
     ) -> Result<(), LookupError> {
-        let missing: HashSet<ImportId> = state
-            .imports
-            .iter()
-            .filter(|(_, import)| import.address.is_none())
-            .map(|(number, _)| *number)
-            .collect();
+        let missing = state.imports.missing();
         if missing.is_empty() {
             return Ok(());
         }
@@ -155,8 +151,10 @@ impl Inner {
             };
             for reference in needs.reachable(node) {
                 match reference {
-                    Reference::Import(import) if missing.contains(&import) => {
-                        return Err(lacks(name, &state.imports[&import]));
+                    Reference::Import(number) if missing.contains(&number) => {
+                        if let Some(import) = state.imports.get(number) {
+                            return Err(lacks(name, import));
+                        }
                     }
                     Reference::Import(_) => {}
                     Reference::Symbol(hash) => {

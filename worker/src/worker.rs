@@ -22,7 +22,8 @@ use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
 use crate::handle::Handles;
-use crate::host::{HostTable, Mismatch};
+use crate::host::HostTable;
+use crate::imports::Imports;
 use crate::life::LifePage;
 use crate::link::Link;
 use crate::log::{Event, Log};
@@ -184,7 +185,7 @@ pub(crate) struct State {
     /// By what it is told which of them it runs.
     pub(crate) seats: Seats,
     /// Host symbols looked up so far.
-    pub(crate) imports: HashMap<ImportId, Import>,
+    pub(crate) imports: Imports,
     pub(crate) handles: Handles,
     pub(crate) units: Units,
     /// The asked-for units that are bound here, by number.
@@ -199,36 +200,6 @@ pub(crate) struct State {
     pub(crate) registered: Option<Registered>,
     /// What the host has not been told.
     pub(crate) events: Vec<Event>,
-}
-
-impl Import {
-    /// Its name, and what the host has instead if it is missing for that.
-    pub(crate) fn described(&self) -> String {
-        match &self.mismatch {
-            None => self.name.clone(),
-            Some(Mismatch { called, defined }) => {
-                format!("{}` (called as {called}, defined as `{defined})", self.name)
-            }
-        }
-    }
-
-    /// Takes it for missing, since published code cannot use what there is.
-    pub(crate) fn lacks(&mut self, why: &str) {
-        self.address = None;
-        self.name = format!("{} ({why})", self.name);
-    }
-}
-
-/// A host symbol, looked up.
-#[derive(Clone, Debug)]
-pub(crate) struct Import {
-    pub(crate) name: String,
-    /// The address; null for a weak symbol that nobody has; `None`: missing.
-    pub(crate) address: Option<WorkerAddr>,
-    /// Why it is missing although the host has it.
-    pub(crate) mismatch: Option<Mismatch>,
-    /// What cells hold instead where it is missing.
-    pub(crate) trap: WorkerAddr,
 }
 
 impl Worker {
@@ -558,7 +529,7 @@ impl Inner {
                 return trailing_text::<ImportRecord>(view, at, 0, record.name_len).ok();
             }
         };
-        state.imports.get(&import).map(|import| import.name.clone())
+        state.imports.get(import).map(|import| import.name.clone())
     }
 }
 
