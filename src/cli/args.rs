@@ -3,17 +3,33 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use jitcast::compiler::front;
 use jitcast::compiler::{Audience, DEFAULT_RETAIN, LinkOptions, PublishOptions, Reclaim};
 use jitcast::runtime::signature::{CallExpr, NamedSignature};
 
 /// Compile once, link once, run in every worker.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage. Data go to standard output, everything else to standard error.\n\n\
+                  Environment: JITCAST_LOG says what is logged, as `info` or `jitcast_compiler=debug`; NO_COLOR is heeded."
+)]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,
+    /// Colours in messages and in what is logged: always, never, or where a terminal shows them and NO_COLOR is not set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true
+    )]
+    pub(super) color: ColorChoice,
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,6 +102,12 @@ pub(super) enum Command {
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
     #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
     Fuzz(FuzzArgs),
+    /// Print a script that completes commands and options in a shell.
+    #[command(after_help = "Example:\n  jitcast completions bash > /etc/bash_completion.d/jitcast")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
     /// Compile one request of a worker, from standard input to standard output: what `serve` starts for each.
     #[command(hide = true)]
     Codegen,

@@ -3,6 +3,7 @@
 mod args;
 mod change;
 mod children;
+mod color;
 mod fuzz;
 mod link;
 mod oracle;
@@ -20,7 +21,8 @@ mod worker;
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::CommandFactory;
+use clap_complete::Shell;
 use jitcast::compiler::request::Decision;
 
 use args::{Args, Command};
@@ -36,13 +38,13 @@ impl<E: Display> From<E> for Failure {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = color::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITCAST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(color::wanted(args.color))
         .init();
     let done = match args.command {
         Command::Run(args) => run::run(&args),
@@ -61,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),
+        Command::Completions { shell } => Ok(completions(shell)),
         Command::Codegen => Ok(jitcast::compiler::codegen()),
     };
     match done {
@@ -70,4 +73,11 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what completes the command line in `shell`.
+fn completions(shell: Shell) -> ExitCode {
+    let mut command = Args::command();
+    clap_complete::generate(shell, &mut command, "jitcast", &mut std::io::stdout());
+    ExitCode::SUCCESS
 }

@@ -111,6 +111,11 @@ pub(crate) fn gunicorn() -> bool {
     found_or_skipped(what, found.is_ok_and(|status| status.success())) && wrk()
 }
 
+/// Whether there is bash; says so if not.
+pub(crate) fn bash() -> bool {
+    tool("bash")
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")
