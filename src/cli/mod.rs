@@ -3,9 +3,13 @@
 mod args;
 mod change;
 mod children;
+mod directory;
+mod dis;
 mod fuzz;
 mod link;
+mod observe;
 mod oracle;
+mod places;
 mod preload;
 mod publish;
 mod report;
@@ -59,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Dis(args) => dis::dis(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),
         Command::Codegen => Ok(jitcast::compiler::codegen()),
