@@ -204,7 +204,7 @@ fn a_named_segment_needs_no_compiler_process() {
 fn what_is_no_published_function_is_refused() {
     let serve = Serve::start(&[]);
     let refused = serve.command("dis", &["f"]);
-    refused.refused(&["`f` is not published", "jitcast status"]);
+    refused.refused(&["`f` is not published", "jitcast why f"]);
     let object = common::object::Maker::new().read_only("datum", &[7; 64]);
     let object = serve.scratch.write("datum.o", object.finish());
     serve.publish(&[&object]).succeeded();

@@ -91,6 +91,12 @@ pub(super) enum Command {
                       /run/jitcast.sock --worker 4711 --syntax att"
     )]
     Dis(DisArgs),
+    /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
+    #[command(
+        after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
+                      Example:\n  jitcast why score --socket /run/jitcast.sock"
+    )]
+    Why(WhyArgs),
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
     #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
     Fuzz(FuzzArgs),
@@ -581,6 +587,17 @@ pub(super) struct DisArgs {
     /// How instructions are written.
     #[arg(long, value_enum, default_value_t)]
     pub(super) syntax: Syntax,
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct WhyArgs {
+    /// The name.
+    pub(super) symbol: String,
+    #[command(flatten)]
+    pub(super) segment: ObserveArgs,
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jitcast::runtime::host_name::HostName;
+use jitcast::runtime::needs::Needs;
 use jitcast::runtime::observer::Look;
 use jitcast::runtime::records::{
     CanaryRecord, ImportRecord, SYMBOL_HIDDEN, SymbolRecord, UnitRecord, hash_name, trailing_text,
@@ -124,5 +125,17 @@ impl Directory {
     /// The hash of a name in this segment.
     pub(super) fn hash(look: &Look<'_>, name: &str) -> u64 {
         hash_name(name.as_bytes(), look.observer().header().hash_seed)
+    }
+
+    /// What the unit of this number needs.
+    pub(super) fn needs(&self, look: &Look<'_>, unit: u32) -> Result<Needs, Corrupt> {
+        let region = self
+            .units
+            .get(&unit)
+            .and_then(|unit| unit.record.needs.region());
+        match region {
+            Some(region) if region.len_bytes > 0 => Needs::read(look.view(), region),
+            _ => Ok(Needs::default()),
+        }
     }
 }

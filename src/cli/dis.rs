@@ -109,7 +109,7 @@ fn list(
     let symbol = meant
         .filter(|symbol| symbol.name == args.symbol)
         .ok_or_else(|| {
-            let help = "`jitcast status` shows what is published";
+            let help = format!("`jitcast why {}` says why", args.symbol);
             Failure(format!(
                 "`{}` is not published\n  help: {help}",
                 args.symbol

@@ -19,6 +19,7 @@ mod service;
 mod signals;
 mod status;
 mod watch;
+mod why;
 mod worker;
 
 use std::fmt::Display;
@@ -64,6 +65,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
         Command::Dis(args) => dis::dis(&args),
+        Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),
         Command::Codegen => Ok(jitcast::compiler::codegen()),

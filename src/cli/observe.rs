@@ -118,4 +118,10 @@ impl Inside {
             _ => Holds::Address(address),
         })
     }
+
+    /// The place of an address in its window.
+    pub(super) fn place_of(&self, address: u64) -> Option<SegmentOffset> {
+        let distance = u32::try_from(address.checked_sub(self.base)?).ok()?;
+        (distance < self.window_bytes).then(|| SegmentOffset::new(distance))
+    }
 }
