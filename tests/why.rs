@@ -12,7 +12,24 @@ use serde_json::{Value, json};
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(remote::ROLE, remote::play)]);
+    role::play(&[(remote::ROLE, remote::play), (INSIDE, stay_inside)]);
+}
+
+/// The role of a worker with a thread that stays inside while another one applies what is new.
+const INSIDE: &str = "inside";
+
+fn stay_inside(target: &str) {
+    let worker = remote::attach(target);
+    let guard = worker.enter().unwrap();
+    role::report(worker.stats().base.get());
+    while role::next_line().is_some() {
+        let applied = std::thread::scope(|scope| {
+            let other = scope.spawn(|| worker.poll().unwrap().generation());
+            other.join().unwrap()
+        });
+        role::report(applied);
+    }
+    drop(guard);
 }
 
 /// CLIF of a function `name` that calls `callee`.
@@ -116,6 +133,26 @@ fn it_tells_who_runs_which_version() {
     ];
     assert_eq!(rows[0], columns);
     assert!(shown.contains("an older version"), "{shown}");
+}
+
+#[test]
+fn while_a_thread_is_inside_new_calls_reach_the_new_version() {
+    let serve = Serve::start(&[]);
+    serve.publish_adds("f", 1);
+    let mut of = Remote::start_as(&mut role::command(INSIDE, &serve.socket));
+    assert_eq!(worker(&why(&serve, "f"), &of)["changing"], false);
+    serve.publish_adds("f", 2);
+    assert_eq!(of.ask("apply"), "4");
+    let why = why(&serve, "f");
+    let worker = worker(&why, &of);
+    assert_eq!(
+        (&worker["state"], &worker["generation"]),
+        (&"runs".into(), &4.into())
+    );
+    assert_eq!(
+        (&worker["changing"], &why["obstacles"]),
+        (&true.into(), &json!([]))
+    );
 }
 
 #[test]
