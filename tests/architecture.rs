@@ -83,6 +83,7 @@ const UNSAFE: &[&str] = &[
     "examples/prefork.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",
+    "runtime/src/observer.rs",
     "runtime/src/patch.rs",
     "runtime/src/header.rs",
     "runtime/src/records.rs",

@@ -15,6 +15,7 @@ mod kernel;
 mod options;
 mod preview;
 mod publish;
+mod removed;
 mod renewal;
 pub mod request;
 mod requests;
@@ -41,8 +42,8 @@ pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use requests::{RequestLimits, RequestOptions, codegen};
 pub use server::{Access, Policy, PublishLimits, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, KeptStatus, Status, SymbolStatus,
-    TrapStatus, UnitStatus, WorkerStatus,
+    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, KeptStatus, RemovedStatus, Status,
+    SymbolStatus, TrapStatus, UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;
 pub use threads::Threads;

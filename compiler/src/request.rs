@@ -1,7 +1,7 @@
 //! What publishers and askers send over the socket, and what they are answered: postcard inside a frame.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use jitcast_runtime::signature::NamedSignature;
@@ -349,6 +349,18 @@ pub fn status(socket: impl AsFd) -> Result<Status, RequestError> {
     wire::send(&socket, FrameKind::Status, &[], &[])?;
     let frame = answer(socket, FrameKind::StatusReply)?;
     Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process for the segment, to look at it ([`Observer`](jitcast_runtime::observer::Observer)). It needs the right
+/// to attach or to publish, and is answered once for each connection.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn observe(socket: impl AsFd) -> Result<OwnedFd, RequestError> {
+    wire::send(&socket, FrameKind::Observe, &[], &[])?;
+    let mut frame = answer(socket, FrameKind::Observed)?;
+    let none = || io::Error::new(io::ErrorKind::InvalidData, "no descriptor came along");
+    Ok(frame.fds.pop().ok_or_else(none)?)
 }
 
 fn answer(socket: impl AsFd, expected: FrameKind) -> Result<Frame, RequestError> {

@@ -21,6 +21,7 @@ use crate::contents::Contents;
 use crate::fault::{CrashPoint, Fault, crash_at, seeded};
 use crate::history::{ContentHash, History, RetainedUnit};
 use crate::publish::{Changes, Publication, UnitSource};
+use crate::removed::Removed;
 
 /// Everything that a publication reads and changes.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct State {
     pub(crate) latest: Commit,
     /// Units that were replaced or removed by a generation whose memory may be held back, in order.
     pub(crate) retired_units: Vec<(u64, String)>,
+    /// Names that are published no longer.
+    pub(crate) removed: Removed,
     /// Objects that the segment was in before, which some worker may map still.
     pub(crate) older: Vec<Older>,
 }
@@ -78,6 +81,7 @@ impl State {
             contents: Contents::default(),
             latest,
             retired_units: Vec::new(),
+            removed: Removed::default(),
             older: Vec::new(),
         })
     }
@@ -118,6 +122,7 @@ impl State {
                 .history
                 .record((generation, published_ns), units, removed),
         };
+        self.removed.note(generation, &changes, &self.catalog);
         self.catalog.merge(changes);
         forgotten
     }

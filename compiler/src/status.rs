@@ -41,6 +41,8 @@ pub struct Status {
     pub kept: Vec<KeptStatus>,
     /// Functions that were removed under their users, whose calls end in a trap until somebody publishes them again.
     pub traps: Vec<TrapStatus>,
+    /// Names that are published no longer, as far as this compiler process knows: those that were removed last.
+    pub removed: Vec<RemovedStatus>,
     /// Names that are quarantined, published or not.
     pub quarantined: Vec<String>,
     /// The publications of units that can be undone, the newest first.
@@ -151,6 +153,17 @@ pub struct TrapStatus {
     pub symbol: String,
     /// The units that use it.
     pub users: Vec<String>,
+}
+
+/// A name that is published no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedStatus {
+    /// It.
+    pub symbol: String,
+    /// The unit that defined it last.
+    pub unit: String,
+    /// The generation that removed it.
+    pub generation: u64,
 }
 
 /// What a replaced or removed unit left that is not reused.
@@ -334,6 +347,7 @@ impl Compiler {
             compiled_requests,
             kept: catalog.kept.iter().map(Into::into).collect(),
             traps: catalog.traps(),
+            removed: state.removed.status(),
             quarantined: catalog.quarantined.iter().cloned().collect(),
             history: HistoryStatus::list(&state.history),
             oldest_retained: state.history.oldest(),

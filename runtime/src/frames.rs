@@ -81,6 +81,15 @@ pub fn find_frame(view: &View, region: Region, unit: u32, at: SegmentOffset) -> 
     Ok(found.map(|(start, len_bytes, what)| Frame { start, len_bytes, fde: SegmentOffset::new(what as u32) }))
 }
 
+/// Where the function around `at` is, as [`find_name`] finds its name.
+///
+/// # Errors
+/// [`Corrupt`] if the table is not readable.
+pub fn find_extent(view: &View, region: Region, unit: u32, at: SegmentOffset) -> Result<Option<Region>, Corrupt> {
+    let found = find(view, region, unit, at)?;
+    Ok(found.and_then(|(start, len_bytes, _)| Region::new(start.get(), len_bytes)))
+}
+
 /// The function around `at` and its name, as [`find_frame`] finds its frame.
 ///
 /// # Errors
@@ -195,6 +204,8 @@ mod tests {
         {
             assert_eq!(find(at), expected.map(|index: usize| frames[index]), "{at}");
         }
+        let extent = find_extent(heap.memory(), region, 7, SegmentOffset::new(112));
+        assert_eq!(extent, Ok(Region::new(110, 5)));
         let other = find_frame(heap.memory(), region, 8, SegmentOffset::new(100));
         assert_eq!(other, Ok(None), "another unit's table");
     }

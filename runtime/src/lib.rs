@@ -37,6 +37,7 @@ unless_modelled! {
     pub mod memory;
     pub mod module;
     pub mod needs;
+    pub mod observer;
     pub mod patch;
     pub mod records;
     pub mod segment;

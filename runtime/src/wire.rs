@@ -64,18 +64,23 @@ pub enum FrameKind {
     /// Worker to compiler, once for each connection: of what those before me were told that they have, I have these; numbers of
     /// units, 32 bits each.
     Hold = 18,
+    /// Anyone to compiler: let me look at the segment, as nobody. Answered by `Observed`.
+    Observe = 19,
+    /// Compiler to anyone: nothing, with the segment's descriptor.
+    Observed = 20,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Ask, AskReply, Attach, Attached, Decide, Hold, Publish, Published, Refused, Release, Renew, Resume,
-            Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Ask, AskReply, Attach, Attached, Decide, Hold, Observe, Observed, Publish, Published, Refused, Release,
+            Renew, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
         };
         let all = [
             Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
             Resume, Renew, Decide, Ask, AskReply, Release, Hold,
+            Observe, Observed,
         ];
         all.into_iter()
             .find(|kind| *kind as u32 == number)

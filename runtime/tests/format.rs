@@ -244,6 +244,7 @@ fn the_numbers_are_those_of_the_code() {
         format!("`Publish` {}", FrameKind::Publish as u32),
         format!("`Ask` {}", FrameKind::Ask as u32),
         format!("`Decide` {}", FrameKind::Decide as u32),
+        format!("`Observe` {}", FrameKind::Observe as u32),
     ];
     for fact in facts {
         assert!(FORMAT.contains(&fact), "FORMAT.md must say: {fact}");

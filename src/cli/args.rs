@@ -99,6 +99,20 @@ pub(super) enum Command {
     /// Show what is published and who runs it.
     #[command(after_help = "Example:\n  jitcast status --socket /run/jitcast.sock --json")]
     Status(StatusArgs),
+    /// Show the code of a published function.
+    #[command(
+        after_help = "What code reaches is called by its name: `f` is code or a stub, `f@call` the cell that calls of f go \
+                      through, `f@addr` the cell that holds its address, `f@trap` what reports a host symbol as \
+                      missing.\n\nExamples:\n  jitcast dis score --socket /run/jitcast.sock\n  jitcast dis score --socket \
+                      /run/jitcast.sock --worker 4711 --syntax att"
+    )]
+    Dis(DisArgs),
+    /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
+    #[command(
+        after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
+                      Example:\n  jitcast why score --socket /run/jitcast.sock"
+    )]
+    Why(WhyArgs),
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.
     #[command(after_help = "Example:\n  jitcast fuzz --seed 7 --time 60 --save found/")]
     Fuzz(FuzzArgs),
@@ -569,6 +583,57 @@ pub(super) struct StatusArgs {
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// A segment to look at.
+#[derive(Debug, Clone, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(super) struct ObserveArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: Option<String>,
+    /// A named segment, whose compiler process need not be there.
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct DisArgs {
+    /// The function.
+    pub(super) symbol: String,
+    #[command(flatten)]
+    pub(super) segment: ObserveArgs,
+    /// Show the version that this worker runs, at its addresses there, and what its cells hold.
+    #[arg(long, value_name = "PID")]
+    pub(super) worker: Option<i32>,
+    /// How instructions are written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) syntax: Syntax,
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct WhyArgs {
+    /// The name.
+    pub(super) symbol: String,
+    #[command(flatten)]
+    pub(super) segment: ObserveArgs,
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How instructions are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Syntax {
+    /// Intel's, as in its manuals.
+    #[default]
+    Intel,
+    /// AT&T's, as GNU tools have it.
+    #[value(alias = "gnu")]
+    Att,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,9 +4,13 @@ mod args;
 mod change;
 mod children;
 mod color;
+mod directory;
+mod dis;
 mod fuzz;
 mod link;
+mod observe;
 mod oracle;
+mod places;
 mod preload;
 mod publish;
 mod report;
@@ -16,6 +20,7 @@ mod service;
 mod signals;
 mod status;
 mod watch;
+mod why;
 mod worker;
 
 use std::fmt::Display;
@@ -61,6 +66,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Dis(args) => dis::dis(&args),
+        Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),
         Command::Completions { shell } => Ok(completions(shell)),

@@ -102,7 +102,7 @@ pub(crate) fn change_refused(host: &Host, changes: &Changeset<'_>) -> PublishErr
 }
 
 /// What is published and what it takes, without the workers, who go on meanwhile, and without what the system has given for it:
-/// a refused publication may have asked for more, which the next one uses.
+/// a refused publication may have asked for more, which the next one uses. Nor what has been, which a restart forgets.
 pub(crate) fn published(host: &Host) -> Status {
     let mut status = host.compiler.status();
     for canary in &mut status.canaries {
@@ -111,6 +111,7 @@ pub(crate) fn published(host: &Host) -> Status {
     Status {
         workers: Vec::new(),
         stragglers: Vec::new(),
+        removed: Vec::new(),
         backed_bytes: 0,
         older_bytes: 0,
         ..status

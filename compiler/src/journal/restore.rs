@@ -21,6 +21,7 @@ use super::{Journal, JournalError, JournalOptions, LOG, NEW_LOG};
 use crate::catalog::Disagreement;
 use crate::contents::Contents;
 use crate::error::StartError;
+use crate::removed::Removed;
 use crate::state::{Commit, State};
 
 /// No journal gets that far: at a publication each nanosecond, it takes two years.
@@ -298,6 +299,7 @@ impl Reading {
                 contents: Contents::default(),
                 latest,
                 retired_units: Vec::new(),
+                removed: Removed::default(),
                 older: Vec::new(),
             },
             reserved: base.reserved,

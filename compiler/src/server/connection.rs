@@ -26,6 +26,8 @@ pub(super) enum Incoming {
     Attach(Vec<u8>),
     /// As the first, of a worker that has been attached to another compiler process; and the descriptors that came along.
     Resume(Vec<u8>, Vec<OwnedFd>),
+    /// Somebody looks at the segment.
+    Observe,
     /// What a child takes over.
     Spare,
     /// The child is there: this process.
@@ -60,6 +62,8 @@ pub(super) struct Connection {
     pidfd: Option<OwnedFd>,
     /// Whether it has said which units it has.
     stated: bool,
+    /// Whether it was given the segment to look at.
+    observes: bool,
     deadline: Option<Instant>,
     /// Requests that are being carried out.
     jobs: u32,
@@ -93,6 +97,7 @@ impl Connection {
             worker: None,
             pidfd: None,
             stated: false,
+            observes: false,
             deadline: Some(deadline),
             jobs: 0,
             child_of: None,
@@ -119,6 +124,7 @@ impl Connection {
             worker: Some(number),
             pidfd: None,
             stated: false,
+            observes: false,
             deadline: None,
             jobs: 0,
             child_of: Some(self.worker?),
@@ -128,6 +134,11 @@ impl Connection {
             offered: 0,
             looks: 0,
         })
+    }
+
+    /// Whether it is to be given the segment for the first time.
+    pub(super) fn observe_once(&mut self) -> bool {
+        !std::mem::replace(&mut self.observes, true)
     }
 
     /// Whether it says for the first time which units it has.
@@ -383,7 +394,8 @@ impl Connection {
                 refused("publish")
             }
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
-            FrameKind::Status => refused("attach"),
+            FrameKind::Observe if may_attach || may_publish => Incoming::Observe,
+            FrameKind::Status | FrameKind::Observe => refused("attach"),
             other => Incoming::Refused(format!(
                 "a frame of kind {other:?} is not for the compiler process"
             )),

@@ -286,6 +286,10 @@ impl<'a> Loop<'a> {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
             },
+            Incoming::Observe => match self.observe(token) {
+                Ok(()) => return,
+                Err(reason) => (FrameKind::Refused, reason.into_bytes()),
+            },
             Incoming::Spare => match self.spare(token) {
                 Ok(()) => return,
                 Err(reason) => (FrameKind::Refused, reason.into_bytes()),
@@ -376,6 +380,26 @@ impl<'a> Loop<'a> {
         connection.set_offered(admission.segment.header().object);
         self.watch(token);
         Ok(())
+    }
+
+    /// Lets somebody look at the segment who is no worker, and holds nothing back.
+    fn observe(&mut self, token: u64) -> Result<(), String> {
+        let connection = self.connections.get_mut(&token);
+        let connection = connection.ok_or("the connection is gone")?;
+        // Descriptors that nobody takes count against this process.
+        if !connection.observe_once() {
+            return Err("this connection has the segment already".to_owned());
+        }
+        if connection.has_unsent() {
+            return Err("read what was answered before you look".to_owned());
+        }
+        let socket = connection.socket().ok_or("the connection is gone")?;
+        // As in `attach`: it goes out at once or not at all.
+        let sent = self.compiler.segment().worker_fd().and_then(|segment| {
+            let fds = [segment.as_fd()];
+            wire::send(socket, FrameKind::Observed, &[], &fds)
+        });
+        sent.map_err(|error| format!("the reply cannot be sent: {error}"))
     }
 
     /// A worker goes on that was attached to the compiler process before this one.
