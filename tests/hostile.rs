@@ -129,7 +129,7 @@ fn lie(target: &str) {
             let mut stream = connect(socket);
             for _ in 0..noise.next() % 8 {
                 // Not what this user may well ask for.
-                let kind = (noise.next() % 16) as u32;
+                let kind = (noise.next() % 24) as u32;
                 if kind == FrameKind::Renew as u32 {
                     continue;
                 }
