@@ -130,6 +130,8 @@ fn image(compiler: &Compiler) -> Image {
             retired_bytes: 0,
             areas: Vec::new(),
             backed_bytes: 0,
+            // What this process has seen itself: a log that was written anew does not tell of it.
+            removed: Vec::new(),
             ..compiler.status()
         },
         catalog,
