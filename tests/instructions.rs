@@ -16,14 +16,13 @@ use std::hint::black_box;
 use std::path::Path;
 use std::process::Command;
 
+use benches::linking::link;
 use common::host::Host;
 use common::process::Process;
 use common::scratch::Scratch;
 use common::{require, role};
 use jitcast::compiler::{CompilerOptions, UnitSource};
-use jitcast::linker::{Binding, Dialect, Input, Options, Placement, Prepared};
 use jitcast::runtime::cpu::CpuFeatures;
-use jitcast::runtime::{ImportId, PatchTarget, SegmentOffset};
 use jitcast::worker::Worker;
 use units::{adders, publish};
 
@@ -73,36 +72,9 @@ fn count(case: &str, mut what: impl FnMut()) {
 
 type Files = Vec<(String, Vec<u8>)>;
 
-/// Links as a publisher does, with cells for every reference.
-fn link(files: &Files) {
-    /// The areas of the window, further apart than any unit here is long.
-    const AREA_BYTES: u32 = 128 << 20;
-    let inputs: Vec<_> = files
-        .iter()
-        .map(|(name, bytes)| Input {
-            name,
-            bytes,
-            dialect: Dialect::Elf,
-        })
-        .collect();
-    let prepared = Prepared::read("counted", &inputs, &Options::default()).unwrap();
-    let bindings: Vec<_> = (0..prepared.references().len() as u32)
-        .map(|index| Binding {
-            block_offset: None,
-            target: PatchTarget::Host(ImportId::new(index)),
-            call_cell: Some(SegmentOffset::new(index * 16)),
-            address_cell: Some(SegmentOffset::new(index * 16 + 8)),
-            stub: Some(SegmentOffset::new(2 * AREA_BYTES + index * 16)),
-        })
-        .collect();
-    let placement = Placement {
-        private: SegmentOffset::new(AREA_BYTES),
-        text: SegmentOffset::new(3 * AREA_BYTES),
-        read_only: SegmentOffset::new(4 * AREA_BYTES),
-        shared: SegmentOffset::new(5 * AREA_BYTES),
-        number: 1,
-    };
-    black_box(prepared.link(&placement, &bindings).unwrap());
+/// A file as the linker takes it.
+fn named((name, bytes): &(String, Vec<u8>)) -> (&str, &[u8]) {
+    (name, bytes)
 }
 
 fn linking() {
@@ -124,13 +96,17 @@ fn linking() {
     for (shape, make) in shapes {
         for functions in [500, 5000] {
             let files = make(functions);
+            let files: Vec<_> = files.iter().map(named).collect();
             count(&format!("link: {functions} functions, {shape}"), || {
-                link(&files);
+                black_box(link(&files));
             });
         }
     }
     let tiny = one(benches::generated_object(1));
-    count("link: a function", || link(&tiny));
+    let tiny: Vec<_> = tiny.iter().map(named).collect();
+    count("link: a function", || {
+        black_box(link(&tiny));
+    });
     role::report(DONE);
 }
 
