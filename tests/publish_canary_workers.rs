@@ -20,7 +20,7 @@ use common::role;
 use common::scratch::{Scratch, adds};
 use common::serve::Serve;
 use jitcast::compiler::{Changeset, CompilerOptions, JournalOptions, PublishOptions};
-use jitcast::worker::{Function, LookupError, Worker};
+use jitcast::worker::{Function, Worker};
 use rustix::process::Signal;
 use units::{adders, attach, call, calls, handle, publish};
 
@@ -103,11 +103,8 @@ fn call_all_the_time(target: &str) {
             while !end.load(Ordering::Relaxed) {
                 let guard = worker.enter().unwrap();
                 let expected = schedule.expected(guard.generation(), inside);
-                match units::function(&worker, &guard, "f") {
-                    Ok(f) => assert_eq!(f.call(&guard, 0), expected),
-                    // Another thread runs constructors.
-                    Err(error) => assert!(matches!(error, LookupError::WhileStarting), "{error}"),
-                }
+                let f = units::function(&worker, &guard, "f").unwrap();
+                assert_eq!(f.call(&guard, 0), expected);
             }
         });
         role::report("calls");

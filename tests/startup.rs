@@ -5,10 +5,14 @@ mod common;
 #[path = "publish/units.rs"]
 mod units;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
 use common::host::Host;
 use common::{remote, require, role};
 use jitcast::compiler::{Reclaim, UnitSource};
-use jitcast::worker::{EnterError, HostTable, LookupError, Worker};
+use jitcast::worker::{EnterError, Guard, HostTable, LookupError, Worker};
 use units::{adders, attach, attach_with, c, call, handle, publish, try_call};
 
 /// The role of a worker that says what it is told to call, and ends in order.
@@ -230,6 +234,94 @@ fn a_constructor_may_call_a_host_that_enters_guards_and_is_told_not_to_look_up()
     publish(&host, &[c("u", source)]);
     assert_eq!(call(&worker, "f", 1), 6);
     assert_eq!(*SAW.lock().unwrap(), Some((true, true)));
+    WORKER.lock().unwrap().take();
+}
+
+#[test]
+fn a_host_thread_that_looks_up_waits_for_constructors_and_destructors() {
+    static RUNS: AtomicBool = AtomicBool::new(false);
+    extern "C" fn takes_long() {
+        RUNS.store(true, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(50));
+        RUNS.store(false, Ordering::SeqCst);
+    }
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    publish(&host, &[adders("good", &[("good", 1)])]);
+    let mut table = HostTable::default();
+    // SAFETY: the unit takes it for such a function.
+    unsafe { table.define_address("takes_long", takes_long as *const std::ffi::c_void) };
+    let worker = attach_with(&host, table);
+    let source = "void takes_long(void); __attribute__((constructor)) static void begins(void) { takes_long(); }
+        __attribute__((destructor)) static void ends(void) { takes_long(); } long f(long x) { return x + 5; }";
+    let look_up_while_it_runs = |guard: &Guard<'_>| {
+        let began = Instant::now();
+        while !RUNS.load(Ordering::SeqCst) {
+            assert!(began.elapsed() < Duration::from_secs(60), "it never runs");
+            std::thread::yield_now();
+        }
+        let good = units::function(&worker, guard, "good").unwrap();
+        assert_eq!(good.call(guard, 1), 2);
+    };
+    std::thread::scope(|scope| {
+        // Inside from before: another thread's application lets it stay, and runs the constructor there.
+        let guard = worker.enter().unwrap();
+        publish(&host, &[c("u", source)]);
+        let applies = scope.spawn(|| drop(worker.enter().unwrap()));
+        look_up_while_it_runs(&guard);
+        applies.join().unwrap();
+    });
+    assert_eq!(call(&worker, "f", 1), 6);
+    let (told, told_to_leave) = mpsc::channel();
+    let (tell, inside) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let leaves_last = scope.spawn(|| {
+            let guard = worker.enter().unwrap();
+            tell.send(()).unwrap();
+            told_to_leave.into_iter().next().unwrap();
+            drop(guard);
+        });
+        inside.recv().unwrap();
+        publish(&host, &[adders("u", &[("f", 5)])]);
+        // Applied here; the destructor runs in the other thread, when it leaves.
+        let guard = worker.enter().unwrap();
+        told.send(()).unwrap();
+        look_up_while_it_runs(&guard);
+        leaves_last.join().unwrap();
+    });
+}
+
+#[test]
+fn a_thread_that_a_constructor_started_and_waits_for_is_told_not_to_look_up() {
+    static SAW: std::sync::Mutex<Option<bool>> = std::sync::Mutex::new(None);
+    static WORKER: std::sync::Mutex<Option<Worker>> = std::sync::Mutex::new(None);
+    extern "C" fn back() {
+        let worker = WORKER.lock().unwrap().clone().expect("attached before");
+        let guard = worker.enter().unwrap();
+        let looked = worker.symbol(&guard, "good");
+        *SAW.lock().unwrap() = Some(matches!(looked, Err(LookupError::WhileStarting)));
+    }
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    publish(&host, &[adders("good", &[("good", 1)])]);
+    let mut table = HostTable::default();
+    // SAFETY: the unit takes it for such a function.
+    unsafe { table.define_address("back", back as *const std::ffi::c_void) };
+    let worker = attach_with(&host, table);
+    *WORKER.lock().unwrap() = Some(worker.clone());
+    let source = "#include <pthread.h>\nvoid back(void);
+        static void *body(void *x) { back(); return x; }
+        __attribute__((constructor)) static void waits(void) {
+            pthread_t thread; pthread_create(&thread, 0, body, 0); pthread_join(thread, 0);
+        }
+        long f(long x) { return x + 5; }";
+    publish(&host, &[c("u", source)]);
+    assert_eq!(call(&worker, "f", 1), 6);
+    assert_eq!(*SAW.lock().unwrap(), Some(true));
     WORKER.lock().unwrap().take();
 }
 

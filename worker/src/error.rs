@@ -271,9 +271,10 @@ pub enum LookupError {
         /// The name.
         name: String,
     },
-    /// It is looked up by a constructor that this very lookup would have to wait for.
+    /// It is looked up by a constructor or destructor of published code, or by a thread that published code started while one
+    /// runs: the lookup would have to wait for it, and it may wait for the lookup.
     #[error(
-        "functions cannot be looked up while constructors of published code run\n  help: look them up before, or when the constructors have returned"
+        "constructors and destructors of published code, and threads that it starts, cannot look functions up while one of them runs\n  help: look them up before, or when it has returned"
     )]
     WhileStarting,
     /// The thread is inside at a generation that others have left, and handles cannot tell it from them.
@@ -358,9 +359,9 @@ pub enum RequestError {
         "the unit is gone: what it refers to is published no longer, or the compiler process did without it\n  help: ask for it again"
     )]
     Gone,
-    /// A constructor asks, which this very worker is running.
+    /// A constructor or destructor of published code asks, or a thread that published code started while one runs.
     #[error(
-        "units cannot be bound while constructors of published code run\n  help: do it before, or when the constructors have returned"
+        "constructors and destructors of published code, and threads that it starts, cannot have units bound while one of them runs\n  help: do it before, or when it has returned"
     )]
     WhileStarting,
     /// It cannot be bound in this worker.

@@ -305,6 +305,16 @@ pub(crate) fn record_of(worker: &Inner) -> Option<u32> {
     RECORDS.try_with(find).ok().flatten()
 }
 
+/// Whether published code started the calling thread, so that something published may wait for its end.
+pub(crate) fn is_started_by_published_code(worker: &Inner) -> bool {
+    let find = |records: &RefCell<Records>| {
+        let records = records.borrow();
+        let mut known = records.0.iter();
+        known.any(|record| record.is_of(worker) && record.keep.borrow().is_some())
+    };
+    RECORDS.try_with(find).unwrap_or(false)
+}
+
 /// The generation that the calling thread is inside at, if it is.
 pub(crate) fn generation_inside(worker: &Arc<Inner>) -> Option<u64> {
     let find = |records: &RefCell<Records>| {

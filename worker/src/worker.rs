@@ -21,6 +21,7 @@ use crate::canary::{Canaries, Seats};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
+use crate::guard;
 use crate::handle::Handles;
 use crate::host::HostTable;
 use crate::imports::Imports;
@@ -464,13 +465,23 @@ impl Inner {
         &self.log
     }
 
-    /// The state, for a thread that is inside: unless somebody runs constructors, who holds it. Since nobody else is
-    /// inside then but who was started by them, waiting could be for ever.
+    /// The state, for a thread that is inside. A thread that runs constructors or destructors, or that published code
+    /// started, does not wait for them: they may be waiting for it.
     pub(crate) fn lock_state(&self) -> Result<MutexGuard<'_, State>, LookupError> {
-        if self.starting.anywhere() {
-            return Err(LookupError::WhileStarting);
+        if self.starting.here().is_none() && !guard::is_started_by_published_code(self) {
+            return Ok(self.lock_always());
         }
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Ok(state),
+                Err(TryLockError::Poisoned(state)) => return Ok(state.into_inner()),
+                Err(TryLockError::WouldBlock) if self.starting.anywhere() => {
+                    return Err(LookupError::WhileStarting);
+                }
+                // Whoever has it runs nothing that is published, so that it does not take long.
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
     }
 
     pub(crate) fn link(&self) -> &Link {
