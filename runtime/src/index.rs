@@ -228,6 +228,82 @@ fn walk_below<E: From<Corrupt>>(
     Ok(())
 }
 
+/// Calls `visit` with the key of every record that one of two indexes has and the other has not, or has another record for. What
+/// they have in common is not looked at: the cost is that of the changes.
+///
+/// # Errors
+/// [`Corrupt`], or the first error of `visit`.
+pub fn changes<E: From<Corrupt>>(
+    view: &View,
+    before: SegmentOffset,
+    after: SegmentOffset,
+    visit: &mut dyn FnMut(u64) -> Result<(), E>,
+) -> Result<(), E> {
+    changes_below(view, Below::index(before), Below::index(after), 0, visit)
+}
+
+/// What is below a child of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Below {
+    Nothing,
+    Record(SegmentOffset),
+    Node(SegmentOffset),
+}
+
+impl Below {
+    fn index(root: SegmentOffset) -> Self {
+        if root.is_none() { Self::Nothing } else { Self::Node(root) }
+    }
+
+    /// The children, as if what is not a node yet were one.
+    fn children(self, view: &View, depth: u32) -> Result<[Self; FANOUT], Corrupt> {
+        let mut children = [Self::Nothing; FANOUT];
+        match self {
+            Self::Nothing => {}
+            Self::Record(at) => children[slot_of(view.load(at)?, depth)] = self,
+            Self::Node(at) => {
+                let node = Node::read(view, at)?;
+                for slot in bits(node.bitmap) {
+                    let child = SegmentOffset::new(node.children[slot]);
+                    children[slot] = if node.is_record(slot) { Self::Record(child) } else { Self::Node(child) };
+                }
+            }
+        }
+        Ok(children)
+    }
+}
+
+fn changes_below<E: From<Corrupt>>(
+    view: &View,
+    before: Below,
+    after: Below,
+    depth: u32,
+    visit: &mut dyn FnMut(u64) -> Result<(), E>,
+) -> Result<(), E> {
+    match (before, after) {
+        _ if before == after => return Ok(()),
+        (Below::Record(at), Below::Nothing) | (Below::Nothing, Below::Record(at)) => return visit(view.load(at)?),
+        (Below::Record(before), Below::Record(after)) => {
+            let (key, other) = (view.load(before)?, view.load(after)?);
+            visit(key)?;
+            return if other == key { Ok(()) } else { visit(other) };
+        }
+        _ => {}
+    }
+    let ((Below::Node(at), _) | (_, Below::Node(at))) = (before, after) else {
+        return Ok(());
+    };
+    if depth == DEPTH_MAX {
+        return Err(Corrupt { what: "index deeper than its keys", at }.into());
+    }
+    let before = before.children(view, depth)?;
+    let after = after.children(view, depth)?;
+    for (before, after) in before.into_iter().zip(after) {
+        changes_below(view, before, after, depth + 1, visit)?;
+    }
+    Ok(())
+}
+
 /// Puts `record`, whose first word is its key, under that key, replacing what was there; returns the new
 /// root. The replaced record itself stays the caller's to retire.
 ///

@@ -1,7 +1,7 @@
 //! The ring and the directory's index against models of them: a list, and a sorted map.
 #![cfg(not(loom))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use jitcast_runtime::atomic::AtomicU64;
@@ -128,6 +128,20 @@ proptest! {
                 prop_assert_eq!(memory.load(record).unwrap(), *key);
             }
         }
+        // What two of them tell of what changed between them, either way.
+        for (_, root, model) in &history {
+            for (_, other, others) in &history {
+                let mut changed = BTreeMap::new();
+                index::changes(memory, *root, *other, &mut |key| {
+                    *changed.entry(key).or_insert(0) += 1;
+                    Ok::<_, Corrupt>(())
+                }).unwrap();
+                let keys: BTreeSet<_> = model.keys().chain(others.keys()).collect();
+                let differs = |key: &&u64| model.get(key) != others.get(key);
+                let expected: BTreeMap<_, _> = keys.into_iter().filter(differs).map(|key| (*key, 1)).collect();
+                prop_assert_eq!(changed, expected);
+            }
+        }
         // And what everybody has left behind is free again.
         let (before, retired) = (heap.used_bytes(Area::Control), heap.retired_bytes());
         heap.reclaim(u64::MAX);
@@ -176,6 +190,11 @@ proptest! {
         }
         let _ = index::get(heap_memory.memory(), SegmentOffset::new(root), key);
         let _ = index::floor(heap_memory.memory(), SegmentOffset::new(root), SegmentOffset::new(key as u32));
+        let mut changes = 0u32;
+        let _ = index::changes(heap_memory.memory(), SegmentOffset::new(root), SegmentOffset::new(key as u32), &mut |_| {
+            changes += 1;
+            if changes > 10_000 { Err(Corrupt { what: "cycle", at: SegmentOffset::NONE }) } else { Ok(()) }
+        });
         let mut visits = 0u32;
         let _ = index::walk(heap_memory.memory(), SegmentOffset::new(root), 0, &mut |at| {
             visits += 1;

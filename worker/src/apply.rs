@@ -205,6 +205,7 @@ impl Inner {
     ) {
         let Ok(generation) = result else {
             // Every guard tries again.
+            state.handles.unsettle();
             self.life().gate().shut();
             return;
         };
@@ -317,6 +318,9 @@ impl Inner {
         if is_far || lacks_something || registers || self.has_other_seat(state) {
             return self.resync(state, others);
         }
+        // Whoever is at what is applied can read its directory, as long as that may be entered at all.
+        let before = others.may_stay.then_some(state.root_at);
+        let mut root_at = state.root_at;
         let moves = behind as usize * INLINE_OPS;
         if !self.reserve(state, others, moves) {
             return Ok(state.applied);
@@ -327,7 +331,7 @@ impl Inner {
             match ring.read(generation) {
                 Some(record) if record[1] & record_flags::RESYNC == 0 => {
                     self.apply_record(state, others, head, &record)?;
-                    state.root_at = record_root(&record);
+                    root_at = record_root(&record);
                     names |= record[1] & record_flags::NAMES != 0;
                     asked |= record[1] & record_flags::ASKED != 0;
                     if record[1] & record_flags::SERIALISE != 0 {
@@ -338,13 +342,15 @@ impl Inner {
                 _ => return self.resync(state, others),
             }
         }
+        state.root_at = root_at;
         if state.registered.is_some() {
             let root = self.window().control().read(state.root_at)?;
             self.register(state, others.pins.is_empty(), &root)?;
         }
         let gone = asked && self.forget_asked(state)?;
         if names || gone {
-            self.look_up_handles(state, &self.step(&others.pins, head));
+            let before = before.filter(|_| !gone);
+            self.look_up_handles(state, &self.step(&others.pins, head), before)?;
         }
         if serialise != 0 {
             self.serialise(serialise);
@@ -491,6 +497,8 @@ impl Inner {
         for (cell, value) in canaries.cells().chain(uncovered) {
             self.lead_cell(state, &step, cell, value)?;
         }
+        // As in `apply`.
+        let before = others.may_stay.then_some(state.root_at);
         state.root_at = root_at;
         state.canaries = canaries;
         state
@@ -499,8 +507,8 @@ impl Inner {
         if seeded(Fault::BoundEverywhere) {
             self.bind_all_asked(state, &root)?;
         }
-        self.forget_asked(state)?;
-        self.look_up_handles(state, &step);
+        let gone = self.forget_asked(state)?;
+        self.look_up_handles(state, &step, before.filter(|_| !gone))?;
         state.ending = true;
         if others.pins.is_empty() {
             self.settle_all(state)?;

@@ -5,9 +5,8 @@
 //! for, to the host's fallback, which has it, or to a trap.
 
 use core::marker::PhantomData;
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{SegmentOffset, WorkerAddr, pin};
@@ -17,7 +16,7 @@ use crate::cells::{failed_trap, removed_trap};
 use crate::error::{EnterError, LookupError};
 use crate::function_type::FunctionType;
 use crate::guard::Guard;
-use crate::transition::{Place, Step, Transitions};
+use crate::transition::Place;
 use crate::trap::quarantined_trap;
 use crate::worker::{Inner, State, Worker};
 
@@ -100,84 +99,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) unit: Option<Arc<Lease>>,
 }
 
-/// The handles of a worker.
-#[derive(Debug, Default)]
-pub(crate) struct Handles {
-    all: Vec<Weak<HandleCell>>,
-    by_cell: HashMap<SegmentOffset, Vec<Weak<HandleCell>>>,
-    /// How many handles there are when those that were dropped are looked for.
-    prune_at: usize,
-}
-
-impl Handles {
-    /// Adds a handle of the function that `slot` leads to; of one that is not published any more, or whose fallback
-    /// serves, without.
-    fn add(&mut self, slot: Option<SegmentOffset>, cell: &Arc<HandleCell>) {
-        if self.all.len() >= self.prune_at {
-            self.prune();
-        }
-        self.all.push(Arc::downgrade(cell));
-        if let Some(slot) = slot {
-            let handles = self.by_cell.entry(slot).or_default();
-            handles.push(Arc::downgrade(cell));
-        }
-    }
-
-    /// Forgets those that were dropped: how many there are.
-    pub(crate) fn prune(&mut self) -> usize {
-        self.all.retain(|handle| handle.strong_count() > 0);
-        for handles in self.by_cell.values_mut() {
-            handles.retain(|handle| handle.strong_count() > 0);
-        }
-        self.by_cell.retain(|_, handles| !handles.is_empty());
-        self.prune_at = (self.all.len() * 2).max(64);
-        self.all.len()
-    }
-
-    /// A slot leads to another version now; so do its handles.
-    pub(crate) fn cell_changed(
-        &self,
-        transitions: &mut Transitions,
-        step: &Step<'_>,
-        cell: SegmentOffset,
-        address: WorkerAddr,
-    ) {
-        for handle in self.by_cell.get(&cell).into_iter().flatten() {
-            transitions.lead(step, Place::Handle(Weak::clone(handle)), address.get());
-        }
-    }
-}
-
 impl Inner {
-    /// Finds for every handle what its name means now.
-    pub(crate) fn look_up_handles(&self, state: &mut State, step: &Step<'_>) {
-        if state.handles.all.is_empty() {
-            return;
-        }
-        let mut handles = std::mem::take(&mut state.handles);
-        handles.all.retain(|handle| handle.strong_count() > 0);
-        handles.by_cell.clear();
-        for handle in &handles.all {
-            let Some(cell) = handle.upgrade() else {
-                continue;
-            };
-            let target = match self.find(state, state.root_at, &cell) {
-                Ok((slot, code)) => {
-                    if let Some(slot) = slot {
-                        let same = handles.by_cell.entry(slot).or_default();
-                        same.push(Weak::clone(handle));
-                    }
-                    code
-                }
-                Err(why) => instead(state, &cell, &why),
-            };
-            let place = Place::Handle(Weak::clone(handle));
-            state.transitions.lead(step, place, target.get());
-        }
-        state.handles = handles;
-    }
-
-    fn find(
+    /// What a handle leads to by the directory at `root_at`, and the slot that leads there too, if there is one.
+    pub(crate) fn find(
         &self,
         state: &State,
         root_at: SegmentOffset,
@@ -455,13 +379,14 @@ impl Inner {
             }
         }
         self.show_moving(state);
-        state.handles.add(slot, cell);
+        let name = self.name_of_handles(&cell.name);
+        state.handles.add(name, slot, cell);
         Ok(())
     }
 }
 
 /// Where a handle leads whose name leads nowhere: to its fallback, or else to a trap.
-fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr {
+pub(crate) fn instead(state: &State, handle: &HandleCell, why: &LookupError) -> WorkerAddr {
     match why {
         _ if let Some(fallback) = handle.fallback => fallback,
         LookupError::MissingImport { import, .. } | LookupError::ImportSignature { import, .. } => {

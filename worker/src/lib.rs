@@ -19,6 +19,7 @@ mod fork;
 mod function_type;
 mod guard;
 mod handle;
+mod handles;
 mod host;
 mod imports;
 mod inbox;

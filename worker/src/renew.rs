@@ -254,6 +254,7 @@ impl Inner {
     /// Finds the directory of what is applied in the object that is mapped now. If something newer is there, the next guard
     /// applies that before anybody looks.
     fn find_root(&self, state: &mut State) {
+        state.handles.unsettle();
         if let Some(renewal) = state.renewal.take()
             && renewal.generation == state.applied
         {

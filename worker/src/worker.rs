@@ -22,7 +22,7 @@ use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
 use crate::guard;
-use crate::handle::Handles;
+use crate::handles::Handles;
 use crate::host::HostTable;
 use crate::imports::Imports;
 use crate::life::LifePage;
