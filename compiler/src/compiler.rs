@@ -317,7 +317,6 @@ impl Compiler {
         link: impl Fn(&mut State) -> Result<Publication, PublishError>,
     ) -> Result<Publication, PublishError> {
         let result = self.with_room(state, link).and_then(|publication| {
-            self.wake();
             self.settle(publication.generation)?;
             Ok(publication)
         });
@@ -380,8 +379,8 @@ impl Compiler {
         })
     }
 
-    /// Commits what `write` changes: `units`, with what they were made of where that is new. Says which generation it is, and
-    /// when it was published, `CLOCK_MONOTONIC`, ns.
+    /// Commits what `write` changes: `units`, with what they were made of where that is new; then wakes workers that wait for
+    /// something new. Says which generation it is, and when it was published, `CLOCK_MONOTONIC`, ns.
     pub(crate) fn commit(
         &self,
         state: &mut State,
@@ -397,6 +396,8 @@ impl Compiler {
         let what = (state.latest, &state.catalog);
         let (latest, changes) =
             write_and_commit(&mut journal, place, what, (units, sources), write)?;
+        // Whatever is left to do here, workers need not wait for it.
+        wake_all(&segment);
         state.latest = latest;
         let forgotten = state.take_over(changes, units);
         if journal.is_none() {
@@ -465,11 +466,6 @@ impl Compiler {
         state.heap.reclaim(if early { u64::MAX } else { oldest });
         let shared = if early { u64::MAX } else { shared };
         state.heap.reclaim_shared(shared);
-    }
-
-    /// Wakes workers that wait for something new.
-    pub(crate) fn wake(&self) {
-        wake_all(&self.segment());
     }
 
     /// The segment, in the object that it is in now. An object is there as long as somebody holds it.

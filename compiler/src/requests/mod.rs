@@ -251,7 +251,6 @@ impl Compiler {
         });
         self.tidy(&mut state);
         result?;
-        self.wake();
         // What was just committed is what it is called.
         let granted = self.grant(&state, &source.name);
         granted.ok_or(PublishError::NumbersUsedUp)
@@ -279,7 +278,6 @@ impl Compiler {
         });
         self.tidy(&mut state);
         result?;
-        self.wake();
         Ok(unheld.len())
     }
 }
