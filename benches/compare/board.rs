@@ -27,6 +27,8 @@ pub(crate) struct Board {
 /// When a follower had what was published, `CLOCK_MONOTONIC`, ns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
+    /// It was published, as far as it says.
+    pub(crate) published_ns: Option<u64>,
     /// It saw that something is new.
     pub(crate) noticed_ns: u64,
     /// It had called it.
@@ -98,6 +100,8 @@ impl Board {
             .store(times.noticed_ns, Ordering::Relaxed);
         self.follower(number, 2)
             .store(times.called_ns, Ordering::Relaxed);
+        self.follower(number, 3)
+            .store(times.published_ns.unwrap_or(0), Ordering::Relaxed);
         // Pairs with the acquire in `hear`.
         self.follower(number, 0).store(event, Ordering::Release);
     }
@@ -111,7 +115,9 @@ impl Board {
                 std::hint::spin_loop();
             }
         }
+        let published_ns = self.follower(number, 3).load(Ordering::Relaxed);
         Times {
+            published_ns: Some(published_ns).filter(|at| *at != 0),
             noticed_ns: self.follower(number, 1).load(Ordering::Relaxed),
             called_ns: self.follower(number, 2).load(Ordering::Relaxed),
         }

@@ -93,6 +93,7 @@ pub(crate) fn play(role: &Follow) {
     loop {
         batch = board.await_batch(batch);
         let ready = Times {
+            published_ns: None,
             noticed_ns: 0,
             called_ns: 0,
         };
@@ -138,6 +139,7 @@ fn bare<'a>(board: &'a Board, text: &str, asleep: bool) -> Box<dyn FnMut(u64) ->
         let called_ns = sys::monotonic_ns();
         assert_eq!(result, i64::from(library::bonus(event)));
         Times {
+            published_ns: None,
             noticed_ns: called_ns,
             called_ns,
         }
@@ -151,6 +153,7 @@ fn open(path: &std::ffi::CStr) -> Times {
     std::hint::black_box(library.adds(c"adds")(0));
     let called_ns = sys::monotonic_ns();
     Times {
+        published_ns: None,
         noticed_ns,
         called_ns,
     }
@@ -163,6 +166,7 @@ fn compile(isa: &jit::Isa, text: &str) -> Times {
     std::hint::black_box(adds_at(jit.address("adds"))(0));
     let called_ns = sys::monotonic_ns();
     Times {
+        published_ns: None,
         noticed_ns,
         called_ns,
     }
@@ -190,16 +194,18 @@ fn jitcast(worker: Worker, watched: bool, asleep: bool) -> Box<dyn FnMut(u64) ->
             }
             let guard = worker.enter().unwrap();
             let result = function.call(&guard, 0);
+            let called_ns = sys::monotonic_ns();
             seen = guard.generation();
-            drop(guard);
             if result != last {
-                let called_ns = sys::monotonic_ns();
                 last = result;
+                let published_ns = worker.published_ns(&guard).ok();
                 return Times {
+                    published_ns,
                     noticed_ns: noticed_ns.unwrap_or(called_ns),
                     called_ns,
                 };
             }
+            drop(guard);
         }
     })
 }

@@ -157,6 +157,8 @@ fn asleep(recorder: &mut Recorder, libraries: Option<&Libraries>) {
                 let events = race.run(count);
                 let mut taken = vec![Taken::warm(who, events.from_call).at(workers)];
                 if who.starts_with("jitcast") {
+                    let who = "jitcast, from when it was published";
+                    taken.insert(0, Taken::warm(who, events.from_publication).at(workers));
                     let who = "jitcast, from when the last worker is awake";
                     taken.push(Taken::warm(who, events.from_notice).at(workers));
                 }

@@ -35,6 +35,8 @@ pub(crate) struct Events {
     pub(crate) from_call: Vec<f64>,
     /// From that call until the last follower noticed that something is new.
     pub(crate) until_notice: Vec<f64>,
+    /// From the moment that its directory says it was published at: linked, and about to be visible.
+    pub(crate) from_publication: Vec<f64>,
     /// From the return of that call; below 0 if it was called before.
     pub(crate) from_return: Vec<f64>,
     /// From when the last follower noticed that something is new.
@@ -123,6 +125,7 @@ impl<'a> Race<'a> {
                 .push(last.noticed_ns as f64 - start_ns as f64);
             events.from_return.push(since(done_ns));
             events.from_notice.push(since(last.noticed_ns));
+            events.from_publication.extend(last.published_ns.map(since));
         }
     }
 
