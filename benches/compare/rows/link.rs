@@ -14,6 +14,11 @@ use crate::peers::{self, JITLINK, JITLINK_HELP};
 use crate::shapes::{self, Shape};
 
 const SIZES: &str = "link, whole process or in memory, by relocations";
+const SECTIONS: &str = "link a section for each function, by relocations";
+const OBJECTS: &str = "link many objects, by relocations";
+
+/// How many files llvm-jitlink takes.
+const JITLINK_FILES: usize = 5_000;
 
 /// Linkers that are there.
 #[derive(Clone, Copy)]
@@ -192,41 +197,74 @@ fn sizes(recorder: &mut Recorder, present: Present) {
             relocations_each: 8,
             sections,
         };
-        let (many, sections) = (shape(functions, false), shape(1, true));
-        let shaped = [
-            ("one object", Inputs::of(&shape(1, false))),
-            (
-                "a section for each function",
-                Inputs::unstored(sections.files()),
-            ),
-            ("many objects", Inputs::unstored(many.files())),
-            (
-                "an archive of many members",
-                Inputs::unstored(many.archived()),
-            ),
-        ];
-        let samples = (200_000 / relocations).clamp(1, 20);
+        // Peers take minutes for more, of some shapes.
+        let stored = |shape: Shape| match relocations {
+            ..=100_000 => Inputs::of(&shape),
+            _ => Inputs::unstored(shape.files()),
+        };
+        let many = shape(functions, false);
+        let one = Inputs::of(&shape(1, false));
+        let sections = stored(shape(1, true));
+        let objects = stored(many);
+        let members = Inputs::unstored(many.archived());
         let mut contestants: Vec<Contestant<'_>> = Vec::new();
-        for (name, inputs) in &shaped {
-            let who = format!("jitcast in memory, {name}");
-            contestants.push(Box::new(move || {
-                let once = |_| time_ns(|| inputs.in_memory());
-                let taken = Taken::warm(who.as_str(), (0..samples).map(once).collect());
-                vec![taken.at(relocations)]
-            }));
+        for (name, inputs) in [
+            ("one object", &one),
+            ("a section for each function", &sections),
+            ("many objects", &objects),
+            ("an archive of many members", &members),
+        ] {
+            contestants.push(in_memory(inputs, name, relocations));
         }
-        let one = &shaped[0].1;
-        // The first two are jitcast's, in memory (which it is above) and as a process (which takes no longer list).
-        for mut peer in one.contestants(present, 1).into_iter().skip(2) {
-            contestants.push(Box::new(move || {
-                let taken = peer().into_iter();
-                let named = taken.map(|one| Taken {
-                    who: format!("{}, one object", one.who),
-                    ..one.at(relocations)
-                });
-                named.collect()
-            }));
-        }
+        contestants.extend(peers_at(&one, "one object", present, relocations));
         recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
+        if relocations <= 100_000 {
+            for (row, name, inputs) in [
+                (SECTIONS, "a section for each function", &sections),
+                (OBJECTS, "many objects", &objects),
+            ] {
+                let mut contestants = vec![in_memory(inputs, name, relocations)];
+                let mut present = present;
+                if present.jitlink && inputs.files.len() > JITLINK_FILES {
+                    recorder.skip(
+                        "llvm-jitlink of 12,500 objects",
+                        "LLVM 19's ends by SIGSEGV",
+                    );
+                    present.jitlink = false;
+                }
+                contestants.extend(peers_at(inputs, name, present, relocations));
+                recorder.row_of(rounds, ("link", row, "ns"), contestants);
+            }
+        }
     }
+}
+
+fn in_memory<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contestant<'a> {
+    let who = format!("jitcast in memory, {name}");
+    let samples = (200_000 / relocations).clamp(1, 20);
+    Box::new(move || {
+        let once = |_| time_ns(|| inputs.in_memory());
+        let taken = Taken::warm(who.as_str(), (0..samples).map(once).collect());
+        vec![taken.at(relocations)]
+    })
+}
+
+/// Everybody but jitcast's linker, as a library and as a process (which takes no longer list).
+fn peers_at<'a>(
+    inputs: &'a Inputs,
+    name: &'static str,
+    present: Present,
+    relocations: usize,
+) -> impl Iterator<Item = Contestant<'a>> {
+    let peers = inputs.contestants(present, 1).into_iter().skip(2);
+    peers.map(move |mut peer| -> Contestant<'a> {
+        Box::new(move || {
+            let taken = peer().into_iter();
+            let named = taken.map(|one| Taken {
+                who: format!("{}, {name}", one.who),
+                ..one.at(relocations)
+            });
+            named.collect()
+        })
+    })
 }
