@@ -107,6 +107,15 @@ pub(super) enum Command {
                       /run/jitcast.sock --worker 4711 --syntax att"
     )]
     Dis(DisArgs),
+    /// Let running workers show what is published to debuggers and profilers.
+    #[command(
+        after_help = "Each worker does so at its next guard. One that nobody can ask (its compiler process is gone, or it was \
+                      started before there was one) does so if JITCAST_DEBUG is set in its environment: gdb, lines, jitdump, \
+                      perf-map, dir=FOLDER, with commas between.\n\nExamples:\n  jitcast debug --socket /run/jitcast.sock \
+                      --worker 4711 --lines && gdb -p 4711\n  jitcast debug --socket /run/jitcast.sock --jitdump --lines\n  \
+                      jitcast debug --socket /run/jitcast.sock --off"
+    )]
+    Debug(DebugArgs),
     /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
     #[command(
         after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
@@ -612,6 +621,31 @@ pub(super) struct DisArgs {
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct DebugArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// Only the worker of this process [default: all that are attached].
+    #[arg(long, value_name = "PID")]
+    pub(super) worker: Option<i32>,
+    /// Functions for gdb: names in backtraces, breakpoints by name. The default, unless files are asked for.
+    #[arg(long)]
+    pub(super) gdb: bool,
+    /// Lines and arguments besides, where debugging information says them: for gdb, and lines in a jitdump.
+    #[arg(long)]
+    pub(super) lines: bool,
+    /// A jitdump for perf: `jit-PID.dump`, in /tmp or where the worker was told.
+    #[arg(long)]
+    pub(super) jitdump: bool,
+    /// A list of functions: `perf-PID.map`, likewise.
+    #[arg(long)]
+    pub(super) perf_map: bool,
+    /// Nothing any more, whatever the worker was started with.
+    #[arg(long, conflicts_with_all = ["gdb", "lines", "jitdump", "perf_map"])]
+    pub(super) off: bool,
 }
 
 #[derive(Debug, ClapArgs)]

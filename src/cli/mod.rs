@@ -4,6 +4,7 @@ mod args;
 mod change;
 mod children;
 mod color;
+mod debug;
 mod directory;
 mod dis;
 mod fuzz;
@@ -67,6 +68,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
         Command::Dis(args) => dis::dis(&args),
+        Command::Debug(args) => debug::debug(&args),
         Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),

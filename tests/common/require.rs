@@ -116,6 +116,25 @@ pub(crate) fn bash() -> bool {
     tool("bash")
 }
 
+/// Whether there is gdb, and may look at a process that it has not started; says so if not.
+pub(crate) fn gdb() -> bool {
+    if !tool("gdb") {
+        return false;
+    }
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    let looked = Command::new("gdb")
+        .args(["-nx", "-batch", "-ex", "info inferiors", "-p"])
+        .arg(other.id().to_string())
+        .output();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let may = looked.is_ok_and(|looked| String::from_utf8_lossy(&looked.stdout).contains("sleep"));
+    if !may {
+        unavailable("gdb may not look at other processes here (kernel.yama.ptrace_scope)");
+    }
+    may
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")

@@ -18,6 +18,7 @@ use crate::asked::Bound;
 use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
+use crate::debug::{DebugOptions, Tools};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
@@ -79,6 +80,8 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
     /// Who is told of what the host may want to write down.
     pub log: Log,
+    /// What debuggers and profilers are shown.
+    pub debug: DebugOptions,
 }
 
 /// What a worker is made with.
@@ -90,6 +93,7 @@ pub(crate) struct Setup {
     pub(crate) log: Log,
     host: Arc<HostTable>,
     unwinding: Unwinding,
+    debug: DebugOptions,
 }
 
 impl Setup {
@@ -102,6 +106,7 @@ impl Setup {
             log: options.log,
             host: Arc::new(options.host),
             unwinding: options.unwinding,
+            debug: options.debug,
         }
     }
 }
@@ -198,6 +203,8 @@ pub(crate) struct State {
     pub(crate) renewal: Option<Renewal>,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
+    /// What debuggers and profilers are shown.
+    pub(crate) tools: Tools,
     /// What the host has not been told.
     pub(crate) events: Vec<Event>,
 }
@@ -264,7 +271,7 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything(setup.unwinding)?;
+        inner.bind_everything(setup.unwinding, &setup.debug)?;
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);
         fork::prepare();
