@@ -116,6 +116,15 @@ pub(super) enum Command {
                       jitcast debug --socket /run/jitcast.sock --off"
     )]
     Debug(DebugArgs),
+    /// Give names to what perf shows of published code as numbers.
+    #[command(
+        name = "perf-resolve",
+        after_help = "perf knows no symbols of what lies in a segment, nor takes those of perf-PID.map for it. A jitdump tells it \
+                      (`jitcast debug --jitdump`); this is for what was recorded without. Addresses of processes that have ended \
+                      need `--show-mmap-events`.\n\nExamples:\n  perf script --show-mmap-events | jitcast perf-resolve --socket \
+                      /run/jitcast.sock\n  perf report --stdio | jitcast perf-resolve --socket /run/jitcast.sock"
+    )]
+    PerfResolve(PerfResolveArgs),
     /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
     #[command(
         after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
@@ -646,6 +655,17 @@ pub(super) struct DebugArgs {
     /// Nothing any more, whatever the worker was started with.
     #[arg(long, conflicts_with_all = ["gdb", "lines", "jitdump", "perf_map"])]
     pub(super) off: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PerfResolveArgs {
+    #[command(flatten)]
+    pub(super) segment: ObserveArgs,
+    /// Take names from this list, as `perf-PID.map`, for addresses of that process.
+    #[arg(long, value_name = "FILE", group = "ObserveArgs", conflicts_with_all = ["socket", "name"])]
+    pub(super) map: Option<PathBuf>,
+    /// What `perf script` or `perf report` printed [default: standard input].
+    pub(super) file: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

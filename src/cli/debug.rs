@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use jitcast::compiler::request::{self, WantRequest};
 use jitcast::runtime::debug::Wanted;
+use jitcast::runtime::geometry::Area;
 
-use super::Failure;
-use super::args::DebugArgs;
+use super::args::{DebugArgs, ObserveArgs};
 use super::publish::connect;
+use super::{Failure, observe};
 
 pub(super) fn debug(args: &DebugArgs) -> Result<ExitCode, Failure> {
     let writes = args.jitdump || args.perf_map;
@@ -41,5 +42,35 @@ pub(super) fn debug(args: &DebugArgs) -> Result<ExitCode, Failure> {
         shown.join(", ")
     };
     println!("generation {}: {who} shows {shown}", done.generation);
+    if let Some(pid) = args.worker.filter(|_| wanted.names) {
+        hint(args, pid)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says how to begin. Not even a debugger can write to published text, so its breakpoints have to be the processor's: gdb makes
+/// them so where it knows that memory cannot be written to.
+fn hint(args: &DebugArgs, pid: i32) -> Result<(), Failure> {
+    let segment = ObserveArgs {
+        socket: Some(args.socket.clone()),
+        name: None,
+    };
+    let observer = observe::observe(&segment)?;
+    let status = observe::status(&segment, &observer)?;
+    let worker = status.workers.iter().find(|worker| worker.pid == pid);
+    let Some(worker) = worker.filter(|worker| worker.base != 0) else {
+        return Ok(());
+    };
+    let geometry = observer.geometry();
+    let (start, end) = (
+        geometry.region(Area::Stubs).start,
+        geometry.region(Area::Text).end(),
+    );
+    let address = |offset: u32| worker.base.wrapping_add(offset.into());
+    println!(
+        "gdb -p {pid} -ex 'set mem inaccessible-by-default off' -ex 'mem {:#x} {:#x} ro'",
+        address(start),
+        address(end)
+    );
+    Ok(())
 }

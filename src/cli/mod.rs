@@ -11,6 +11,7 @@ mod fuzz;
 mod link;
 mod observe;
 mod oracle;
+mod perf_resolve;
 mod places;
 mod preload;
 mod publish;
@@ -69,6 +70,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Dis(args) => dis::dis(&args),
         Command::Debug(args) => debug::debug(&args),
+        Command::PerfResolve(args) => perf_resolve::resolve(&args),
         Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),

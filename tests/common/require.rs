@@ -135,6 +135,21 @@ pub(crate) fn gdb() -> bool {
     may
 }
 
+/// Whether there is perf, and the kernel lets it count here; says so if not.
+pub(crate) fn perf() -> bool {
+    if !tool("perf") {
+        return false;
+    }
+    let counted = Command::new("perf")
+        .args(["stat", "-x,", "-e", "cpu-clock", "--", "sleep", "0.01"])
+        .output();
+    let counts = counted.is_ok_and(|counted| counted.status.success());
+    if !counts {
+        unavailable("the kernel does not let perf count here (kernel.perf_event_paranoid)");
+    }
+    counts
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")
