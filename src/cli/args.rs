@@ -619,6 +619,10 @@ pub(super) struct ObserveArgs {
 pub(super) struct DisArgs {
     /// The function.
     pub(super) symbol: String,
+    /// The unit whose function it is, by its name or its number: for functions that are not published themselves, static ones
+    /// and those of units that workers asked for. The newest one of that name.
+    #[arg(long, value_name = "UNIT|NUMBER")]
+    pub(super) unit: Option<String>,
     #[command(flatten)]
     pub(super) segment: ObserveArgs,
     /// Show the version that this worker runs, at its addresses there, and what its cells hold.
