@@ -58,6 +58,7 @@ pub use function_type::{AbiType, FunctionType};
 pub use guard::Guard;
 pub use handle::Function;
 pub use host::{HostTable, LibraryError};
+pub use jitcast_runtime::WorkerAddr;
 pub use jitcast_runtime::signature::Signature;
 pub use late::{LateFunction, LateWorker};
 pub use log::{Event, Log};
