@@ -272,3 +272,92 @@ fn many_units_make_few_files() {
     let files = listed(&said);
     assert!((UNITS / 64..UNITS / 32).contains(&files), "{files}");
 }
+
+/// Two files of one unit, each with a static variable of the same name, and data of its own.
+const FIRST: &str = "#include <unistd.h>
+struct jc_pair { int left, right; };
+long jc_counter = 40;
+static int jc_same = 1;
+static struct jc_pair jc_pair = { 3, 4 };
+long jc_second(long);
+__attribute__((noinline)) long jc_first(long x) {
+    usleep(1000);
+    jc_counter++;
+    jc_same++;
+    return jc_second(x) + jc_pair.left;
+}
+";
+const SECOND: &str = "static int jc_same = 100;
+__thread int jc_local = 7;
+inline static long jc_inlined(long y) {
+    jc_same++;
+    return y * jc_local;
+}
+__attribute__((noinline)) long jc_second(long x) {
+    long product = jc_inlined(x);
+    return product + 1;
+}
+";
+
+#[test]
+fn variables_of_every_file_are_where_this_worker_has_them() {
+    if !require::gdb() || !require::cc() {
+        return;
+    }
+    let serve = Serve::start(&[]);
+    let compile = |name: &str, source: &str| {
+        serve
+            .scratch
+            .compile(name, source, &["-O0", "-g", "-fPIC", "-ffunction-sections", "-c"])
+    };
+    let (first, second) = (compile("first.o", FIRST), compile("second.o", SECOND));
+    let publish = |serve: &Serve| {
+        let arguments = [
+            "--unit",
+            "both",
+            "--keep-data",
+            "--sig",
+            "jc_first(i64) -> i64",
+            &first,
+            &second,
+        ];
+        serve.publish(&arguments).succeeded();
+    };
+    publish(&serve);
+    let worker = worker(&serve, "jc_first(2)", "lines");
+    let commands = [
+        "hbreak jc_second",
+        "continue",
+        "print jc_counter > 40",
+        "print jc_pair",
+        "print 'first.o.c'::jc_same < 100 && 'second.o.c'::jc_same >= 100",
+        "up",
+        "info locals",
+        "info args",
+    ];
+    let said = gdb(&worker, &commands);
+    for what in [
+        "$1 = 1",
+        "$2 = {left = 3, right = 4}",
+        "$3 = 1",
+        "jc_first (x=2) at ",
+        "x = 2",
+    ] {
+        assert_says(&said, what);
+    }
+    // A version that goes on with the data of the one before it.
+    publish(&serve);
+    serve.await_applied(&worker);
+    let said = gdb(
+        &worker,
+        &[
+            "hbreak jc_second",
+            "continue",
+            "print jc_counter > 42",
+            "print jc_counter",
+            "bt",
+        ],
+    );
+    assert_says(&said, "$1 = 1");
+    assert_says(&said, "second.o.c:8");
+}
