@@ -100,6 +100,7 @@ const UNSAFE: &[&str] = &[
     "worker/capi/src/log.rs",
     "worker/capi/src/options.rs",
     "worker/capi/src/request.rs",
+    "worker/capi/src/symbolize.rs",
     "worker/capi/src/watch.rs",
     "worker/src/bind.rs",
     "worker/src/debug/gdb.rs",

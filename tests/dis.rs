@@ -318,3 +318,66 @@ fn units_that_workers_asked_for_are_shown_by_their_names() {
     assert!(text.contains("77") || text.contains("0x4d"), "{text}");
     drop(unit);
 }
+
+/// Two files that share an inline function; each has a function that nobody reaches.
+const INLINE: &str = "#pragma once
+inline __attribute__((noinline)) long jc_shared(long x) {
+    return x * 3;
+}
+";
+
+#[test]
+fn lines_are_those_of_the_copy_that_is_there() {
+    if !require::cxx() {
+        return;
+    }
+    let serve = Serve::start(&[]);
+    serve.scratch.write("shared.h", INLINE);
+    let object = |name: &str| {
+        let source = format!(
+            "#include \"shared.h\"\nextern \"C\" long {name}_unreached(long x) {{ return jc_shared(x) + 1; }}\nextern \"C\" long {name}(long x) {{\n    return jc_shared(x) + 2;\n}}\n"
+        );
+        let path = serve.scratch.path(&format!("{name}.o"));
+        let flags = ["-c", "-g", "-O0", "-fPIC", "-ffunction-sections"];
+        serve.scratch.cplusplus_to(&path, &source, "g++", &flags);
+        path
+    };
+    let (first, second) = (object("jc_first"), object("jc_second"));
+    let arguments = [
+        "--unit",
+        "both",
+        &first,
+        &second,
+        "--gc-sections",
+        "--root",
+        "jc_first",
+        "--root",
+        "jc_second",
+    ];
+    serve.publish(&arguments).succeeded();
+    let lines = |symbol: &str| {
+        let listing = json(serve.command("dis", &[symbol, "--unit", "both", "--json"]));
+        let instructions = listing["instructions"].as_array().unwrap().clone();
+        let source = |line: &Value| {
+            let file = line["source"]["file"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .to_owned();
+            (file, line["source"]["line"].as_u64().unwrap())
+        };
+        let mut lines: Vec<_> = instructions.iter().map(source).collect();
+        lines.dedup();
+        lines
+    };
+    let of =
+        |file: &str, numbers: [u64; 3]| numbers.map(|number| (file.to_owned(), number)).to_vec();
+    assert_eq!(lines("_Z9jc_sharedl"), of("shared.h", [2, 3, 4]));
+    for name in ["jc_first", "jc_second"] {
+        let found = lines(name);
+        let numbers: Vec<u64> = found.iter().map(|(_, number)| *number).collect();
+        assert_eq!(numbers, [3, 4, 5], "{found:?}");
+    }
+}

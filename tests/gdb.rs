@@ -306,9 +306,11 @@ fn variables_of_every_file_are_where_this_worker_has_them() {
     }
     let serve = Serve::start(&[]);
     let compile = |name: &str, source: &str| {
-        serve
-            .scratch
-            .compile(name, source, &["-O0", "-g", "-fPIC", "-ffunction-sections", "-c"])
+        serve.scratch.compile(
+            name,
+            source,
+            &["-O0", "-g", "-fPIC", "-ffunction-sections", "-c"],
+        )
     };
     let (first, second) = (compile("first.o", FIRST), compile("second.o", SECOND));
     let publish = |serve: &Serve| {

@@ -203,3 +203,51 @@ impl Writer {
         self.bytes[..HEADER_BYTES].copy_from_slice(&header);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    #[test]
+    fn sections_and_symbols_are_where_the_headers_say() {
+        let text = |address, name| Text {
+            address,
+            len_bytes: 32,
+            symbols: vec![Symbol { address: address + 4, len_bytes: 8, name }],
+        };
+        let parts = Parts {
+            texts: vec![text(0x7000, "first"), text(0x9000, "sec\0ond")],
+            eh_frame: (0x5000, &[1, 2, 3, 4, 0, 0, 0, 0]),
+            sections: vec![(".debug_line", &[9, 9, 9])],
+        };
+        let file = write(&parts);
+        let sections = word(&file, 40) as usize;
+        let count = u16::from_le_bytes([file[60], file[61]]) as usize;
+        assert_eq!(file.len(), sections + count * SECTION_BYTES);
+        let header = |index: usize| {
+            let at = sections + index * SECTION_BYTES;
+            let kind = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap());
+            (kind, word(&file, at + 16), word(&file, at + 24) as usize, word(&file, at + 32) as usize)
+        };
+        assert_eq!((header(1).0, header(1).1, header(2).1), (SHT_NOBITS, 0x7000, 0x9000));
+        let (kind, address, at, len) = header(3);
+        assert_eq!((kind, address, &file[at..at + len]), (SHT_PROGBITS, 0x5000, parts.eh_frame.1));
+        let (.., at, len) = header(4);
+        assert_eq!(file[at..at + len], [9, 9, 9]);
+        let ((kind, _, at, len), (.., strings, _)) = (header(5), header(6));
+        assert_eq!((kind, len), (SHT_SYMTAB, 3 * SYMBOL_BYTES));
+        let symbol = |index: usize| {
+            let at = at + index * SYMBOL_BYTES;
+            let name = strings + u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+            let end = name + file[name..].iter().position(|byte| *byte == 0).unwrap();
+            let section = u16::from_le_bytes([file[at + 6], file[at + 7]]);
+            (core::str::from_utf8(&file[name..end]).unwrap(), section, word(&file, at + 8), word(&file, at + 16))
+        };
+        assert_eq!(symbol(1), ("first", 1, 0x7004, 8));
+        assert_eq!(symbol(2), ("sec", 2, 0x9004, 8), "a NUL ends a name");
+    }
+}

@@ -535,6 +535,7 @@ impl Inner {
         if state.ending {
             self.retire_units(state)?;
         }
+        self.show_settled(state);
         Ok(())
     }
 
