@@ -332,7 +332,8 @@ fn variables_of_every_file_are_where_this_worker_has_them() {
         "continue",
         "print jc_counter > 40",
         "print jc_pair",
-        "print 'first.o.c'::jc_same < 100 && 'second.o.c'::jc_same >= 100",
+        // One has been counted up in this call, the other has not.
+        "print 'second.o.c'::jc_same - 'first.o.c'::jc_same",
         "up",
         "info locals",
         "info args",
@@ -341,7 +342,7 @@ fn variables_of_every_file_are_where_this_worker_has_them() {
     for what in [
         "$1 = 1",
         "$2 = {left = 3, right = 4}",
-        "$3 = 1",
+        "$3 = 98",
         "jc_first (x=2) at ",
         "x = 2",
     ] {
