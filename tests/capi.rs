@@ -423,6 +423,31 @@ fn imports_come_from_the_table_and_strictly_from_nowhere_else() {
 }
 
 #[test]
+fn backtraces_pass_published_code_and_name_it() {
+    let serve = Serve::start(&[]);
+    let walks = calls_host("walks", "walk") + &calls_host("outer", "walks");
+    let file = serve.scratch.write("walks.clif", walks);
+    serve.publish(&[&file]).succeeded();
+    for build in [Build::C, Build::StaticC, Build::Sanitized] {
+        let Some(mut driver) = Driver::attach(build, &serve) else {
+            return;
+        };
+        driver.says("find outer (i64) -> i64", "status 0");
+        assert_eq!(driver.calls("call 5").0, 5);
+        let walked = driver.ask("walked");
+        let names: Vec<&str> = walked.split(' ').skip(1).collect();
+        assert_eq!(names.len(), 4, "{walked}");
+        assert!(
+            names[0].starts_with("walks+0x") && names[2].starts_with("outer+0x"),
+            "{walked}"
+        );
+        assert_eq!((names[1], names[3]), ("(walks)", "(walks)"));
+        driver.says("cut outer", "cut outer+0");
+        driver.end();
+    }
+}
+
+#[test]
 fn what_was_asked_for_follows_what_it_calls_and_ends_at_its_fallback() {
     let serve = Serve::start(&[]);
     let clif = calls_host("again", "f");

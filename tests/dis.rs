@@ -4,7 +4,9 @@ mod common;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+use common::host::Host;
 use common::name::Name;
 use common::process::{Finished, NOBODY, finish, jitcast, jitcast_as};
 use common::remote::{self, Remote};
@@ -12,6 +14,8 @@ use common::require;
 use common::role;
 use common::scratch::adds;
 use common::serve::Serve;
+use jitcast::compiler::RequestLimits;
+use jitcast::worker::{Endpoint, Worker, WorkerOptions};
 use serde_json::Value;
 
 #[test]
@@ -217,4 +221,163 @@ fn what_is_no_published_function_is_refused() {
     let serve = Serve::start(&["--allow-attach", "uid:1"]);
     let mut nobody = jitcast_as(NOBODY, &["dis", "datum", "--socket", &serve.socket]);
     finish(&mut nobody).refused(&["uid 65534 gid 65534 may not attach", "--allow-attach 65534"]);
+}
+
+#[test]
+fn lines_stand_above_the_code_that_comes_from_them() {
+    if !require::cc() {
+        return;
+    }
+    let folder = common::scratch::Scratch::new();
+    let journal = folder.path("journal");
+    let serve = Serve::start(&["--journal", &journal]);
+    serve.publish_adds("other", 1);
+    let source = serve.scratch.write("f.c", SOURCE);
+    serve.publish(&[&source]).succeeded();
+    let line_of = |listing: &Value, text: &str| {
+        let instructions = listing["instructions"].as_array().unwrap();
+        let mut found = instructions.iter();
+        let found = found.find(|line| line["text"].as_str().unwrap().contains(text));
+        found.map(|line| {
+            (
+                line["source"]["line"].clone(),
+                line["source"]["file"].clone(),
+            )
+        })
+    };
+    let expected = Some((Value::from(9), Value::from(source.clone())));
+    let listing = json(serve.command("dis", &["f", "--json"]));
+    assert_eq!(line_of(&listing, "call inner"), expected);
+    let shown = serve.command("dis", &["f"]).succeeded();
+    assert!(
+        shown.stdout.contains(&format!("\n{source}:9\n")),
+        "{}",
+        shown.stdout
+    );
+    // What is compiled without debugging information, and CLIF, have none.
+    let other = json(serve.command("dis", &["other", "--json"]));
+    assert_eq!(other["instructions"][0]["source"], Value::Null);
+    // A static function, by its unit.
+    let inner = json(serve.command("dis", &["inner", "--unit", "f", "--json"]));
+    assert_eq!(line_of(&inner, "ret").map(|(line, _)| line), Some(4.into()));
+    serve
+        .command("dis", &["none", "--unit", "f"])
+        .refused(&["the unit `f` has no function `none`", "help: "]);
+    serve
+        .command("dis", &["f", "--unit", "none"])
+        .refused(&["there is no unit `none`", "jitcast status"]);
+    // They outlive the compiler process, with the sources in its journal.
+    let Serve {
+        process,
+        socket,
+        scratch,
+    } = serve;
+    process.signal(rustix::process::Signal::KILL);
+    process.finish();
+    let process = Serve::start_at(&socket, &["--journal", &journal]);
+    let serve = Serve::adopt_running(process, socket, scratch);
+    let listing = json(serve.command("dis", &["f", "--json"]));
+    assert_eq!(line_of(&listing, "call inner"), expected);
+    // What was kept of its sources alone tells what has been replaced; nothing tells it where sources are not retained.
+    let bare = Serve::start(&["--retain", "0"]);
+    bare.publish_adds("other", 1);
+    let source = bare.scratch.write("f.c", SOURCE);
+    bare.publish(&[&source]).succeeded();
+    let listing = json(bare.command("dis", &["f", "--json"]));
+    assert_eq!(
+        line_of(&listing, "call inner"),
+        Some((Value::Null, Value::Null))
+    );
+}
+
+#[test]
+fn units_that_workers_asked_for_are_shown_by_their_names() {
+    let host = Host::compiling(RequestLimits::default());
+    let worker = Worker::attach(
+        Endpoint::Path(Path::new(&host.socket)),
+        WorkerOptions::default(),
+    )
+    .unwrap();
+    let mut pending = worker.request(&adds("jc_asked", 77)).unwrap();
+    assert!(pending.wait(None));
+    let guard = worker.enter().unwrap();
+    let unit = pending.unit(&guard).unwrap();
+    let name = host.compiler.status().asked[0].name.clone();
+    let shown = finish(&mut jitcast(&[
+        "dis",
+        "jc_asked",
+        "--unit",
+        &name,
+        "--socket",
+        &host.socket,
+        "--json",
+    ]));
+    let listing = json(shown);
+    assert_eq!(listing["unit"], Value::from(name));
+    let text = listing["instructions"].to_string();
+    assert!(text.contains("77") || text.contains("0x4d"), "{text}");
+    drop(unit);
+}
+
+/// Two files that share an inline function; each has a function that nobody reaches.
+const INLINE: &str = "#pragma once
+inline __attribute__((noinline)) long jc_shared(long x) {
+    return x * 3;
+}
+";
+
+#[test]
+fn lines_are_those_of_the_copy_that_is_there() {
+    if !require::cxx() {
+        return;
+    }
+    let serve = Serve::start(&[]);
+    serve.scratch.write("shared.h", INLINE);
+    let object = |name: &str| {
+        let source = format!(
+            "#include \"shared.h\"\nextern \"C\" long {name}_unreached(long x) {{ return jc_shared(x) + 1; }}\nextern \"C\" long {name}(long x) {{\n    return jc_shared(x) + 2;\n}}\n"
+        );
+        let path = serve.scratch.path(&format!("{name}.o"));
+        let flags = ["-c", "-g", "-O0", "-fPIC", "-ffunction-sections"];
+        serve.scratch.cplusplus_to(&path, &source, "g++", &flags);
+        path
+    };
+    let (first, second) = (object("jc_first"), object("jc_second"));
+    let arguments = [
+        "--unit",
+        "both",
+        &first,
+        &second,
+        "--gc-sections",
+        "--root",
+        "jc_first",
+        "--root",
+        "jc_second",
+    ];
+    serve.publish(&arguments).succeeded();
+    let lines = |symbol: &str| {
+        let listing = json(serve.command("dis", &[symbol, "--unit", "both", "--json"]));
+        let instructions = listing["instructions"].as_array().unwrap().clone();
+        let source = |line: &Value| {
+            let file = line["source"]["file"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .to_owned();
+            (file, line["source"]["line"].as_u64().unwrap())
+        };
+        let mut lines: Vec<_> = instructions.iter().map(source).collect();
+        lines.dedup();
+        lines
+    };
+    let of =
+        |file: &str, numbers: [u64; 3]| numbers.map(|number| (file.to_owned(), number)).to_vec();
+    assert_eq!(lines("_Z9jc_sharedl"), of("shared.h", [2, 3, 4]));
+    for name in ["jc_first", "jc_second"] {
+        let found = lines(name);
+        let numbers: Vec<u64> = found.iter().map(|(_, number)| *number).collect();
+        assert_eq!(numbers, [3, 4, 5], "{found:?}");
+    }
 }

@@ -284,7 +284,7 @@ impl Compiler {
     }
 
     /// What retained units were made of.
-    fn sources(
+    pub(crate) fn sources(
         &self,
         state: &State,
         units: &[RetainedUnit],

@@ -6,6 +6,7 @@ mod catalog;
 mod changeset;
 mod compiler;
 mod contents;
+mod debug;
 mod error;
 mod fault;
 pub mod front;

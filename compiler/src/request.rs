@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use jitcast_runtime::debug::{ASK_LINES, DebugRequest, Lines, Wanted};
 use jitcast_runtime::signature::NamedSignature;
 use jitcast_runtime::wire::{self, Frame, FrameKind};
 use serde::{Deserialize, Serialize};
+use zerocopy::IntoBytes;
 
 use crate::changeset::{Audience, Changeset, PublishOptions, SymbolUpdate};
 use crate::compiler::Compiler;
@@ -58,6 +60,15 @@ pub struct RollbackRequest {
     pub generation: Option<u64>,
     /// What the publisher asks for besides.
     pub options: PublishOptions,
+}
+
+/// What workers are to show to debuggers and profilers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantRequest {
+    /// The worker of this process; `None`: every worker.
+    pub pid: Option<i32>,
+    /// [`Wanted::word`].
+    pub wanted: u64,
 }
 
 /// A unit to publish.
@@ -202,6 +213,28 @@ pub(crate) fn renew_segment(compiler: &Compiler) -> (FrameKind, Vec<u8>) {
     reply(compiler.renew().map_err(|error| error.to_string()))
 }
 
+/// What debugging information says of a unit.
+pub(crate) fn tell_of_unit(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<u8>) {
+    match crate::debug::answer(compiler, payload) {
+        Ok(answer) => (FrameKind::DebugReply, answer),
+        Err(why) => (FrameKind::Refused, why.into_bytes()),
+    }
+}
+
+/// Has workers show what is published to debuggers and profilers.
+pub(crate) fn want_shown(compiler: &Compiler, payload: &[u8]) -> (FrameKind, Vec<u8>) {
+    let wanted = read::<WantRequest>(payload).and_then(|WantRequest { pid, wanted }| {
+        let wanted = Wanted::of(wanted).ok_or("nothing is asked for")?;
+        let done = compiler.want_shown(pid, wanted);
+        let done = done.map_err(|error| error.to_string())?;
+        done.ok_or_else(|| {
+            let help = "`jitcast status` shows the workers and their pids, as the compiler process has them";
+            format!("process {} is no worker of this segment\n  help: {help}", pid.unwrap_or(0))
+        })
+    });
+    reply(wanted)
+}
+
 fn publish_request(
     compiler: &Compiler,
     request: PublishRequest,
@@ -339,6 +372,30 @@ pub fn renew(socket: impl AsFd) -> Result<Publication, RequestError> {
     wire::send(&socket, FrameKind::Renew, &[], &[])?;
     let frame = answer(socket, FrameKind::Published)?;
     Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Has workers show what is published to debuggers and profilers.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn want(socket: impl AsFd, request: &WantRequest) -> Result<Publication, RequestError> {
+    let payload = postcard::to_stdvec(request)?;
+    wire::send(&socket, FrameKind::Want, &payload, &[])?;
+    let frame = answer(socket, FrameKind::Published)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// Asks a compiler process which lines the code of a unit comes from. It needs the right to attach or to publish.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn lines(socket: impl AsFd, unit: u32) -> Result<Lines, RequestError> {
+    let (base, what) = (0, ASK_LINES);
+    let request = DebugRequest { base, unit, what };
+    wire::send(&socket, FrameKind::Debug, request.as_bytes(), &[])?;
+    let frame = answer(socket, FrameKind::DebugReply)?;
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed answer");
+    Ok(Lines::decode(&frame.payload).ok_or_else(malformed)?)
 }
 
 /// Asks a compiler process for its state.

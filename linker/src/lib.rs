@@ -19,6 +19,7 @@
 //! | who needs what | `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | what was done, for people | `explain` |
+//! | what debugging information says of it, once it is placed | `debug` |
 //! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
@@ -33,6 +34,7 @@ mod bounds;
 mod budget;
 mod carry;
 mod classify;
+mod debug;
 mod dynamic;
 mod error;
 mod explain;

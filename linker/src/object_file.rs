@@ -37,6 +37,9 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) dialect: Dialect,
     pub(crate) sections: Vec<Section<'a>>,
     pub(crate) symbols: SymbolTable<'a, Elf>,
+    /// The file and its sections, for what is not loaded.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) table: SectionTable<'a, Elf>,
     pub(crate) groups: Vec<Group<'a>>,
     pub(crate) relocations: Vec<Relocations<'a>>,
     /// What the names of its symbols may still cost.
@@ -61,13 +64,18 @@ impl<'a> ObjectFile<'a> {
         match Self::parse(bytes) {
             Ok((sections, groups, relocations, reader)) => {
                 let Reader {
-                    symbols, budget, ..
+                    bytes,
+                    table,
+                    symbols,
+                    budget,
                 } = reader;
                 Ok(Self {
                     name,
                     dialect,
                     sections,
                     symbols,
+                    bytes,
+                    table,
                     groups,
                     relocations,
                     budget,

@@ -116,6 +116,42 @@ pub fn find_name(
     Ok(Some((start, name)))
 }
 
+/// Calls `visit` with where each function of the table at `region` is and what it is called, in the order of their places; with
+/// nothing if the table is not that of unit number `unit`.
+///
+/// # Errors
+/// [`Corrupt`] if the table is not readable, or a name not UTF-8.
+pub fn each_name(
+    view: &View,
+    region: Region,
+    unit: u32,
+    mut visit: impl FnMut(SegmentOffset, u32, &str),
+) -> Result<(), Corrupt> {
+    let corrupt = Corrupt { what: "names of functions", at: region.offset() };
+    if region.len_bytes < HEAD_BYTES {
+        return Ok(());
+    }
+    // One copy, so that a table of many names is read once.
+    let bytes = view.bytes(region.offset(), region.len_bytes as usize)?;
+    let (words, _) = bytes.as_chunks::<8>();
+    let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+    let head = words.next().unwrap_or(0);
+    let (count, owner) = (head as u32 as usize, (head >> 32) as u32);
+    if owner != unit || count as u64 * u64::from(ENTRY_BYTES) > u64::from(region.len_bytes - HEAD_BYTES) {
+        return Ok(());
+    }
+    for _ in 0..count {
+        let (Some(range), Some(what)) = (words.next(), words.next()) else {
+            return Err(corrupt);
+        };
+        let (place, len) = (what as u32 as usize, (what >> 32) as usize);
+        let name = place.checked_add(len).and_then(|end| bytes.get(place..end)).filter(|_| len <= MAX_NAME_BYTES);
+        let name = name.and_then(|name| core::str::from_utf8(name).ok()).ok_or(corrupt)?;
+        visit(SegmentOffset::new(range as u32), (range >> 32) as u32, name);
+    }
+    Ok(())
+}
+
 fn find(view: &View, region: Region, unit: u32, at: SegmentOffset) -> Result<Option<(SegmentOffset, u32, u64)>, Corrupt> {
     if region.len_bytes < HEAD_BYTES {
         return Ok(None);
@@ -217,6 +253,10 @@ mod tests {
         let (heap, region) = stored(&name_table(1, &[name(8, "first"), name(16, ""), name(24, "dernière")]));
         let find = |at| find_name(heap.memory(), region, 1, SegmentOffset::new(at)).unwrap().map(|(_, name)| name);
         assert_eq!([15, 16, 31, 32].map(find), [Some("first".into()), Some(String::new()), Some("dernière".into()), None]);
+        let mut all = Vec::new();
+        each_name(heap.memory(), region, 1, |start, len_bytes, name| all.push((start.get(), len_bytes, name.to_owned()))).unwrap();
+        assert_eq!(all, [(8, 8, "first".into()), (16, 8, String::new()), (24, 8, "dernière".into())]);
+        each_name(heap.memory(), region, 2, |_, _, _| panic!("another unit's table")).unwrap();
         let cut = name_table(1, &[name(8, &long)]);
         assert_eq!(cut.len(), 8 + 16 + MAX_NAME_BYTES);
     }
@@ -233,6 +273,7 @@ mod tests {
                     let region = Region { len_bytes, ..region };
                     let _ = find_name(heap.memory(), region, 1, SegmentOffset::new(9));
                     let _ = find_frame(heap.memory(), region, 1, SegmentOffset::new(9));
+                    let _ = each_name(heap.memory(), region, 1, |_, _, _| ());
                 }
             }
         }

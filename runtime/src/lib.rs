@@ -25,6 +25,7 @@ macro_rules! unless_modelled {
 unless_modelled! {
     pub mod addr;
     pub mod cpu;
+    pub mod debug;
     pub mod directory;
     pub mod eh_frame;
     pub mod frames;
@@ -44,6 +45,7 @@ unless_modelled! {
     pub mod selector;
     pub mod signature;
     pub mod space;
+    pub mod symbol_file;
     pub mod sys;
     pub mod window;
     pub mod wire;

@@ -67,6 +67,9 @@ pub enum Word {
     Seat = 12,
     /// The object that it has mapped: what its pins hold, but said only once it has gone on to it.
     Mapped = 13,
+    /// What the compiler process wants shown to debuggers and profilers ([`debug::Wanted`](crate::debug::Wanted)); 0: it has said
+    /// nothing.
+    Wanted = 14,
 }
 
 /// A word of a thread's record, by its position.

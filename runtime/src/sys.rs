@@ -42,6 +42,17 @@ impl Mapping {
         Ok(Self::own(base, len_bytes))
     }
 
+    /// Maps `len_bytes` of `fd` from its start, privately, readable and executable.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn executable(fd: BorrowedFd<'_>, len_bytes: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::EXEC;
+        // SAFETY: as in `shared`.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, MapFlags::PRIVATE, fd, 0) }?;
+        Ok(Self::own(base, len_bytes))
+    }
+
     /// Maps `len_bytes` of private anonymous memory.
     ///
     /// # Errors
@@ -277,6 +288,12 @@ pub enum Protection {
     ReadWrite,
     /// R-X.
     ReadExecute,
+}
+
+/// Whether this program runs with more rights than whoever started it has, so that it is not to believe its environment.
+pub fn runs_with_more_rights() -> bool {
+    // SAFETY: it reads what the kernel has told this process when it began.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// A memfd of `len_bytes`, sparse, not sealed yet.

@@ -68,19 +68,25 @@ pub enum FrameKind {
     Observe = 19,
     /// Compiler to anyone: nothing, with the segment's descriptor.
     Observed = 20,
+    /// Anyone to compiler: what debugging information says of a unit. [`DebugRequest`](crate::debug::DebugRequest).
+    Debug = 21,
+    /// Compiler to anyone: the answer ([`debug`](crate::debug)); empty: nothing is known.
+    DebugReply = 22,
+    /// Publisher to compiler: let these workers show what is published to debuggers and profilers. Answered by `Published`.
+    Want = 23,
 }
 
 impl FrameKind {
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         use FrameKind::{
-            Adopt, Ask, AskReply, Attach, Attached, Decide, Hold, Observe, Observed, Publish, Published, Refused, Release,
-            Renew, Resume, Rollback, Spare, SpareReply, Status, StatusReply,
+            Adopt, Ask, AskReply, Attach, Attached, Debug, DebugReply, Decide, Hold, Observe, Observed, Publish, Published,
+            Refused, Release, Renew, Resume, Rollback, Spare, SpareReply, Status, StatusReply, Want,
         };
         let all = [
             Attach, Attached, Refused, Publish, Published, Status, StatusReply, Spare, SpareReply, Adopt, Rollback,
             Resume, Renew, Decide, Ask, AskReply, Release, Hold,
-            Observe, Observed,
+            Observe, Observed, Debug, DebugReply, Want,
         ];
         all.into_iter()
             .find(|kind| *kind as u32 == number)

@@ -107,6 +107,24 @@ pub(super) enum Command {
                       /run/jitcast.sock --worker 4711 --syntax att"
     )]
     Dis(DisArgs),
+    /// Let running workers show what is published to debuggers and profilers.
+    #[command(
+        after_help = "Each worker does so at its next guard. One that nobody can ask (its compiler process is gone, or it was \
+                      started before there was one) does so if JITCAST_DEBUG is set in its environment: gdb, lines, jitdump, \
+                      perf-map, dir=FOLDER, with commas between.\n\nExamples:\n  jitcast debug --socket /run/jitcast.sock \
+                      --worker 4711 --lines && gdb -p 4711\n  jitcast debug --socket /run/jitcast.sock --jitdump --lines\n  \
+                      jitcast debug --socket /run/jitcast.sock --off"
+    )]
+    Debug(DebugArgs),
+    /// Give names to what perf shows of published code as numbers.
+    #[command(
+        name = "perf-resolve",
+        after_help = "perf knows no symbols of what lies in a segment, nor takes those of perf-PID.map for it. A jitdump tells it \
+                      (`jitcast debug --jitdump`); this is for what was recorded without. Addresses of processes that have ended \
+                      need `--show-mmap-events`.\n\nExamples:\n  perf script --show-mmap-events | jitcast perf-resolve --socket \
+                      /run/jitcast.sock\n  perf report --stdio | jitcast perf-resolve --socket /run/jitcast.sock"
+    )]
+    PerfResolve(PerfResolveArgs),
     /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
     #[command(
         after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
@@ -601,6 +619,10 @@ pub(super) struct ObserveArgs {
 pub(super) struct DisArgs {
     /// The function.
     pub(super) symbol: String,
+    /// The unit whose function it is, by its name or its number: for functions that are not published themselves, static ones
+    /// and those of units that workers asked for. The newest one of that name.
+    #[arg(long, value_name = "UNIT|NUMBER")]
+    pub(super) unit: Option<String>,
     #[command(flatten)]
     pub(super) segment: ObserveArgs,
     /// Show the version that this worker runs, at its addresses there, and what its cells hold.
@@ -612,6 +634,42 @@ pub(super) struct DisArgs {
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct DebugArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(super) socket: String,
+    /// Only the worker of this process [default: all that are attached].
+    #[arg(long, value_name = "PID")]
+    pub(super) worker: Option<i32>,
+    /// Functions for gdb: names in backtraces, breakpoints by name. The default, unless files are asked for.
+    #[arg(long)]
+    pub(super) gdb: bool,
+    /// Lines and arguments besides, where debugging information says them: for gdb, and lines in a jitdump.
+    #[arg(long)]
+    pub(super) lines: bool,
+    /// A jitdump for perf: `jit-PID.dump`, in /tmp or where the worker was told.
+    #[arg(long)]
+    pub(super) jitdump: bool,
+    /// A list of functions: `perf-PID.map`, likewise.
+    #[arg(long)]
+    pub(super) perf_map: bool,
+    /// Nothing any more, whatever the worker was started with.
+    #[arg(long, conflicts_with_all = ["gdb", "lines", "jitdump", "perf_map"])]
+    pub(super) off: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PerfResolveArgs {
+    #[command(flatten)]
+    pub(super) segment: ObserveArgs,
+    /// Take names from this list, as `perf-PID.map`, for addresses of that process.
+    #[arg(long, value_name = "FILE", group = "ObserveArgs", conflicts_with_all = ["socket", "name"])]
+    pub(super) map: Option<PathBuf>,
+    /// What `perf script` or `perf report` printed [default: standard input].
+    pub(super) file: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -9,11 +9,11 @@ use iced_x86::{
     Instruction, IntelFormatter, OpKind, SymbolResolver, SymbolResult,
 };
 use jitcast::compiler::WorkerStatus;
-use jitcast::runtime::SegmentOffset;
-use jitcast::runtime::frames::find_extent;
+use jitcast::runtime::frames::{each_name, find_extent};
 use jitcast::runtime::geometry::{Area, Region};
 use jitcast::runtime::observer::{Look, Observer};
-use jitcast::runtime::records::{SYMBOL_FUNCTION, SYMBOL_QUARANTINED};
+use jitcast::runtime::records::{SYMBOL_FUNCTION, SYMBOL_QUARANTINED, TextRecord, trailing_text};
+use jitcast::runtime::{Corrupt, SegmentOffset, index};
 use serde::Serialize;
 
 use super::Failure;
@@ -25,6 +25,9 @@ use super::places::{Places, Target, What};
 /// A function's code.
 #[derive(Debug, Serialize)]
 struct Listing {
+    /// The unit's number.
+    #[serde(skip)]
+    number: u32,
     symbol: String,
     /// `null`: unknown.
     signature: Option<String>,
@@ -67,13 +70,33 @@ struct Line {
     target: Option<Target>,
     /// What the worker has in the cell that it refers to.
     holds: Option<u64>,
+    /// Where it comes from, if debugging information says so.
+    source: Option<Source>,
+}
+
+/// A line of a source file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Source {
+    file: String,
+    line: u32,
+}
+
+/// A function that is to be shown.
+struct Shown<'a> {
+    extent: Region,
+    unit: String,
+    number: u32,
+    generation: u64,
+    /// If it is published.
+    symbol: Option<&'a Symbol>,
 }
 
 pub(super) fn dis(args: &DisArgs) -> Result<ExitCode, Failure> {
     let observer = observe::observe(&args.segment)?;
     let worker = args.worker.map(|pid| worker(args, &observer, pid));
     let worker = worker.transpose()?;
-    let listing = observer.look(|look| list(look, args, worker.as_ref()))?;
+    let mut listing = observer.look(|look| list(look, args, worker.as_ref()))?;
+    add_lines(args, &observer, &mut listing);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&listing)?);
     } else {
@@ -100,6 +123,54 @@ fn list(
     worker: Option<&WorkerStatus>,
 ) -> Result<Listing, Failure> {
     let directory = Directory::read(look)?;
+    let places = Places::new(look, &directory);
+    let shown = match &args.unit {
+        Some(unit) => function_of(look, unit, &args.symbol)?,
+        None => published(look, args, &directory, &places, worker)?,
+    };
+    let inside = worker.map(|worker| Inside::open(worker, look.observer()));
+    let (inside, unreadable) = match inside.transpose() {
+        Ok(inside) => (inside, None),
+        Err(why) => (None, Some(why)),
+    };
+    Ok(Listing {
+        number: shown.number,
+        symbol: args.symbol.clone(),
+        signature: shown.symbol.and_then(|symbol| symbol.signature.clone()),
+        unit: shown.unit,
+        generation: shown.generation,
+        canary: shown.symbol.and_then(|symbol| symbol.canary),
+        quarantined: shown
+            .symbol
+            .is_some_and(|symbol| symbol.record.flags & SYMBOL_QUARANTINED != 0),
+        offset: shown.extent.start,
+        len_bytes: shown.extent.len_bytes,
+        worker: worker.map(|worker| Worker {
+            pid: worker.pid,
+            label: worker.label.clone(),
+            base: worker.base,
+            applied: worker.applied,
+            unreadable,
+        }),
+        instructions: decode(
+            look,
+            &places,
+            shown.extent,
+            args.syntax,
+            worker,
+            inside.as_ref(),
+        )?,
+    })
+}
+
+/// The published function that is meant.
+fn published<'a>(
+    look: &Look<'_>,
+    args: &DisArgs,
+    directory: &'a Directory,
+    places: &Places<'_>,
+    worker: Option<&WorkerStatus>,
+) -> Result<Shown<'a>, Failure> {
     let canaries = worker.map_or(&[][..], |worker| &worker.canaries);
     let hash = Directory::hash(look, &args.symbol);
     let meant = directory.meant(hash, canaries);
@@ -109,7 +180,10 @@ fn list(
     let symbol = meant
         .filter(|symbol| symbol.name == args.symbol)
         .ok_or_else(|| {
-            let help = format!("`jitcast why {}` says why", args.symbol);
+            let help = format!(
+                "`jitcast why {}` says why; --unit shows static functions, and those of units that workers asked for",
+                args.symbol
+            );
             Failure(format!(
                 "`{}` is not published\n  help: {help}",
                 args.symbol
@@ -122,31 +196,69 @@ fn list(
             symbol.name
         )));
     }
-    let places = Places::new(look, &directory);
-    let (extent, unit) = extent(look, &places, symbol)?;
-    let inside = worker.map(|worker| Inside::open(worker, look.observer()));
-    let (inside, unreadable) = match inside.transpose() {
-        Ok(inside) => (inside, None),
-        Err(why) => (None, Some(why)),
-    };
-    Ok(Listing {
-        symbol: symbol.name.clone(),
-        signature: symbol.signature.clone(),
+    let (extent, unit) = extent(look, places, symbol)?;
+    Ok(Shown {
+        extent,
         unit,
+        number: symbol.record.unit,
         generation: places.unit(symbol).1,
-        canary: symbol.canary,
-        quarantined: symbol.record.flags & SYMBOL_QUARANTINED != 0,
-        offset: extent.start,
-        len_bytes: extent.len_bytes,
-        worker: worker.map(|worker| Worker {
-            pid: worker.pid,
-            label: worker.label.clone(),
-            base: worker.base,
-            applied: worker.applied,
-            unreadable,
-        }),
-        instructions: decode(look, &places, extent, args.syntax, worker, inside.as_ref())?,
+        symbol: Some(symbol),
     })
+}
+
+/// The function `symbol` of the unit that is called so, by its name or its number.
+fn function_of(look: &Look<'_>, unit: &str, symbol: &str) -> Result<Shown<'static>, Failure> {
+    let view = look.view();
+    let number = unit.parse().ok();
+    let mut newest: Option<(TextRecord, String)> = None;
+    index::walk(view, look.root.texts, 0, &mut |at| {
+        let record: TextRecord = view.read(at)?;
+        let name = trailing_text::<TextRecord>(view, at, 0, record.name_len)?;
+        let is_newer = newest
+            .as_ref()
+            .is_none_or(|(known, _)| record.unit > known.unit);
+        if number == Some(record.unit) || name == unit && is_newer {
+            newest = Some((record, name));
+        }
+        Ok::<_, Corrupt>(())
+    })?;
+    let (record, name) = newest.ok_or_else(|| {
+        let help = "`jitcast status` shows the units, those that workers asked for too";
+        Failure(format!("there is no unit `{unit}`\n  help: {help}"))
+    })?;
+    let mut extent = None;
+    if let Some(names) = record.names.region() {
+        each_name(view, names, record.unit, |start, len_bytes, name| {
+            if name == symbol {
+                extent = Region::new(start.get(), len_bytes);
+            }
+        })?;
+    }
+    let extent = extent.ok_or_else(|| {
+        let help = "names are as the object has them: C++ names are mangled, and what was inlined is in its callers";
+        Failure(format!("the unit `{name}` has no function `{symbol}`\n  help: {help}"))
+    })?;
+    Ok(Shown {
+        extent,
+        unit: name,
+        number: record.unit,
+        generation: record.generation,
+        symbol: None,
+    })
+}
+
+/// Adds where instructions come from, as far as the compiler process is there and knows.
+fn add_lines(args: &DisArgs, observer: &Observer, listing: &mut Listing) {
+    let Some(lines) = observe::lines(&args.segment, observer, listing.number) else {
+        return;
+    };
+    for line in &mut listing.instructions {
+        let found = lines.find(listing.offset + line.distance);
+        line.source = found.map(|(file, line)| Source {
+            file: file.to_owned(),
+            line,
+        });
+    }
 }
 
 /// Where the code of a function is, and its unit's name. What nobody says the length of goes on to the end of the unit's text.
@@ -214,6 +326,7 @@ fn decode(
             text: text(&instruction, target.as_ref(), syntax, worker),
             target,
             holds,
+            source: None,
         });
     }
     Ok(lines)
@@ -337,7 +450,14 @@ fn show(listing: &Listing) {
     let column = |len: fn(&Line) -> usize| listing.instructions.iter().map(len).max();
     let bytes = column(|line| line.bytes.len()).unwrap_or(0);
     let text = column(|line| line.text.chars().count()).unwrap_or(0);
+    let mut source = None;
     for line in &listing.instructions {
+        if line.source != source {
+            source = line.source.clone();
+            if let Some(Source { file, line }) = &source {
+                println!("{file}:{line}");
+            }
+        }
         let address = line.address.map(|address| format!("{address:#x}  "));
         let row = format!(
             "  {}{:<6}  {:bytes$}  {:text$}",

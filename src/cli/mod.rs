@@ -4,12 +4,14 @@ mod args;
 mod change;
 mod children;
 mod color;
+mod debug;
 mod directory;
 mod dis;
 mod fuzz;
 mod link;
 mod observe;
 mod oracle;
+mod perf_resolve;
 mod places;
 mod preload;
 mod publish;
@@ -67,6 +69,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
         Command::Dis(args) => dis::dis(&args),
+        Command::Debug(args) => debug::debug(&args),
+        Command::PerfResolve(args) => perf_resolve::resolve(&args),
         Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Oracle(args) => oracle::oracle(&args),

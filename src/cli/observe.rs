@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use jitcast::compiler::{Status, WorkerStatus, request};
+use jitcast::runtime::debug::Lines;
 use jitcast::runtime::geometry::{Area, Region};
 use jitcast::runtime::header::Header;
 use jitcast::runtime::observer::Observer;
@@ -31,8 +32,19 @@ pub(super) fn observe(args: &ObserveArgs) -> Result<Observer, Failure> {
     Ok(Observer::new(request::observe(connect(socket)?)?)?)
 }
 
-/// What the compiler process says of itself and its workers; of a named segment, the one whose socket that states.
+/// What the compiler process says of itself and its workers.
 pub(super) fn status(args: &ObserveArgs, observer: &Observer) -> Result<Status, Failure> {
+    Ok(request::status(connect(&socket(args, observer)?)?)?)
+}
+
+/// Which lines the code of a unit comes from; `None`: the compiler process is not there, or knows nothing of it.
+pub(super) fn lines(args: &ObserveArgs, observer: &Observer, unit: u32) -> Option<Lines> {
+    let socket = connect(&socket(args, observer).ok()?).ok()?;
+    request::lines(socket, unit).ok()
+}
+
+/// Where the compiler process listens; that of a named segment, where it states.
+fn socket(args: &ObserveArgs, observer: &Observer) -> Result<String, Failure> {
     let stated = observer.header().socket.split(|byte| *byte == 0).next();
     let stated = String::from_utf8_lossy(stated.unwrap_or_default()).into_owned();
     let socket = args.socket.as_ref().unwrap_or(&stated);
@@ -42,7 +54,7 @@ pub(super) fn status(args: &ObserveArgs, observer: &Observer) -> Result<Status, 
             "the segment does not say where its compiler process is\n  help: {help}"
         )));
     }
-    Ok(request::status(connect(socket)?)?)
+    Ok(socket.clone())
 }
 
 /// The memory of a worker, which is read as a debugger does.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use jitcast::runtime::signature::{CallExpr, Signature};
 use jitcast::runtime::sys;
 use jitcast::worker::invoke::invoke;
-use jitcast::worker::{Endpoint, Guard, HostTable, LookupError, Worker, WorkerOptions};
+use jitcast::worker::{
+    Endpoint, Event as WorkerEvent, Guard, HostTable, Log, LookupError, Worker, WorkerOptions,
+};
 
 use super::Failure;
 use super::args::WorkerArgs;
@@ -33,6 +35,11 @@ pub(super) fn worker(args: &WorkerArgs) -> Result<ExitCode, Failure> {
     let options = WorkerOptions {
         label: args.label.clone(),
         host,
+        log: Log::new(|event| {
+            if let WorkerEvent::NotShown { .. } = event {
+                eprintln!("warning: {event}");
+            }
+        }),
         ..WorkerOptions::default()
     };
     let worker = Worker::attach(endpoint, options)?;

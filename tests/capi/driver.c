@@ -1,6 +1,7 @@
 /* A worker in C that does what its standard input says, line by line, and answers each line with one. C11 and C++17. */
 
 #define _POSIX_C_SOURCE 200809L
+#include <execinfo.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
@@ -36,6 +37,23 @@ static int64_t triple(int64_t n)
 static int64_t bail(int64_t n)
 {
     longjmp(jump, (int)n);
+}
+
+/* Looks at the stack from below published code: what of it is published. */
+static char walked[512];
+
+static int64_t walk(int64_t n)
+{
+    void *frames[64];
+    char name[64];
+    int at, count = backtrace(frames, 64);
+    walked[0] = '\0';
+    for (at = 0; at < count; at++)
+        if (jitcast_symbolize(worker, (char *)frames[at] - 1, name, sizeof name) == JITCAST_STATUS_OK) {
+            strncat(walked, " ", sizeof walked - strlen(walked) - 1);
+            strncat(walked, name, sizeof walked - strlen(walked) - 1);
+        }
+    return n;
 }
 
 static int64_t datum = 1000;
@@ -107,7 +125,7 @@ static void events(void)
 static jitcast_status attach(const char *how, const char *where, const char *mode)
 {
     jitcast_options options;
-    jitcast_import imports[3];
+    jitcast_import imports[4];
     const char *libraries[] = {"libm.so.6"};
     memset(&options, 0, sizeof options);
     memset(imports, 0, sizeof imports);
@@ -115,7 +133,7 @@ static jitcast_status attach(const char *how, const char *where, const char *mod
     options.label = "driver";
     options.log = tell;
     options.log_context = &datum;
-    imports[0].size = imports[1].size = imports[2].size = sizeof imports[0];
+    imports[0].size = imports[1].size = imports[2].size = imports[3].size = sizeof imports[0];
     imports[0].name = "triple";
     imports[0].function = (jitcast_code)triple;
     imports[0].signature = "(i64) -> i64";
@@ -123,8 +141,10 @@ static jitcast_status attach(const char *how, const char *where, const char *mod
     imports[1].function = (jitcast_code)bail;
     imports[2].name = "host_datum";
     imports[2].datum = &datum;
+    imports[3].name = "walk";
+    imports[3].function = (jitcast_code)walk;
     options.imports = imports;
-    options.import_count = 3;
+    options.import_count = 4;
     if (strcmp(mode, "strict") == 0) {
         options.flags = JITCAST_STRICT;
     } else {
@@ -388,6 +408,7 @@ static void wrong_arguments(void)
     jitcast_handle *none = NULL;
     jitcast_token token;
     jitcast_code code;
+    char text[32];
     const jitcast_status wrong = JITCAST_STATUS_INVALID_ARGUMENT;
     const char not_utf8[] = {(char)0xff, 0};
     struct {
@@ -431,6 +452,15 @@ static void wrong_arguments(void)
     check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "no signature");
     options.imports = NULL;
     options.import_count = 0;
+    options.debug = "gdb,nothing";
+    check(jitcast_attach_path("/nowhere", &options, &other) == wrong, "nothing that can be shown");
+    options.debug = "gdb,lines";
+    check(jitcast_attach_path("/nowhere", &options, &other) == JITCAST_STATUS_CONNECT, "what can be shown");
+    options.debug = NULL;
+    check(jitcast_symbolize(worker, &datum, text, sizeof text) == JITCAST_STATUS_NOT_FOUND && text[0] == '\0', "no code");
+    check(jitcast_symbolize(worker, &datum, text, 0) == wrong, "no room");
+    check(jitcast_symbolize(worker, &datum, NULL, 8) == wrong, "no text");
+    check(jitcast_symbolize(NULL, &datum, text, sizeof text) == wrong, "no worker to ask");
     newer.known.size = sizeof newer;
     check(jitcast_attach_path("/nowhere", &newer.known, &other) == JITCAST_STATUS_CONNECT, "a newer header");
     newer.newer = 1;
@@ -539,7 +569,15 @@ static void obey(const char *line)
         without();
     else if (SAYS("events"))
         events();
-    else if (SAYS("wrong"))
+    else if (SAYS("walked"))
+        printf("walked%s\n", walked);
+    else if (SAYS("cut ")) {
+        char name[8];
+        jitcast_code code;
+        must(jitcast_stub(worker, rest, &code), "stub");
+        must(jitcast_symbolize(worker, (void *)(uintptr_t)code, name, sizeof name), "symbolize");
+        printf("cut %s\n", name);
+    } else if (SAYS("wrong"))
         wrong_arguments();
     else
         printf("what is `%s`?\n", line);

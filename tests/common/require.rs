@@ -116,6 +116,40 @@ pub(crate) fn bash() -> bool {
     tool("bash")
 }
 
+/// Whether there is gdb, and may look at a process that it has not started; says so if not.
+pub(crate) fn gdb() -> bool {
+    if !tool("gdb") {
+        return false;
+    }
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    let looked = Command::new("gdb")
+        .args(["-nx", "-batch", "-ex", "info inferiors", "-p"])
+        .arg(other.id().to_string())
+        .output();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let may = looked.is_ok_and(|looked| String::from_utf8_lossy(&looked.stdout).contains("sleep"));
+    if !may {
+        unavailable("gdb may not look at other processes here (kernel.yama.ptrace_scope)");
+    }
+    may
+}
+
+/// Whether there is perf, and the kernel lets it count here; says so if not.
+pub(crate) fn perf() -> bool {
+    if !tool("perf") {
+        return false;
+    }
+    let counted = Command::new("perf")
+        .args(["stat", "-x,", "-e", "cpu-clock", "--", "sleep", "0.01"])
+        .output();
+    let counts = counted.is_ok_and(|counted| counted.status.success());
+    if !counts {
+        unavailable("the kernel does not let perf count here (kernel.perf_event_paranoid)");
+    }
+    counts
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")

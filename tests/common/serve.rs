@@ -118,6 +118,17 @@ impl Serve {
         results(&worker.succeeded().stdout).remove(0)
     }
 
+    /// Waits until `worker` has applied all that is published.
+    #[track_caller]
+    pub(crate) fn await_applied(&self, worker: &Process) {
+        super::process::await_some("everything applied", || {
+            let status = self.status();
+            let of = |other: &&jitcast::compiler::WorkerStatus| other.pid == worker.pid();
+            let found = status.workers.iter().find(of)?;
+            (found.applied == status.generation).then_some(())
+        });
+    }
+
     /// What `status` says.
     #[track_caller]
     pub(crate) fn status(&self) -> Status {

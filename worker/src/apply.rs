@@ -18,6 +18,7 @@ use jitcast_runtime::ring::Record;
 use jitcast_runtime::{Corrupt, SegmentOffset};
 
 use crate::canary::Canaries;
+use crate::debug::{DebugOptions, Tools};
 use crate::error::UpdateError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
@@ -56,8 +57,13 @@ impl Others {
 
 impl Inner {
     /// Binds everything that is published, when the worker attaches.
-    pub(crate) fn bind_everything(&self, unwinding: Unwinding) -> Result<(), UpdateError> {
+    pub(crate) fn bind_everything(
+        &self,
+        unwinding: Unwinding,
+        debug: &DebugOptions,
+    ) -> Result<(), UpdateError> {
         let mut state = self.state().lock().unwrap_or_else(PoisonError::into_inner);
+        state.tools = Tools::new(debug, &mut state.events);
         self.bind_traps()?;
         state.registered = self.start_registering(unwinding);
         let tid = rustix::thread::gettid()
@@ -283,6 +289,7 @@ impl Inner {
             let _ = self.retire_units(&mut state);
         }
         self.listing().set_newest(state.applied, state.root_at, &[]);
+        self.show_settled(&mut state);
         self.show_moving(&state);
     }
 
@@ -346,6 +353,10 @@ impl Inner {
         if state.registered.is_some() {
             let root = self.window().control().read(state.root_at)?;
             self.register(state, others.pins.is_empty(), &root)?;
+        }
+        if self.shows(state) {
+            let root = self.window().control().read(state.root_at)?;
+            self.show(state, others.pins.is_empty(), &root);
         }
         let gone = asked && self.forget_asked(state)?;
         if names || gone {
@@ -464,6 +475,7 @@ impl Inner {
         let may_stay = nobody && extends && !moves && others.may_stay;
         let lets_stay = starts && may_stay && self.pin_slot().is_some();
         self.register(state, nobody && !lets_stay, &root)?;
+        self.show(state, nobody && !lets_stay, &root);
         for unit in fresh.iter().filter(|unit| unit.ends()) {
             if let Some((_, text)) = text_at(view, root_at, unit.text())? {
                 self.listing().leave(text);
@@ -531,6 +543,7 @@ impl Inner {
         if state.ending {
             self.retire_units(state)?;
         }
+        self.show_settled(state);
         Ok(())
     }
 

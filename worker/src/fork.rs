@@ -18,6 +18,7 @@ use std::sync::{Arc, MutexGuard, Once, PoisonError};
 use jitcast_runtime::mailbox::{Mailbox, ThreadWord, Word};
 use jitcast_runtime::pin;
 
+use crate::debug;
 use crate::fault::{Fault, seeded};
 use crate::guard;
 use crate::late::{self, Late};
@@ -57,6 +58,7 @@ struct Fork {
     _list: MutexGuard<'static, trap::List>,
     _windows: MutexGuard<'static, ()>,
     _handlers: MutexGuard<'static, protect::Previous>,
+    _debug: debug::Listed,
 }
 
 thread_local! {
@@ -91,6 +93,7 @@ extern "C" fn before() {
         _list: trap::lock_list(),
         _windows: windows::lock_changes(),
         _handlers: protect::lock(),
+        _debug: debug::lock_list(),
     };
     let _ = FORK.try_with(|place| place.replace(Some(fork)));
 }
@@ -157,6 +160,7 @@ fn copy(worker: &Inner, to: &Mailbox, thread: u32, generation: u64) {
         Word::Failed,
         Word::Object,
         Word::Mapped,
+        Word::Wanted,
     ] {
         let value = worker.mailbox().word(word).load(Ordering::Relaxed);
         to.word(word).store(value, Ordering::Relaxed);
@@ -185,11 +189,12 @@ extern "C" fn in_parent() {
         _list,
         _windows,
         _handlers,
+        _debug,
     }) = fork
     else {
         return;
     };
-    drop((_late_list, _list, _windows, _handlers));
+    drop((_late_list, _list, _windows, _handlers, _debug));
     for forking in workers {
         let Forking {
             mut talk,
@@ -222,11 +227,12 @@ extern "C" fn in_child() {
         _list,
         _windows,
         _handlers,
+        _debug,
     }) = fork
     else {
         return;
     };
-    drop((_late_list, _list, _windows, _handlers));
+    drop((_late_list, _list, _windows, _handlers, _debug));
     for forking in workers {
         let Forking {
             mut talk,
@@ -245,6 +251,10 @@ extern "C" fn in_child() {
             worker.set_number(spare.number);
             worker.life().restore(&life, state.applied);
             worker.await_seat(&mut state);
+            if state.tools.begin_anew() {
+                // The next guard makes files of its own.
+                worker.life().gate().close();
+            }
             if known && !seeded(Fault::ChildUnpinned) {
                 pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
             } else if !known {

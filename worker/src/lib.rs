@@ -12,6 +12,7 @@ mod barrier;
 mod bind;
 mod canary;
 mod cells;
+mod debug;
 mod error;
 mod fault;
 mod foreign;
@@ -51,12 +52,14 @@ pub mod unwinder {
 
 pub use asked::AskedUnit;
 pub use attach::Endpoint;
+pub use debug::DebugOptions;
 pub use error::{AttachError, EnterError, LookupError, RequestError, UpdateError};
 pub use foreign::Code;
 pub use function_type::{AbiType, FunctionType};
 pub use guard::Guard;
 pub use handle::Function;
 pub use host::{HostTable, LibraryError};
+pub use jitcast_runtime::WorkerAddr;
 pub use jitcast_runtime::signature::Signature;
 pub use late::{LateFunction, LateWorker};
 pub use log::{Event, Log};

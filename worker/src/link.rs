@@ -566,6 +566,19 @@ impl Link {
         talk.offer.as_ref()
     }
 
+    /// Another connection to the compiler process that there is now, for questions whose answers are waited for; or why there is
+    /// none.
+    pub(crate) fn connect_apart(&self) -> Result<OwnedFd, String> {
+        let home = self.home.as_ref().ok_or(
+            "lines are not shown: the connection was handed over, and nobody knows where the compiler process listens\n  help: attach by its path",
+        )?;
+        let checked = attach::connect_now(home).and_then(|socket| {
+            attach::check_peer(&socket, &self.trusted_uids)?;
+            Ok(socket)
+        });
+        checked.map_err(|error| format!("lines are not shown: {error}"))
+    }
+
     fn ask(&self, now: Instant, backoff: Duration) -> State {
         let asked = self.home.as_ref().map(|home| {
             let socket = attach::connect_now(home)?;

@@ -47,6 +47,11 @@ pub enum Event {
         /// Its name, with the signatures if the host defines it by another one than published code calls it by.
         import: String,
     },
+    /// Debuggers or profilers are not shown all that was asked for.
+    NotShown {
+        /// Why, and what to do.
+        why: String,
+    },
 }
 
 impl fmt::Display for Event {
@@ -64,6 +69,7 @@ impl fmt::Display for Event {
                 "the segment that was offered is not of the same history, and is not gone on with\n  help: attach again",
             ),
             Self::UnitFailed(failed) => failed.fmt(f),
+            Self::NotShown { why } => f.write_str(why),
             Self::MissingImport { import } => write!(
                 f,
                 "the host symbol `{import}` is missing in this worker\n  help: define it in the worker's host table"

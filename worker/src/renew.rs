@@ -70,6 +70,7 @@ impl Worker {
     fn look_after(&self) {
         let inner = self.inner();
         inner.look_at_seat();
+        inner.look_at_wanted();
         let Ok(mut talk) = inner.link().try_talk() else {
             return;
         };

@@ -18,6 +18,7 @@ use crate::asked::Bound;
 use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
+use crate::debug::{DebugOptions, Tools};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
@@ -80,6 +81,8 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
     /// Who is told of what the host may want to write down.
     pub log: Log,
+    /// What debuggers and profilers are shown.
+    pub debug: DebugOptions,
 }
 
 /// What a worker is made with.
@@ -91,6 +94,7 @@ pub(crate) struct Setup {
     pub(crate) log: Log,
     host: Arc<HostTable>,
     unwinding: Unwinding,
+    debug: DebugOptions,
 }
 
 impl Setup {
@@ -103,6 +107,7 @@ impl Setup {
             log: options.log,
             host: Arc::new(options.host),
             unwinding: options.unwinding,
+            debug: options.debug,
         }
     }
 }
@@ -199,6 +204,8 @@ pub(crate) struct State {
     pub(crate) renewal: Option<Renewal>,
     /// What is registered with the unwinder, where that is how it gets to know published code.
     pub(crate) registered: Option<Registered>,
+    /// What debuggers and profilers are shown.
+    pub(crate) tools: Tools,
     /// What the host has not been told.
     pub(crate) events: Vec<Event>,
 }
@@ -265,7 +272,7 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
-        inner.bind_everything(setup.unwinding)?;
+        inner.bind_everything(setup.unwinding, &setup.debug)?;
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);
         fork::prepare();

@@ -390,12 +390,16 @@ impl Connection {
             FrameKind::Rollback if may_publish => Incoming::Work(Work::Rollback(payload)),
             FrameKind::Decide if may_publish => Incoming::Work(Work::Decide(payload)),
             FrameKind::Renew if may_publish => Incoming::Work(Work::Renew),
-            FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew | FrameKind::Decide => {
-                refused("publish")
-            }
+            FrameKind::Want if may_publish => Incoming::Work(Work::Want(payload)),
+            FrameKind::Publish
+            | FrameKind::Rollback
+            | FrameKind::Renew
+            | FrameKind::Decide
+            | FrameKind::Want => refused("publish"),
+            FrameKind::Debug if may_attach || may_publish => Incoming::Work(Work::Debug(payload)),
             FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
             FrameKind::Observe if may_attach || may_publish => Incoming::Observe,
-            FrameKind::Status | FrameKind::Observe => refused("attach"),
+            FrameKind::Status | FrameKind::Observe | FrameKind::Debug => refused("attach"),
             other => Incoming::Refused(format!(
                 "a frame of kind {other:?} is not for the compiler process"
             )),

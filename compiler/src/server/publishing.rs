@@ -34,15 +34,21 @@ pub(super) enum Work {
     Renew,
     /// Waits for a publication that is being committed, which the serving thread must not.
     Status,
+    /// A question about a unit's debugging information.
+    Debug(Vec<u8>),
+    /// What workers are to show.
+    Want(Vec<u8>),
 }
 
 impl Work {
     /// What it holds in memory, bytes.
     pub(super) fn len_bytes(&self) -> u64 {
         match self {
-            Self::Publish(payload) | Self::Rollback(payload) | Self::Decide(payload) => {
-                payload.len() as u64
-            }
+            Self::Publish(payload)
+            | Self::Rollback(payload)
+            | Self::Decide(payload)
+            | Self::Debug(payload)
+            | Self::Want(payload) => payload.len() as u64,
             Self::Renew | Self::Status => 0,
         }
     }
@@ -167,6 +173,8 @@ impl Publishing {
             Work::Rollback(payload) => request::roll_back(compiler, &payload),
             Work::Decide(payload) => request::end_canary(compiler, &payload),
             Work::Renew => request::renew_segment(compiler),
+            Work::Debug(payload) => request::tell_of_unit(compiler, &payload),
+            Work::Want(payload) => request::want_shown(compiler, &payload),
             Work::Status | Work::Publish(_) => request::tell(compiler, self.line.publications()),
         })
     }

@@ -36,17 +36,18 @@ fn attempt(name: &str, bytes: &[u8]) {
             "{extents:?}"
         );
         if extents.private.len_bytes < 0x2_0000 {
+            let at = jitcast_linker::Placement {
+                number: 1,
+                text: jitcast_runtime::SegmentOffset::new(0x10_0000),
+                read_only: jitcast_runtime::SegmentOffset::new(0x20_0000),
+                private: jitcast_runtime::SegmentOffset::new(0x30_0000),
+                shared: jitcast_runtime::SegmentOffset::new(0x40_0000),
+            };
             // Whatever the outcome: damage may well have made a symbol that is none.
-            let _ = prepared.link(
-                &jitcast_linker::Placement {
-                    number: 1,
-                    text: jitcast_runtime::SegmentOffset::new(0x10_0000),
-                    read_only: jitcast_runtime::SegmentOffset::new(0x20_0000),
-                    private: jitcast_runtime::SegmentOffset::new(0x30_0000),
-                    shared: jitcast_runtime::SegmentOffset::new(0x40_0000),
-                },
-                &World::bindings(&prepared, Map::default()),
-            );
+            let _ = prepared.link(&at, &World::bindings(&prepared, Map::default()));
+            let sections = prepared.debug_sections(&at, 0x7000_0000_0000, &[]);
+            let len_bytes: usize = sections.iter().map(|section| section.bytes.len()).sum();
+            assert!(len_bytes <= bytes.len() + caller.len());
         }
     }
 }
@@ -56,6 +57,21 @@ fn every_prefix_of_an_object_is_refused_or_linked() {
     let object = object();
     for len in 0..object.len() {
         attempt("x.o", &object[..len]);
+    }
+}
+
+#[test]
+fn every_byte_of_debugging_information_and_of_its_headers_may_be_anything() {
+    let source = "static int d; int f(int x) { d += x; return d; }";
+    let object = compile("c", source, &["-O1", "-g"]);
+    let table = u64::from_le_bytes(object[40..48].try_into().unwrap()) as usize;
+    // Every header, and every third of the other bytes.
+    for at in (0..table).step_by(3).chain(table..object.len()) {
+        for byte in [0, 0x7f, 0xff, object[at] ^ 1] {
+            let mut damaged = object.clone();
+            damaged[at] = byte;
+            attempt("x.o", &damaged);
+        }
     }
 }
 

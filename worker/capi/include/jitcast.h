@@ -240,6 +240,10 @@ typedef enum jitcast_event {
      * What a handle was made of before the worker attached is something else. The host's own function serves.
      */
     JITCAST_EVENT_UNFIT = 7,
+    /**
+     * Debuggers or profilers are not shown all that was asked for.
+     */
+    JITCAST_EVENT_NOT_SHOWN = 8,
 } jitcast_event;
 
 /**
@@ -345,6 +349,11 @@ typedef struct jitcast_options {
      * What `log` is given.
      */
     void *log_context;
+    /**
+     * What debuggers and profilers are shown, as "gdb,lines,jitdump,perf-map,dir=/var/tmp": any of these, in any order. NULL: what the
+     * environment says in JITCAST_DEBUG, which asks for more otherwise.
+     */
+    const char *debug;
 } jitcast_options;
 
 /**
@@ -679,6 +688,21 @@ void jitcast_request_free(struct jitcast_request *request);
  * text. Never NULL.
  */
 const char *jitcast_last_error(void);
+
+/**
+ * Writes what is at `address` into `text`, as "twice+0x12 (score)": a function, static ones too, how far into it, and its unit. What does
+ * not fit into `size` bytes with the zero at the end is left out. Of a frame's return address, as backtrace(3) gives them, pass one
+ * less: the call may be the last thing that its function does. Not for signal handlers, which store addresses.
+ *
+ * Errors: those of jitcast_enter; JITCAST_STATUS_NOT_FOUND: no published code of this worker is there, and `text` is empty.
+ *
+ * Required:
+ * `worker` is null or attached; `text` is null or can be stored to, `size` bytes.
+ */
+enum jitcast_status jitcast_symbolize(const struct jitcast_worker *worker,
+                                      const void *address,
+                                      char *text,
+                                      size_t size);
 
 /**
  * The descriptor of the connection to the compiler process, for an event loop: when it is readable or has hung up, jitcast_tend is to be called.

@@ -19,6 +19,7 @@ pub mod log;
 pub mod options;
 pub mod request;
 pub mod status;
+pub mod symbolize;
 pub mod watch;
 
 /// The version of the ABI, which is the number in the library's SONAME: raised when something that was there changes.

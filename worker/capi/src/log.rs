@@ -24,6 +24,8 @@ pub enum jitcast_event {
     NotAttached = 6,
     /// What a handle was made of before the worker attached is something else. The host's own function serves.
     Unfit = 7,
+    /// Debuggers or profilers are not shown all that was asked for.
+    NotShown = 8,
 }
 
 /// Who is told, with `log_context` of jitcast_options and a text that is there as long as the call. Called until the worker is detached, by
@@ -71,6 +73,7 @@ fn number(event: &Event) -> jitcast_event {
         Event::MissingImport { .. } => jitcast_event::MissingImport,
         Event::NotAttached { .. } => jitcast_event::NotAttached,
         Event::Unfit { .. } => jitcast_event::Unfit,
+        Event::NotShown { .. } => jitcast_event::NotShown,
         _ => jitcast_event::Other,
     }
 }

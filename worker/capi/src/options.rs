@@ -6,7 +6,7 @@ use core::mem::{MaybeUninit, align_of, size_of};
 use core::slice;
 use std::ffi::{c_char, c_void};
 
-use ::jitcast_worker::{HostTable, WorkerOptions};
+use ::jitcast_worker::{DebugOptions, HostTable, WorkerOptions};
 
 use crate::attach::text;
 use crate::function::{jitcast_code, signature_of};
@@ -69,9 +69,12 @@ pub struct jitcast_options {
     pub log: jitcast_log,
     /// What `log` is given.
     pub log_context: *mut c_void,
+    /// What debuggers and profilers are shown, as "gdb,lines,jitdump,perf-map,dir=/var/tmp": any of these, in any order. NULL: what the
+    /// environment says in JITCAST_DEBUG, which asks for more otherwise.
+    pub debug: *const c_char,
 }
 
-const _: () = assert!(size_of::<jitcast_import>() == 40 && size_of::<jitcast_options>() == 88);
+const _: () = assert!(size_of::<jitcast_import>() == 40 && size_of::<jitcast_options>() == 96);
 
 /// What the first versions of the header have. Grow never.
 const FIRST_IMPORT: usize = 32;
@@ -125,7 +128,15 @@ pub(crate) unsafe fn read_options(
         // SAFETY: the caller's promise, and not null.
         unsafe { text(options.label, "label") }?
     };
+    let debug = if options.debug.is_null() {
+        Ok(DebugOptions::default())
+    } else {
+        // SAFETY: the caller's promise, and not null.
+        unsafe { text(options.debug, "debug") }?.parse()
+    };
+    let debug = debug.map_err(|error| Failure::argument(format!("`debug`: {error}")))?;
     let read = WorkerOptions {
+        debug,
         label: label.to_owned(),
         host,
         trusted_uids: uids.to_vec(),

@@ -248,10 +248,9 @@ impl Registered {
             what: "unwind records of a unit",
             at,
         };
-        let region = text.eh_frame.region().ok_or(corrupt)?;
-        if region.len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
-            let bytes = read(window, region)?;
-            let records = absolute(&bytes, window.addr_of(region.offset())).ok_or(corrupt)?;
+        let len_bytes = text.eh_frame.len_bytes;
+        if len_bytes > 0 && !self.texts.contains_key(&text.text.start) {
+            let records = absolute_records(window, text).ok_or(corrupt)?;
             let (unit, start) = (text.unit, text.text.start);
             let end = start.saturating_add(text.text.len_bytes);
             self.texts.insert(start, Text { unit, end, records });
@@ -277,6 +276,13 @@ impl Registered {
         }
         Ok(!late.is_empty())
     }
+}
+
+/// The unwind records of a text, with absolute pointers, and without a terminator; `None` if they cannot be read.
+pub(crate) fn absolute_records(window: &Window, text: &TextRecord) -> Option<Vec<u64>> {
+    let region = text.eh_frame.region()?;
+    let bytes = read(window, region).ok()?;
+    absolute(&bytes, window.addr_of(region.offset()))
 }
 
 fn read(window: &Window, region: Region) -> Result<Vec<u8>, Corrupt> {
