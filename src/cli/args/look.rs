@@ -1,0 +1,64 @@
+//! What only looks: `status`, `history`, `dis` and `why`.
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+#[derive(Debug, ClapArgs)]
+pub(in crate::cli) struct StatusArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(in crate::cli) socket: String,
+    /// As JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// A segment to look at.
+#[derive(Debug, Clone, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(in crate::cli) struct ObserveArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(in crate::cli) socket: Option<String>,
+    /// A named segment, whose compiler process need not be there.
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    pub(in crate::cli) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(in crate::cli) struct DisArgs {
+    /// The function.
+    pub(in crate::cli) symbol: String,
+    #[command(flatten)]
+    pub(in crate::cli) segment: ObserveArgs,
+    /// Show the version that this worker runs, at its addresses there, and what its cells hold.
+    #[arg(long, value_name = "PID")]
+    pub(in crate::cli) worker: Option<i32>,
+    /// How instructions are written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(in crate::cli) syntax: Syntax,
+    /// As JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(in crate::cli) struct WhyArgs {
+    /// The name.
+    pub(in crate::cli) symbol: String,
+    #[command(flatten)]
+    pub(in crate::cli) segment: ObserveArgs,
+    /// As JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// How instructions are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Syntax {
+    /// Intel's, as in its manuals.
+    #[default]
+    Intel,
+    /// AT&T's, as GNU tools have it.
+    #[value(alias = "gnu")]
+    Att,
+}
