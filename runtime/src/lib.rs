@@ -45,6 +45,7 @@ unless_modelled! {
     pub mod signature;
     pub mod space;
     pub mod sys;
+    pub mod tally;
     pub mod window;
     pub mod wire;
 
