@@ -12,6 +12,7 @@ mod barrier;
 mod bind;
 mod canary;
 mod cells;
+mod crash;
 mod error;
 mod fault;
 mod foreign;
@@ -50,6 +51,7 @@ pub mod unwinder {
 
 pub use asked::AskedUnit;
 pub use attach::Endpoint;
+pub use crash::CrashReports;
 pub use error::{AttachError, EnterError, LookupError, RequestError, UpdateError};
 pub use foreign::Code;
 pub use function_type::{AbiType, FunctionType};

@@ -18,6 +18,7 @@ use crate::asked::Bound;
 use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
+use crate::crash::{self, CrashReports};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
@@ -79,6 +80,8 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
     /// Who is told of what the host may want to write down.
     pub log: Log,
+    /// Where crashes in published code are reported; nothing is said: as the environment variable `JITCAST_CRASH` says.
+    pub crash_reports: CrashReports,
 }
 
 /// What a worker is made with.
@@ -90,6 +93,7 @@ pub(crate) struct Setup {
     pub(crate) log: Log,
     host: Arc<HostTable>,
     unwinding: Unwinding,
+    crash_reports: CrashReports,
 }
 
 impl Setup {
@@ -102,6 +106,7 @@ impl Setup {
             log: options.log,
             host: Arc::new(options.host),
             unwinding: options.unwinding,
+            crash_reports: options.crash_reports.or_as_the_environment_says(),
         }
     }
 }
@@ -264,6 +269,10 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
+        if let Some(reporter) = setup.crash_reports.reporter(&inner.mailbox, &inner.label) {
+            inner.listing.report(reporter);
+            crash::install();
+        }
         inner.bind_everything(setup.unwinding)?;
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);
