@@ -393,7 +393,9 @@ impl Connection {
             FrameKind::Publish | FrameKind::Rollback | FrameKind::Renew | FrameKind::Decide => {
                 refused("publish")
             }
-            FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
+            FrameKind::Status if may_attach || may_publish => {
+                Incoming::Work(Work::Status(!payload.is_empty()))
+            }
             FrameKind::Observe if may_attach || may_publish => Incoming::Observe,
             FrameKind::Status | FrameKind::Observe => refused("attach"),
             other => Incoming::Refused(format!(

@@ -32,18 +32,29 @@ pub(super) enum Work {
     /// Promotes or aborts a canary.
     Decide(Vec<u8>),
     Renew,
-    /// Waits for a publication that is being committed, which the serving thread must not.
-    Status,
+    /// Waits for a publication that is being committed, which the serving thread must not. With or without where all lies.
+    Status(bool),
 }
 
 impl Work {
+    /// What it is called where it came to nothing.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Publish(_) => "publish",
+            Self::Rollback(_) => "rollback",
+            Self::Decide(_) => "promote or abort",
+            Self::Renew => "renew",
+            Self::Status(_) => "status",
+        }
+    }
+
     /// What it holds in memory, bytes.
     pub(super) fn len_bytes(&self) -> u64 {
         match self {
             Self::Publish(payload) | Self::Rollback(payload) | Self::Decide(payload) => {
                 payload.len() as u64
             }
-            Self::Renew | Self::Status => 0,
+            Self::Renew | Self::Status(_) => 0,
         }
     }
 }
@@ -128,6 +139,7 @@ impl Publishing {
     }
 
     fn serve(&self, ticket: Ticket, work: Work) {
+        let what = work.name();
         let run = || self.carry_out(ticket, work);
         // A transaction that is dropped leaves no trace.
         let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
@@ -136,6 +148,10 @@ impl Publishing {
             Some((FrameKind::Refused, text.into()))
         });
         if let Some((kind, reply)) = done {
+            if kind == FrameKind::Refused {
+                self.compiler
+                    .note_error(what, &String::from_utf8_lossy(&reply));
+            }
             // A refusal may be early; the connection's earlier requests are answered first. If that never happens, nobody listens.
             let _ = self.line.wait(ticket);
             self.answer(ticket, kind, &reply);
@@ -167,7 +183,8 @@ impl Publishing {
             Work::Rollback(payload) => request::roll_back(compiler, &payload),
             Work::Decide(payload) => request::end_canary(compiler, &payload),
             Work::Renew => request::renew_segment(compiler),
-            Work::Status | Work::Publish(_) => request::tell(compiler, self.line.publications()),
+            Work::Status(layout) => request::tell(compiler, self.line.publications(), layout),
+            Work::Publish(_) => request::tell(compiler, self.line.publications(), false),
         })
     }
 
