@@ -102,6 +102,7 @@ const UNSAFE: &[&str] = &[
     "worker/capi/src/request.rs",
     "worker/capi/src/watch.rs",
     "worker/src/bind.rs",
+    "worker/src/crash.rs",
     "worker/src/foreign.rs",
     "worker/src/fork.rs",
     "worker/src/function_type.rs",

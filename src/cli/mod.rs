@@ -8,12 +8,16 @@ mod directory;
 mod dis;
 mod fuzz;
 mod link;
+mod map;
+mod metrics;
 mod observe;
 mod oracle;
 mod places;
 mod preload;
+mod progress;
 mod publish;
 mod report;
+mod resident;
 mod run;
 mod serve;
 mod service;
@@ -29,6 +33,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use jitcast::compiler::request::Decision;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use args::{Args, Command};
 
@@ -50,6 +55,7 @@ pub(crate) fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(color::wanted(args.color))
+        .with_span_events(FmtSpan::CLOSE)
         .init();
     let done = match args.command {
         Command::Run(args) => run::run(&args),
@@ -66,6 +72,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Map(args) => map::map(&args),
         Command::Dis(args) => dis::dis(&args),
         Command::Why(args) => why::why(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),

@@ -116,6 +116,11 @@ pub(crate) fn bash() -> bool {
     tool("bash")
 }
 
+/// Whether there is Chromium, to draw pages without a screen; says so if not.
+pub(crate) fn chromium() -> bool {
+    tool("chromium")
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")

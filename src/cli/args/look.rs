@@ -1,9 +1,45 @@
 //! What only looks: `status`, `history`, `dis` and `why`.
 
+use std::path::PathBuf;
+
 use clap::{Args as ClapArgs, ValueEnum};
 
 #[derive(Debug, ClapArgs)]
+#[command(group(clap::ArgGroup::new("where").args(["socket", "name", "pid"]).required(true)))]
 pub(in crate::cli) struct StatusArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(in crate::cli) socket: Option<String>,
+    /// A named segment. If its compiler process is not there, what the segment itself says.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) name: Option<String>,
+    /// A worker: what its segment says, a sealed one too, and what it says itself, whether its compiler process is there or not.
+    #[arg(long, value_name = "PID")]
+    pub(in crate::cli) pid: Option<i32>,
+    /// As JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(group(clap::ArgGroup::new("where").args(["socket", "name", "pid"]).required(true)))]
+pub(in crate::cli) struct MapArgs {
+    /// The compiler process's socket.
+    #[arg(long)]
+    pub(in crate::cli) socket: Option<String>,
+    /// A named segment. If its compiler process is not there, nobody knows what is free or retired.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) name: Option<String>,
+    /// A worker, of whose segment nobody is asked; what is free or retired is not known then.
+    #[arg(long, value_name = "PID")]
+    pub(in crate::cli) pid: Option<i32>,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", default_value = "map.html")]
+    pub(in crate::cli) output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(in crate::cli) struct HistoryArgs {
     /// The compiler process's socket.
     #[arg(long)]
     pub(in crate::cli) socket: String,

@@ -11,7 +11,7 @@ use clap::{ColorChoice, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(super) use linker::{FuzzArgs, LinkArgs, OracleArgs};
-pub(super) use look::{DisArgs, ObserveArgs, StatusArgs, Syntax, WhyArgs};
+pub(super) use look::{DisArgs, HistoryArgs, MapArgs, ObserveArgs, StatusArgs, Syntax, WhyArgs};
 pub(super) use publish::{
     DecideArgs, PublishArgs, QuarantineArgs, RemoveArgs, RenewArgs, RestoreArgs, RollbackArgs,
 };
@@ -97,7 +97,7 @@ pub(super) enum Command {
     Renew(RenewArgs),
     /// Show what can be rolled back to.
     #[command(after_help = "Example:\n  jitcast history --socket /run/jitcast.sock")]
-    History(StatusArgs),
+    History(HistoryArgs),
     /// Link files without publishing them, and tell what the linker does with them.
     #[command(after_help = "Example:\n  jitcast link --explain --map score.o libfoo.a")]
     Link(LinkArgs),
@@ -106,9 +106,14 @@ pub(super) enum Command {
         after_help = "Example:\n  jitcast worker --socket /run/jitcast.sock --call 'score(21)'"
     )]
     Worker(WorkerArgs),
-    /// Show what is published and who runs it.
-    #[command(after_help = "Example:\n  jitcast status --socket /run/jitcast.sock --json")]
+    /// Show what is published, who runs it, how full the segment is, and what went wrong lately.
+    #[command(
+        after_help = "Examples:\n  jitcast status --socket /run/jitcast.sock --json\n  jitcast status --pid 4711"
+    )]
     Status(StatusArgs),
+    /// Draw where everything lies: one page that opens in a browser, without a network.
+    #[command(after_help = "Example:\n  jitcast map --socket /run/jitcast.sock -o map.html")]
+    Map(MapArgs),
     /// Show the code of a published function.
     #[command(
         after_help = "What code reaches is called by its name: `f` is code or a stub, `f@call` the cell that calls of f go \
@@ -120,7 +125,7 @@ pub(super) enum Command {
     /// Show what becomes of a name: where it is defined, who runs which version, and what is in its way.
     #[command(
         after_help = "It looks into the workers' memory where it may (as a debugger does), and else goes by what they say.\n\n\
-                      Example:\n  jitcast why score --socket /run/jitcast.sock"
+                      Exit status: 0 the name is published, if only for a canary, 1 it is not, or the command failed.\n\nExample:\n  jitcast why score --socket /run/jitcast.sock"
     )]
     Why(WhyArgs),
     /// Fuzz the linker: random objects, every relocated field compared with an independent oracle.

@@ -152,4 +152,8 @@ pub(in crate::cli) struct SegmentArgs {
     /// The processor that CLIF is compiled for.
     #[arg(long, value_enum, default_value_t)]
     pub(in crate::cli) cpu: Cpu,
+    /// Serve metrics for Prometheus over HTTP at this address, as `127.0.0.1:9464`; port 0 takes any that is free. Whoever reaches it may
+    /// read them.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(in crate::cli) metrics: Option<std::net::SocketAddr>,
 }
