@@ -14,7 +14,7 @@ use common::serve::Serve;
 
 #[test]
 fn this_binary_plays_the_roles_of_its_tests() {
-    role::play(&[(remote::ROLE, remote::play)]);
+    role::play(&[(remote::ROLE, remote::play), (CRASHING, crash)]);
 }
 
 /// A compiler process, and where its metrics are.
@@ -226,4 +226,54 @@ fn run_serves_metrics_and_an_address_in_use_is_refused() {
     await_value(&address, "jitcast_units", 1.0);
     run.signal(rustix::process::Signal::INT);
     run.finish();
+}
+
+#[test]
+fn crashes_and_requests_are_counted() {
+    let (serve, address) = start(&[]);
+    let crashes = "function %bad(i64) -> i64 {\nblock0(v0: i64):\n    trap user1\n}\n";
+    let file = serve.scratch.write("bad.clif", crashes);
+    serve.publish(&[&file]).succeeded();
+    let mut command = role::command(CRASHING, &serve.socket);
+    let ended = Process::start(command.env("JITCAST_CRASH", "stderr")).finish();
+    assert_eq!(ended.signal, Some(libc::SIGILL), "{ended:#?}");
+    let metric = "jitcast_unit_crashes_total{unit=\"bad\",generation=\"3\"}";
+    let scraped = await_value(&address, metric, 1.0);
+    assert_eq!(scraped["jitcast_worker_crashes_total"], 1.0);
+    assert_eq!(scraped["jitcast_requests_total{result=\"ready\"}"], 1.0);
+    assert_eq!(scraped["jitcast_requests_total{result=\"refused\"}"], 1.0);
+    assert_eq!(scraped["jitcast_request_seconds_count"], 2.0);
+}
+
+/// The role of a worker that asks for something, for something wrong, and then crashes.
+const CRASHING: &str = "crashing";
+
+fn crash(target: &str) {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: a limit, which lives through the call. Nobody wants a core.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+    let worker = remote::attach(target);
+    for text in [common::scratch::adds("mine", 1), "wrong".to_owned()] {
+        let mut pending = worker.request(&text).unwrap();
+        pending.wait(None);
+    }
+    let _ = remote::call(&worker, "bad", 1);
+}
+
+#[test]
+fn spans_are_written_down_with_their_times() {
+    let scratch = Scratch::open_to_all();
+    let socket = scratch.path("socket");
+    let mut command = jitcast(&["serve", "--socket", &socket]);
+    let process = Process::start(command.env("JITCAST_LOG", "info"));
+    let mut serve = Serve::adopt(process, socket, scratch);
+    serve.publish_adds("f", 1);
+    serve.command("renew", &[]).succeeded();
+    for span in ["publish{units=1}:link: ", "publish{units=1}: ", "renewal: "] {
+        let is_it = |line: &str| line.contains(span) && line.contains("close time.busy=");
+        serve.process.await_line(Stream::Err, span, is_it);
+    }
 }

@@ -7,19 +7,14 @@ use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Stdio;
 
+use common::host::clif_unit;
 use common::process::{Process, Stream, finish, jitcast};
-use common::scratch::adds;
+use common::scratch::{Scratch, adds};
 use common::serve::Serve;
+use jitcast::compiler::{Compiler, CompilerOptions, JournalOptions};
 
 #[test]
 fn fuzzing_counts_cases() {
-    let run = |time: &str| {
-        finish(&mut jitcast(&[
-            "fuzz", "--seed", "7", "--case", "1", "--time", time,
-        ]))
-    };
-    let quick = run("1");
-    assert!(!quick.stderr.contains("fuzzing"), "{quick:#?}");
     // Too short for some kinds, which it says.
     let long = finish(&mut jitcast(&["fuzz", "--seed", "7", "--time", "3"]));
     let lines: Vec<_> = long
@@ -74,13 +69,8 @@ fn a_terminal_gets_a_line_that_is_drawn_over() {
 
 #[test]
 #[cfg(feature = "seeded-faults")]
-fn a_publisher_that_waits_says_so_and_a_quick_one_does_not() {
+fn a_publisher_that_waits_says_so() {
     let (serve, gate) = Serve::holding("slow", &[]);
-    serve.publish_adds("f", 1);
-    let quick = serve
-        .publish(&[&serve.scratch.write("f.clif", adds("f", 2))])
-        .succeeded();
-    assert_eq!(quick.stderr, "");
     let file = serve.scratch.write("slow.clif", adds("slow", 1));
     let mut command = jitcast(&["publish", "--socket", &serve.socket, &file]);
     let mut publisher = Process::start(&mut command);
@@ -91,4 +81,24 @@ fn a_publisher_that_waits_says_so_and_a_quick_one_does_not() {
     assert!(line.contains("publishing 1 unit"), "{line}");
     drop(held);
     publisher.finish().succeeded();
+}
+
+#[test]
+fn a_journal_that_is_read_says_how_far_it_is() {
+    let scratch = Scratch::new();
+    let start = || {
+        let journal = JournalOptions::new(scratch.path("journal"));
+        let options = CompilerOptions {
+            journal: Some(journal.clone()),
+            ..CompilerOptions::with_window(8 << 20).unwrap()
+        };
+        let compiler = Compiler::create(&options).unwrap();
+        (compiler, journal.progress.so_far())
+    };
+    let (compiler, fresh) = start();
+    assert_eq!(fresh, (0, 0));
+    compiler.publish(&[clif_unit("f", &adds("f", 1))]).unwrap();
+    drop(compiler);
+    let (_compiler, (done, total)) = start();
+    assert!(done == total && total > 0, "{done} of {total}");
 }

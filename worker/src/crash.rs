@@ -209,8 +209,10 @@ fn report(
     // SAFETY: this thread has taken the place.
     let text = unsafe { &mut *place.text.get() };
     let mut text = Text { to: text, len: 0 };
-    // SAFETY: the kernel's, as SA_SIGINFO says; of these signals it has an address.
-    let address = unsafe { (*info).si_addr() }.addr() as u64;
+    // SAFETY: the kernel's, as SA_SIGINFO says.
+    let info = unsafe { &*info };
+    // SAFETY: these signals have an address.
+    let address = unsafe { info.si_addr() }.addr() as u64;
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     lens.pid = pid;
     describe(&mut text, &crash, &lens, (pc, address), reporter, mailbox);

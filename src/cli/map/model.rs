@@ -71,6 +71,13 @@ impl From<Item> for (u32, u32, u8, i64, i64) {
     }
 }
 
+impl Item {
+    fn is_followed_by(&self, next: &Self) -> bool {
+        let whose = |item: &Self| (item.kind, item.unit, item.generation);
+        whose(self) == whose(next) && self.start + self.len_bytes == next.start
+    }
+}
+
 /// What a range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -89,7 +96,7 @@ pub(super) enum Kind {
     Retired = 5,
     /// The directory, tables, and what nobody says more of.
     Tables = 6,
-    /// Asked for by workers.
+    /// Whatever is to be published next may lie there.
     Free = 7,
 }
 
@@ -351,7 +358,8 @@ fn add_range(ranges: &mut Ranges, range: &RangeStatus, oldest: Option<u64>) {
 }
 
 fn area_model(look: &Look<'_>, area: Area, ranges: &Ranges, status: Option<&Status>) -> AreaModel {
-    let region = look.observer().geometry().region(area);
+    // What comes before is the same in every segment: the header and the ring, selectors, the first cell.
+    let region = look.observer().geometry().allocated(area);
     let backed = look.extent(area).clamp(region.start, region.end()) - region.start;
     let found = ranges.range((area.index(), 0)..(area.index() + 1, 0));
     let mut items: Vec<Item> = Vec::new();
@@ -388,7 +396,11 @@ fn area_model(look: &Look<'_>, area: Area, ranges: &Ranges, status: Option<&Stat
             continue;
         }
         fill(&mut items, at, item.start);
-        items.push(item.clone());
+        match items.last_mut() {
+            // What is one thing's, one after the other, is one range.
+            Some(last) if last.is_followed_by(item) => last.len_bytes += item.len_bytes,
+            _ => items.push(item.clone()),
+        }
         at = end;
     }
     fill(&mut items, at, region.end());

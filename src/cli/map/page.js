@@ -25,7 +25,7 @@
   dark.addEventListener("change", setTheme);
 
   const size = (bytes) => {
-    if (bytes < 1024) return bytes + " bytes";
+    if (bytes < 1024) return bytes + " B";
     const kib = bytes / 1024;
     return kib < 1024 ? +kib.toFixed(1) + " KiB" : +(kib / 1024).toFixed(1) + " MiB";
   };
@@ -45,7 +45,10 @@
   };
   const rows = (area) => Math.max(1, Math.min(14, Math.ceil(area.items.length / 24)));
 
-  const panels = data.areas.filter((area) => area.items.some((item) => item[2] !== FREE)).map((area) => {
+  // Code first; what holds it together last.
+  const FIRST = ["text", "read-only data", "private data", "shared data", "call cells", "address cells", "stubs", "control"];
+  const inOrder = data.areas.slice().sort((a, b) => FIRST.indexOf(a.name) - FIRST.indexOf(b.name));
+  const panels = inOrder.filter((area) => area.items.some((item) => item[2] !== FREE)).map((area) => {
     const panel = document.createElement("section");
     panel.className = "area";
     const title = document.createElement("div");

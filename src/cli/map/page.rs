@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use super::model::Model;
 use crate::cli::Failure;
-use crate::cli::report::kib;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -36,7 +35,7 @@ pub(super) fn page(model: &Model) -> Result<String, Failure> {
          <div class=\"controls\"><label>Find a unit <input id=\"find\" type=\"search\" autocomplete=\"off\"></label>\n\
          <button id=\"theme\" type=\"button\">Light or dark</button></div>\n</header>\n",
         model.generation,
-        kib(model.window_bytes),
+        size(model.window_bytes),
         model.units.len(),
         model.areas.len(),
         if model.asked {
@@ -75,16 +74,16 @@ fn areas(page: &mut String, model: &Model) -> Result<(), Failure> {
          </tr></thead>\n<tbody>\n",
     );
     for area in &model.areas {
-        let known = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), kib);
+        let known = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), size);
         writeln!(
             page,
             "<tr><td>{}<td>w+{:#x}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
             escaped(area.name),
             area.start,
-            kib(area.len_bytes.into()),
-            kib(area.backed_bytes.into()),
+            size(area.len_bytes.into()),
+            size(area.backed_bytes.into()),
             known(area.used_bytes),
-            kib(area.retired_bytes),
+            size(area.retired_bytes),
             known(area.largest_free_bytes),
         )?;
     }
@@ -121,9 +120,22 @@ fn units(page: &mut String, model: &Model) -> Result<(), Failure> {
     let more = units.len().saturating_sub(LISTED);
     if more > 0 {
         let bytes = units[LISTED..].iter().map(|unit| unit.len_bytes()).sum();
-        writeln!(page, "<p>And {more} more, of {} together.</p>", kib(bytes))?;
+        writeln!(page, "<p>And {more} more, of {} together.</p>", size(bytes))?;
     }
     Ok(())
+}
+
+/// Bytes, for people.
+fn size(bytes: u64) -> String {
+    let scaled = |unit: f64| {
+        let number = format!("{:.1}", bytes as f64 / unit);
+        number.strip_suffix(".0").unwrap_or(&number).to_owned()
+    };
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..0x10_0000 => format!("{} KiB", scaled(1024.0)),
+        _ => format!("{} MiB", scaled(1_048_576.0)),
+    }
 }
 
 /// Text that is nothing but text in HTML.

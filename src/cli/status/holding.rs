@@ -3,6 +3,7 @@
 //! Invariant: nothing there is believed. A descriptor is opened for reading only, without waiting, and counts if it is a regular file; an
 //! object that its owner could shorten under our mapping does not count, unless it has a name, for which the same user is trusted.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -47,6 +48,11 @@ fn open(path: &PathBuf) -> Option<File> {
     file.metadata().ok()?.is_file().then_some(file)
 }
 
+/// Whether nobody can shorten it under our mapping.
+fn is_fixed(file: &File) -> bool {
+    rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SEALS))
+}
+
 /// The segment that process `pid` is a worker of, and its mailbox, as far as they are found.
 pub(super) fn of_worker(pid: i32) -> Result<(Observer, Option<Snapshot>), String> {
     let help = "give the pid of a worker, as this user, or as root";
@@ -54,13 +60,14 @@ pub(super) fn of_worker(pid: i32) -> Result<(Observer, Option<Snapshot>), String
         .map_err(|cause| format!("cannot look into process {pid}: {cause}\n  help: {help}"))?;
     let is_named = |link: &str| link.starts_with(&format!("{DEV_SHM}/jitcast-"));
     let is_sealed = |link: &str| link.starts_with("/memfd:jitcast (");
-    let segments = files.iter().filter_map(|(link, path)| {
-        let file = open(path)?;
-        let sealed = || rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SEALS));
-        let fits = is_named(link) || is_sealed(link) && sealed();
+    let mut segments = files.iter().filter_map(|(link, path)| {
+        // Only what is called so is opened: a file may be on a disk that does not answer.
+        let has_name = is_named(link);
+        let file = (has_name || is_sealed(link)).then(|| open(path))??;
+        let fits = has_name || is_fixed(&file);
         fits.then(|| Observer::new(file).ok())?
     });
-    let segment = segments.into_iter().next();
+    let segment = segments.next();
     let segment = segment.ok_or_else(|| {
         format!("process {pid} has no segment of this version open\n  help: {help}")
     })?;
@@ -74,13 +81,14 @@ fn mailbox(pid: i32, files: &[(String, PathBuf)]) -> Option<Snapshot> {
     let read = |path: &PathBuf| Snapshot::read(open(path)?).ok().flatten();
     let mut snapshots = mailboxes.filter_map(|(_, path)| read(path));
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let mut bases = maps.lines().filter_map(|line| {
+    let bases = maps.lines().filter_map(|line| {
         let (start, _) = line.split_once('-')?;
         u64::from_str_radix(start, 16).ok()
     });
+    let bases: HashSet<u64> = bases.collect();
     snapshots.find(|snapshot| {
         let base = snapshot.word(Word::Base);
-        base != 0 && bases.any(|start| start == base)
+        base != 0 && bases.contains(&base)
     })
 }
 

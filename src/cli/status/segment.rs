@@ -76,7 +76,7 @@ fn published(look: &Look<'_>, name: Option<&str>) -> Result<Status, Failure> {
 
 /// What is in use up to where memory was ever given; nobody knows of holes.
 fn area_status(look: &Look<'_>, area: Area) -> AreaStatus {
-    let region = look.observer().geometry().region(area);
+    let region = look.observer().geometry().allocated(area);
     let used = look.extent(area).clamp(region.start, region.end()) - region.start;
     let free = u64::from(region.len_bytes - used);
     AreaStatus {
