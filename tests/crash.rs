@@ -105,28 +105,28 @@ fn crash(target: &str) {
 /// The host's own handler, with its own stack: it writes, and ends the process with a status of its own.
 extern "C" fn own_handler(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel's.
-    let address = unsafe { (*info).si_addr() }.addr();
+    let info = unsafe { &*info };
+    // SAFETY: these signals have one.
+    let address = unsafe { info.si_addr() }.addr();
     let said: &[u8] = if address == 16 {
         b"own handler: at 16\n"
     } else {
         b"own handler: elsewhere\n"
     };
-    // SAFETY: bytes that are there, and the end of the process.
-    unsafe {
-        libc::write(2, said.as_ptr().cast(), said.len());
-        libc::_exit(50 + signal);
-    }
+    // SAFETY: bytes that are there.
+    unsafe { libc::write(2, said.as_ptr().cast(), said.len()) };
+    // SAFETY: the end of the process.
+    unsafe { libc::_exit(50 + signal) };
 }
 
 fn handle(signals: &[i32], handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void)) {
     for signal in signals {
+        // SAFETY: all zeros are a valid `sigaction`.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // SAFETY: a handler of the type that its flags say.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            libc::sigaction(*signal, &raw const action, std::ptr::null_mut());
-        }
+        unsafe { libc::sigaction(*signal, &raw const action, std::ptr::null_mut()) };
     }
 }
 
@@ -140,14 +140,14 @@ fn crash_handled(target: &str) {
 /// A host that goes on after a crash: it changes where the thread was.
 extern "C" fn recovering_handler(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let context: *mut libc::ucontext_t = context.cast();
-    // SAFETY: the registers that the kernel restores. The crashing function has nothing on its stack: it returns at once.
-    unsafe {
-        let registers = &mut (*context).uc_mcontext.gregs;
-        let stack = registers[libc::REG_RSP as usize] as *const i64;
-        registers[libc::REG_RIP as usize] = stack.read();
-        registers[libc::REG_RSP as usize] += 8;
-        registers[libc::REG_RAX as usize] = 7;
-    }
+    // SAFETY: the registers that the kernel restores.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let stack =
+        std::ptr::with_exposed_provenance::<i64>(registers[libc::REG_RSP as usize] as usize);
+    // SAFETY: the crashing function has nothing on its stack but its return address: it returns at once.
+    registers[libc::REG_RIP as usize] = unsafe { stack.read() };
+    registers[libc::REG_RSP as usize] += 8;
+    registers[libc::REG_RAX as usize] = 7;
     RECOVERED.fetch_add(1, Ordering::Relaxed);
 }
 

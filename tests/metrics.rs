@@ -257,7 +257,7 @@ fn crash(target: &str) {
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
     let worker = remote::attach(target);
     for text in [common::scratch::adds("mine", 1), "wrong".to_owned()] {
-        let mut pending = worker.request(&text).unwrap();
+        let pending = worker.request(&text).unwrap();
         pending.wait(None);
     }
     let _ = remote::call(&worker, "bad", 1);

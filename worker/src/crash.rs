@@ -196,7 +196,12 @@ fn report(
     let Some(scene) = Scene::at(pc) else {
         return;
     };
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` lives through the call, which signal handlers may make.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
     let (crash, mut lens) = examine(&scene, signal, pc);
     let crash = Crash {
         seconds: now.tv_sec.cast_unsigned(),

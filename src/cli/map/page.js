@@ -43,7 +43,8 @@
     for (const item of area.items) if (item[2] !== FREE) end = Math.max(end, item[0] + item[1] - area.start);
     return Math.min(area.len_bytes, Math.max(64, Math.ceil(end * 1.04)));
   };
-  const rows = (area) => Math.max(1, Math.min(14, Math.ceil(area.items.length / 24)));
+  const most = (area) => (/cells|stubs/.test(area.name) ? 4 : 14);
+  const rows = (area) => Math.max(1, Math.min(most(area), Math.ceil(area.items.length / 24)));
 
   // Code first; what holds it together last.
   const FIRST = ["text", "read-only data", "private data", "shared data", "call cells", "address cells", "stubs", "control"];
