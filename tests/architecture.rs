@@ -103,6 +103,7 @@ const UNSAFE: &[&str] = &[
     "worker/capi/src/symbolize.rs",
     "worker/capi/src/watch.rs",
     "worker/src/bind.rs",
+    "worker/src/crash.rs",
     "worker/src/debug/gdb.rs",
     "worker/src/foreign.rs",
     "worker/src/fork.rs",

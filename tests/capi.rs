@@ -798,3 +798,31 @@ fn a_head_that_is_not_looked_at_and_guards_that_are_only_counted_are_noticed() {
         common::fault::is_noticed(("JITCAST_FAULT", fault), test);
     }
 }
+
+#[test]
+fn crashes_are_reported_to_hosts_in_c_that_ask_for_it() {
+    let Some(installed) = installed() else {
+        return;
+    };
+    let source = format!("{}/tests/capi/crash.c", env!("CARGO_MANIFEST_DIR"));
+    let serve = Serve::start(&[]);
+    let crashes = "function %crash(i64) -> i64 {\nblock0(v0: i64):\n    trap user1\n}\n";
+    let file = serve.scratch.write("crash.clif", crashes);
+    serve.publish(&[&file]).succeeded();
+    for (build, program) in [(Build::C, "crash"), (Build::StaticC, "crash_static")] {
+        let program = installed.build(build, &source, program);
+        let folder = serve.scratch.path(&format!("{build:?}"));
+        std::fs::create_dir(&folder).unwrap();
+        let ended = finish(installed.run(&program).args([&serve.socket, &folder]));
+        assert_eq!(ended.stdout, "0 named\n", "a folder alone is refused");
+        assert_eq!(ended.code, Some(50 + libc::SIGILL), "{ended:#?}");
+        let report = ended.stderr.strip_suffix("own handler\n").unwrap();
+        assert!(
+            report.starts_with("jitcast: SIGILL in published code: process "),
+            "{report}"
+        );
+        assert!(report.contains(", label c\n  at crash+0x"), "{report}");
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+        assert_eq!(std::fs::read_to_string(files[0].path()).unwrap(), report);
+    }
+}

@@ -48,8 +48,11 @@ fn publish_calls(serve: &Serve, name: &str, callee: &str) {
 }
 
 fn why(serve: &Serve, name: &str) -> Value {
-    let shown = serve.command("why", &[name, "--json"]).succeeded();
-    serde_json::from_str(&shown.stdout).unwrap()
+    let shown = serve.command("why", &[name, "--json"]);
+    let why: Value = serde_json::from_str(&shown.stdout).unwrap();
+    let is_published = why["versions"] != json!([]);
+    assert_eq!(shown.code, Some(i32::from(!is_published)), "{shown:#?}");
+    why
 }
 
 /// What is said of the worker `of`.

@@ -20,7 +20,9 @@ use crate::changeset::{Changeset, PublishOptions, SymbolUpdate};
 use crate::error::{PublishError, StartError};
 use crate::fault::{self, Fault};
 use crate::history::RetainedUnit;
+use crate::incidents::Incidents;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
+use crate::metrics::Metrics;
 use crate::options::CompilerOptions;
 use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
 use crate::renewal::Offering;
@@ -60,6 +62,9 @@ pub struct Compiler {
     pub(crate) servers: Mutex<Vec<Arc<Offering>>>,
     /// Who has which asked-for unit. Locked while the state is, or by itself.
     pub(crate) holds: Mutex<Holds>,
+    /// What went wrong lately. Locked by itself, or while the state is.
+    pub(crate) incidents: Mutex<Incidents>,
+    pub(crate) metrics: Metrics,
     reclaim_above_bytes: u64,
     pub(crate) max_held_bytes: Option<u64>,
     threads: Threads,
@@ -145,6 +150,8 @@ impl Compiler {
             workers: Mutex::new(Workers::default()),
             holds: Mutex::new(holds),
             servers: Mutex::default(),
+            incidents: Mutex::default(),
+            metrics: Metrics::default(),
             reclaim_above_bytes: options.reclaim_above_bytes,
             max_held_bytes: options.max_held_bytes,
             threads: options.threads.clone(),
@@ -189,6 +196,7 @@ impl Compiler {
         changes: &Changeset<'_>,
         turn: &mut dyn Turn,
     ) -> Result<Publication, PublishError> {
+        let _span = tracing::info_span!("publish", units = changes.units.len()).entered();
         let start = Instant::now();
         let retained = publish::retained(changes.units, &self.threads);
         // Who does not ask for it does not wait here for somebody else's publication.
@@ -199,7 +207,11 @@ impl Compiler {
             }
         }
         let inputs = publish::inputs(changes.units);
-        let units = publish::read(changes, &inputs, &self.threads)?;
+        let units = {
+            let _span = tracing::info_span!("read").entered();
+            let read = publish::read(changes, &inputs, &self.threads);
+            read.inspect_err(|_| self.metrics.refused())?
+        };
         let prepared = start.elapsed();
         turn.wait()?;
         let mut state = self.state.lock();
@@ -210,8 +222,11 @@ impl Compiler {
             Some(published) => Ok(published),
             None => self.publish_locked(&mut state, changes, &retained, &units),
         };
+        drop(state);
         let (waited, committed) = (locked - prepared, start.elapsed() - locked);
         tracing::debug!(?prepared, ?waited, ?committed, "publication");
+        let (linking, all) = (prepared + committed, start.elapsed());
+        self.metrics.published(linking, all, done.is_ok());
         done
     }
 
@@ -362,6 +377,7 @@ impl Compiler {
         retained: &[RetainedUnit],
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
+        let _span = tracing::info_span!("link").entered();
         let (generation, published_ns) =
             self.commit(state, (retained, asked.units), |site, txn, edit| {
                 Batch::new(site, asked, units)?.write(txn, edit)

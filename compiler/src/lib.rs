@@ -11,8 +11,11 @@ mod error;
 mod fault;
 pub mod front;
 pub mod history;
+mod incidents;
 mod journal;
 mod kernel;
+mod layout;
+mod metrics;
 mod options;
 mod preview;
 mod publish;
@@ -35,16 +38,19 @@ pub use compiler::Compiler;
 pub use error::{PublishError, StartError};
 #[cfg(feature = "seeded-faults")]
 pub use fault::CRASH_POINTS;
-pub use journal::{JournalError, JournalOptions};
+pub use incidents::{CrashStatus, ErrorStatus};
+pub use journal::{JournalError, JournalOptions, ReplayProgress};
 pub use kernel::{Lacking, lacking};
+pub use layout::RangeStatus;
+pub use metrics::Metrics;
 pub use options::{CompilerOptions, DEFAULT_RETAIN};
 pub use preview::Preview;
 pub use publish::{LinkOptions, Publication, Reclaim, UnitFile, UnitSource};
 pub use requests::{RequestLimits, RequestOptions, codegen};
 pub use server::{Access, Policy, PublishLimits, ServeError, Server, Stop};
 pub use status::{
-    AreaStatus, AskedStatus, CanaryStatus, HistoryStatus, KeptStatus, RemovedStatus, Status,
-    SymbolStatus, TrapStatus, UnitStatus, WorkerStatus,
+    AreaStatus, AskedStatus, CanaryStatus, HeldStatus, HistoryStatus, HolderStatus, JournalStatus,
+    KeptStatus, RemovedStatus, Status, SymbolStatus, TrapStatus, UnitStatus, WorkerStatus,
 };
 pub use stragglers::Straggler;
 pub use threads::Threads;

@@ -68,6 +68,7 @@ impl Compiler {
     }
 
     pub(crate) fn renew_locked(&self, state: &mut State) -> Result<u64, PublishError> {
+        let _span = tracing::info_span!("renewal").entered();
         let old = self.segment();
         let mut journal = self.journal.lock();
         let segment = old.renewed()?;
@@ -116,6 +117,7 @@ impl Compiler {
         state.older.push(older);
         let object = segment.header().object;
         self.go_on_in(segment);
+        self.metrics.renewed();
         crash_at(CrashPoint::RenewalShown);
         // Whoever sees the announcement finds the offer there already, unless a server is slow.
         self.tell_servers(object);

@@ -268,10 +268,15 @@ fn reply(published: Result<Publication, String>) -> (FrameKind, Vec<u8>) {
     }
 }
 
-/// Tells the state of the segment, and how many publications are under way.
-pub(crate) fn tell(compiler: &Compiler, publishing: usize) -> (FrameKind, Vec<u8>) {
+/// Tells the state of the segment, and how many publications are under way; and where all lies, for who asks for it.
+pub(crate) fn tell(compiler: &Compiler, publishing: usize, layout: bool) -> (FrameKind, Vec<u8>) {
     let status = Status {
         publishing: publishing as u64,
+        layout: if layout {
+            compiler.layout()
+        } else {
+            Vec::new()
+        },
         ..compiler.status()
     };
     match postcard::to_stdvec(&status) {
@@ -404,6 +409,16 @@ pub fn lines(socket: impl AsFd, unit: u32) -> Result<Lines, RequestError> {
 /// [`RequestError`].
 pub fn status(socket: impl AsFd) -> Result<Status, RequestError> {
     wire::send(&socket, FrameKind::Status, &[], &[])?;
+    let frame = answer(socket, FrameKind::StatusReply)?;
+    Ok(postcard::from_bytes(&frame.payload)?)
+}
+
+/// The same, with what is free and what is retired ([`Status::layout`]).
+///
+/// # Errors
+/// [`RequestError`].
+pub fn status_with_layout(socket: impl AsFd) -> Result<Status, RequestError> {
+    wire::send(&socket, FrameKind::Status, &[1], &[])?;
     let frame = answer(socket, FrameKind::StatusReply)?;
     Ok(postcard::from_bytes(&frame.payload)?)
 }

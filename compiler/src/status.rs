@@ -7,7 +7,11 @@ use crate::catalog::{self, Kind};
 use crate::changeset::Audience;
 use crate::compiler::Compiler;
 use crate::history::{History, HistoryEntry};
+use crate::incidents::{CrashStatus, ErrorStatus};
+use crate::journal::Journal;
+use crate::layout::RangeStatus;
 use crate::publish::Reclaim;
+use crate::state::State;
 use crate::stragglers::Straggler;
 
 /// The state of a segment and its workers.
@@ -55,6 +59,51 @@ pub struct Status {
     pub stragglers: Vec<Straggler>,
     /// How many publications are under way over sockets: read, and not answered yet.
     pub publishing: u64,
+    /// Units that were replaced or removed, whose memory is not free yet, and who holds it back; the oldest first, as many as fit.
+    pub held: Vec<HeldStatus>,
+    /// The journal; `None`: there is none.
+    pub journal: Option<JournalStatus>,
+    /// What the compiler process refused or met last, the newest first.
+    pub errors: Vec<ErrorStatus>,
+    /// Workers that died in published code, and said in what.
+    pub crashes: Vec<CrashStatus>,
+    /// What is free and what is retired, for who asks for it.
+    pub layout: Vec<RangeStatus>,
+}
+
+/// A replaced or removed unit, whose memory is reused when nobody can be inside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// Its name.
+    pub unit: String,
+    /// The generation that replaced or removed it.
+    pub retired_by: u64,
+    /// Who is inside at an older generation; nobody: it is reused when memory is needed.
+    pub holders: Vec<HolderStatus>,
+}
+
+/// A thread that keeps memory from being reused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderStatus {
+    /// Its process, in the compiler's pid namespace; 0: a worker that an earlier compiler process let in, and that has not come back.
+    pub pid: i32,
+    /// The thread, in the worker's own pid namespace.
+    pub thread: u64,
+    /// The generation that it is inside at.
+    pub generation: u64,
+}
+
+/// The journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Its folder.
+    pub folder: String,
+    /// The length of its log, bytes.
+    pub log_bytes: u64,
+    /// Whether a publication is durable before it is visible.
+    pub durable: bool,
+    /// Why nothing more is written; `None`: it is.
+    pub failed: Option<String>,
 }
 
 /// A publication that can be undone.
@@ -93,6 +142,12 @@ pub struct AreaStatus {
     pub used_bytes: u64,
     /// Its size, bytes.
     pub area_bytes: u64,
+    /// What could be had, bytes.
+    pub free_bytes: u64,
+    /// The longest range of that, bytes: what is to lie there in one piece cannot be longer.
+    pub largest_free_bytes: u64,
+    /// How many ranges it is in.
+    pub free_runs: u64,
 }
 
 /// A unit.
@@ -205,6 +260,20 @@ pub struct WorkerStatus {
     pub seat: Option<u32>,
     /// The canaries that it is in the audience of, and has applied.
     pub canaries: Vec<u64>,
+    /// How many generations it is behind the newest.
+    pub lag: u64,
+    /// Times that it read the directory instead of the ring.
+    pub resyncs: u64,
+    /// Outermost guards that its threads have entered, in steps of 65,536 for each.
+    pub entered: u64,
+    /// Whether a thread of it holds memory back.
+    pub straggling: bool,
+    /// How often it has crashed in published code, and gone on.
+    pub crashes: u64,
+    /// What of its window is memory of its own, bytes; `None`: nobody has looked. The compiler process does not: `jitcast status` does.
+    pub private_bytes: Option<u64>,
+    /// The host symbols that it lacks; `None`: nobody has looked.
+    pub lacks: Option<Vec<String>>,
 }
 
 /// A canary.
@@ -296,6 +365,28 @@ impl From<&catalog::Kept> for KeptStatus {
     }
 }
 
+/// Who holds back the memory of which unit.
+fn held(state: &State, stragglers: &[Straggler]) -> Vec<HeldStatus> {
+    /// Nobody reads more.
+    const MAX_HELD: usize = 1000;
+    let retired = state.retired_units.iter().take(MAX_HELD);
+    let held = retired.map(|(generation, unit)| {
+        let inside = stragglers.iter();
+        let inside = inside.filter(|it| !it.older && it.generation < *generation);
+        let holder = |straggler: &Straggler| HolderStatus {
+            pid: straggler.pid,
+            thread: straggler.thread,
+            generation: straggler.generation,
+        };
+        HeldStatus {
+            unit: unit.clone(),
+            retired_by: *generation,
+            holders: inside.map(holder).take(MAX_HELD).collect(),
+        }
+    });
+    held.collect()
+}
+
 impl Compiler {
     /// What is published, by whom it is used, and how full the segment is.
     pub fn status(&self) -> Status {
@@ -306,6 +397,9 @@ impl Compiler {
             name: area.name().to_owned(),
             used_bytes: state.heap.used_bytes(area),
             area_bytes: segment.geometry().allocated(area).len_bytes.into(),
+            free_bytes: state.heap.free_bytes(area),
+            largest_free_bytes: state.heap.largest_free_bytes(area),
+            free_runs: state.heap.free_ranges(area).count() as u64,
         });
         let catalog = &state.catalog;
         let mut units: Vec<_> = catalog
@@ -332,7 +426,16 @@ impl Compiler {
         });
         let (asked, compiled_requests) = (asked.collect(), holds.compiled);
         drop(holds);
-        let workers = self.workers.lock().status(&catalog.canaries);
+        let mut workers = self.workers.lock().status(&catalog.canaries);
+        let stragglers = self.stragglers(&state);
+        for worker in &mut workers {
+            worker.lag = state.generation().saturating_sub(worker.applied);
+            worker.straggling = stragglers.iter().any(|it| it.worker == worker.number);
+        }
+        let journal = self.journal.lock().as_ref().map(Journal::status);
+        let incidents = self.incidents.lock();
+        let (errors, crashes) = (incidents.errors(), incidents.crashes());
+        drop(incidents);
         let status = Status {
             generation: state.generation(),
             segment: segment.name().map(str::to_owned),
@@ -353,8 +456,13 @@ impl Compiler {
             oldest_retained: state.history.oldest(),
             canaries: catalog.canaries.values().map(CanaryStatus::new).collect(),
             workers,
-            stragglers: self.stragglers(&state),
+            held: held(&state, &stragglers),
+            stragglers,
             publishing: 0,
+            journal,
+            errors,
+            crashes,
+            layout: Vec::new(),
         };
         drop(state);
         status.with_audiences()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::pin;
 use jitcast_runtime::segment::{self, Presence, Segment};
+use jitcast_runtime::tally::Tally;
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
 
@@ -138,8 +139,21 @@ impl Workers {
     }
 
     /// A worker's process has ended: whatever it pinned, it runs no more.
-    pub(crate) fn remove(&mut self, number: u64) {
-        self.entries.retain(|entry| entry.number != number);
+    pub(crate) fn remove(&mut self, number: u64) -> Option<WorkerEntry> {
+        let mut entries = self.entries.iter();
+        let index = entries.position(|entry| entry.number == number)?;
+        Some(self.entries.remove(index))
+    }
+
+    /// What all of them have counted, and how far the last of them is behind `newest`.
+    pub(crate) fn tally(&self, newest: u64) -> (Tally, u64) {
+        let (mut tally, mut lag) = (Tally::default(), 0);
+        for entry in self.entries.iter().filter(|entry| !entry.spare) {
+            tally.add(&entry.mailbox.tally());
+            let applied = entry.mailbox.word(Word::Applied).load(Ordering::Relaxed);
+            lag = lag.max(newest.saturating_sub(applied));
+        }
+        (tally, lag)
     }
 
     /// What they say about themselves, and which of `canaries` they run.
@@ -163,6 +177,13 @@ impl Workers {
                 pinned: entry.mailbox.oldest_pin(),
                 seat: entry.seat,
                 canaries: running.map(|canary| canary.id).collect(),
+                lag: 0,
+                resyncs: word(Word::Resyncs),
+                entered: entry.mailbox.tally().entered,
+                straggling: false,
+                crashes: entry.mailbox.crashes().0,
+                private_bytes: None,
+                lacks: None,
             }
         };
         let entries = self.entries.iter().filter(|entry| !entry.spare);
@@ -296,7 +317,10 @@ impl Compiler {
 
     /// A worker's process has ended.
     pub(crate) fn worker_died(&self, number: u64) {
-        self.workers.lock().remove(number);
+        let ended = self.workers.lock().remove(number);
+        if let Some(ended) = ended.filter(|ended| !ended.spare) {
+            self.note_end((ended.pid, &ended.label), &ended.mailbox);
+        }
         self.holds.lock().worker_gone(number);
     }
 

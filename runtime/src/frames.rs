@@ -100,20 +100,36 @@ pub fn find_name(
     unit: u32,
     at: SegmentOffset,
 ) -> Result<Option<(SegmentOffset, String)>, Corrupt> {
+    let Some((start, name)) = find_name_place(view, region, unit, at)? else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; name.len_bytes as usize];
+    view.copy(name.offset(), &mut bytes)?;
+    let corrupt = Corrupt { what: "name of a function", at: region.offset() };
+    let name = String::from_utf8(bytes).map_err(|_| corrupt)?;
+    Ok(Some((start, name)))
+}
+
+/// Where the function around `at` begins, and where its name is ([`find_name`]). Neither allocates nor locks.
+///
+/// # Errors
+/// [`Corrupt`] if the table is not readable.
+pub fn find_name_place(
+    view: &View,
+    region: Region,
+    unit: u32,
+    at: SegmentOffset,
+) -> Result<Option<(SegmentOffset, Region)>, Corrupt> {
     let Some((start, _, what)) = find(view, region, unit, at)? else {
         return Ok(None);
     };
     let corrupt = Corrupt { what: "name of a function", at: region.offset() };
-    let (place, len) = (u64::from(what as u32), (what >> 32) as usize);
+    let (place, len_bytes) = (u64::from(what as u32), (what >> 32) as u32);
     let first = region.offset().checked_add(place).ok_or(corrupt)?;
-    if len > MAX_NAME_BYTES || !region.contains(first, len as u64) {
+    if len_bytes as usize > MAX_NAME_BYTES || !region.contains(first, len_bytes.into()) {
         return Err(corrupt);
     }
-    // Bytes are read from aligned places.
-    let skip = first.get() % 8;
-    let mut bytes = view.bytes(SegmentOffset::new(first.get() - skip), skip as usize + len)?;
-    let name = String::from_utf8(bytes.split_off(skip as usize)).map_err(|_| corrupt)?;
-    Ok(Some((start, name)))
+    Ok(Some((start, Region { start: first.get(), len_bytes })))
 }
 
 /// Calls `visit` with where each function of the table at `region` is and what it is called, in the order of their places; with

@@ -140,6 +140,21 @@ impl Heap {
         self.spaces[area.index()].used_bytes()
     }
 
+    /// How much of `area` could be had, bytes.
+    pub fn free_bytes(&self, area: Area) -> u64 {
+        u64::from(self.spaces[area.index()].area().len_bytes) - self.used_bytes(area)
+    }
+
+    /// The longest range of `area` that could be had, bytes.
+    pub fn largest_free_bytes(&self, area: Area) -> u64 {
+        self.spaces[area.index()].largest_free_bytes().into()
+    }
+
+    /// What could be had of `area`, as the longest ranges that hold nothing else, in order.
+    pub fn free_ranges(&self, area: Area) -> impl Iterator<Item = Region> {
+        self.spaces[area.index()].free_ranges()
+    }
+
     /// Bytes that wait for pins before they can be reused.
     pub fn retired_bytes(&self) -> u64 {
         self.retired_bytes
@@ -166,6 +181,11 @@ impl Heap {
     /// What is retired and not freed.
     pub fn retired(&self) -> impl Iterator<Item = (Area, Region)> {
         self.all_retired().map(|retired| (retired.area, retired.region))
+    }
+
+    /// The same, with the generations that retired it.
+    pub fn retired_by(&self) -> impl Iterator<Item = (u64, Area, Region)> {
+        self.all_retired().map(|retired| (retired.generation, retired.area, retired.region))
     }
 
     /// The oldest generation that retired something which has not been freed.

@@ -47,6 +47,7 @@ unless_modelled! {
     pub mod space;
     pub mod symbol_file;
     pub mod sys;
+    pub mod tally;
     pub mod window;
     pub mod wire;
 

@@ -243,7 +243,7 @@ impl Mailbox {
     }
 
     #[inline]
-    fn words(&self) -> &[core::sync::atomic::AtomicU64] {
+    pub(crate) fn words(&self) -> &[core::sync::atomic::AtomicU64] {
         self.view
             .words(SegmentOffset::new(0), MAILBOX_BYTES as usize / 8)
             .expect("checked by `new`, and a view never shrinks")

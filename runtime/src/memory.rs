@@ -187,6 +187,19 @@ impl View {
         copy.truncate(len_bytes);
         Ok(copy)
     }
+
+    /// Fills `to` with the bytes at `at`, wherever that is. Neither allocates nor locks.
+    ///
+    /// # Errors
+    /// As [`View::words`].
+    pub fn copy(&self, at: SegmentOffset, to: &mut [u8]) -> Result<(), Corrupt> {
+        let skip = (at.get() % 8) as usize;
+        let words = self.words(SegmentOffset::new(at.get() - skip as u32), (skip + to.len()).div_ceil(8))?;
+        let bytes = words.iter().flat_map(|word| load(word).to_le_bytes());
+        to.iter_mut().zip(bytes.skip(skip)).for_each(|(to, byte)| *to = byte);
+        fence(Ordering::Acquire);
+        Ok(())
+    }
 }
 
 /// The compiler process's own mapping of the shared object: readable and writable as a whole.

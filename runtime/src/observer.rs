@@ -130,6 +130,11 @@ impl Look<'_> {
         &self.observer.view
     }
 
+    /// First offset of `area` past what the segment backs.
+    pub fn extent(&self, area: Area) -> u32 {
+        self.ends[area.index()]
+    }
+
     /// A copy of the bytes of `region`, wherever it begins, which lies in `area`.
     ///
     /// # Errors

@@ -51,6 +51,13 @@ impl Space {
         self.by_len.last().map_or(tail, |&(len, _)| len.max(tail))
     }
 
+    /// What could be had, as the longest ranges that hold nothing else.
+    pub fn free_ranges(&self) -> impl Iterator<Item = Region> {
+        let holes = self.by_start.iter().map(|(&start, &len_bytes)| Region { start, len_bytes });
+        let tail = Region { start: self.watermark, len_bytes: self.area.end() - self.watermark };
+        holes.chain((tail.len_bytes > 0).then_some(tail))
+    }
+
     /// Takes `len_bytes` at a multiple of `align_bytes` (a power of two); an empty range takes nothing.
     pub fn alloc(&mut self, len_bytes: u32, align_bytes: u32) -> Option<Region> {
         debug_assert!(align_bytes.is_power_of_two());

@@ -1,7 +1,8 @@
 //! `jitcast fuzz`: random objects until the time is over, every site judged.
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -12,6 +13,7 @@ use jitcast_oracle::Report;
 
 use super::Failure;
 use super::args::FuzzArgs;
+use super::progress::{Counts, Progress};
 use super::signals::Ending;
 
 /// So many failures are shrunk and shown; one fault makes many.
@@ -29,6 +31,8 @@ pub(super) fn fuzz(args: &FuzzArgs) -> Result<ExitCode, Failure> {
     let mut failures = 0;
     let first = args.case.unwrap_or(0);
     let mut index = first;
+    let counts = Arc::new(Counts::default());
+    let progress = Progress::count("fuzzing", "cases", &counts);
     loop {
         let done = match args.case {
             Some(_) => index > first || ending.asked(),
@@ -45,8 +49,9 @@ pub(super) fn fuzz(args: &FuzzArgs) -> Result<ExitCode, Failure> {
             }
         }
         index += 1;
-        progress(index - first, start);
+        counts.done.store(index - first, Ordering::Relaxed);
     }
+    drop(progress);
     println!("{}", table(&all));
     for (count, rule, reason) in summary::rules(&all) {
         println!("{count} excused by `{rule}`: {reason}");
@@ -89,15 +94,6 @@ fn show(failed: &Failed, args: &FuzzArgs) -> Result<(), Failure> {
         println!("kept in {}", kept.display());
     }
     Ok(())
-}
-
-/// Says how far it is, on a terminal only.
-fn progress(cases: u64, start: Instant) {
-    let mut error = std::io::stderr();
-    if cases.is_multiple_of(256) && error.is_terminal() {
-        // Nothing is lost if nobody sees it.
-        let _ = write!(error, "\r{cases} cases, {} s ", start.elapsed().as_secs());
-    }
 }
 
 fn table(report: &Report) -> Table {

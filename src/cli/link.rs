@@ -12,13 +12,20 @@ use jitcast::runtime::geometry::{DEFAULT_WINDOW_BYTES, Geometry};
 
 use super::Failure;
 use super::args::{Cpu, LinkArgs};
+use super::progress::Progress;
 use super::run;
 
 pub(super) fn link(args: &LinkArgs) -> Result<ExitCode, Failure> {
-    let unit = run::compile(&args.unit, &args.unit.options(Cpu::Host))?;
+    let compiling = Progress::spin("compiling");
+    let unit = run::compile(&args.unit, &args.unit.options(Cpu::Host));
+    drop(compiling);
+    let unit = unit?;
     let inputs = unit.inputs();
     let geometry = Geometry::new(DEFAULT_WINDOW_BYTES.into())?;
-    let preview = Preview::new(&unit, &inputs, &geometry)?;
+    let linking = Progress::spin("linking");
+    let preview = Preview::new(&unit, &inputs, &geometry);
+    drop(linking);
+    let preview = preview?;
     if args.map {
         println!("{}", map(&preview));
     }

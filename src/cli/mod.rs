@@ -9,13 +9,17 @@ mod directory;
 mod dis;
 mod fuzz;
 mod link;
+mod map;
+mod metrics;
 mod observe;
 mod oracle;
 mod perf_resolve;
 mod places;
 mod preload;
+mod progress;
 mod publish;
 mod report;
+mod resident;
 mod run;
 mod serve;
 mod service;
@@ -31,6 +35,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use jitcast::compiler::request::Decision;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use args::{Args, Command};
 
@@ -52,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(color::wanted(args.color))
+        .with_span_events(FmtSpan::CLOSE)
         .init();
     let done = match args.command {
         Command::Run(args) => run::run(&args),
@@ -68,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Worker(args) => worker::worker(&args),
         Command::Status(args) => status::status(&args),
+        Command::Map(args) => map::map(&args),
         Command::Dis(args) => dis::dis(&args),
         Command::Debug(args) => debug::debug(&args),
         Command::PerfResolve(args) => perf_resolve::resolve(&args),

@@ -19,17 +19,32 @@ use super::publish::connect;
 
 /// Maps the segment, which the compiler process hands out, or which has a name.
 pub(super) fn observe(args: &ObserveArgs) -> Result<Observer, Failure> {
-    let (Some(socket), None) = (&args.socket, &args.name) else {
-        let name = args.name.as_deref();
-        let path = object_path(name.ok_or_else(|| Failure("give --socket or --name".into()))?)?;
-        let object = File::open(&path).map_err(|cause| {
-            let help =
-                "check the name that `jitcast serve --name` was given, and the permissions of the object";
-            Failure(format!("cannot open {path}: {cause}\n  help: {help}"))
-        })?;
-        return Ok(Observer::new(object)?);
-    };
+    match (&args.socket, &args.name) {
+        (Some(socket), None) => observe_at(socket),
+        (_, Some(name)) => observe_named(name),
+        (None, None) => Err(Failure("give --socket or --name".into())),
+    }
+}
+
+/// Maps the segment that the compiler process at `socket` hands out.
+pub(super) fn observe_at(socket: &str) -> Result<Observer, Failure> {
     Ok(Observer::new(request::observe(connect(socket)?)?)?)
+}
+
+/// Maps the segment of this name.
+pub(super) fn observe_named(name: &str) -> Result<Observer, Failure> {
+    let path = object_path(name)?;
+    let object = File::open(&path).map_err(|cause| {
+        let help = "check the name that `jitcast serve --name` was given, and the permissions of the object";
+        Failure(format!("cannot open {path}: {cause}\n  help: {help}"))
+    })?;
+    Ok(Observer::new(object)?)
+}
+
+/// Where the header says that the compiler process listens; empty: it does not say.
+pub(super) fn stated_socket(observer: &Observer) -> String {
+    let stated = observer.header().socket.split(|byte| *byte == 0).next();
+    String::from_utf8_lossy(stated.unwrap_or_default()).into_owned()
 }
 
 /// What the compiler process says of itself and its workers.
@@ -45,8 +60,7 @@ pub(super) fn lines(args: &ObserveArgs, observer: &Observer, unit: u32) -> Optio
 
 /// Where the compiler process listens; that of a named segment, where it states.
 fn socket(args: &ObserveArgs, observer: &Observer) -> Result<String, Failure> {
-    let stated = observer.header().socket.split(|byte| *byte == 0).next();
-    let stated = String::from_utf8_lossy(stated.unwrap_or_default()).into_owned();
+    let stated = stated_socket(observer);
     let socket = args.socket.as_ref().unwrap_or(&stated);
     if socket.is_empty() {
         let help = "give --socket";

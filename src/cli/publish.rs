@@ -12,6 +12,8 @@ use jitcast::compiler::{Publication, PublishOptions, SymbolUpdate};
 
 use super::Failure;
 use super::args::{Cpu, PublishArgs, UnitArgs};
+use super::progress::Progress;
+use super::report::kib;
 
 pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
     let quarantine = args
@@ -20,8 +22,11 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
         .cloned()
         .map(SymbolUpdate::Quarantine);
     let restore = args.restore.iter().cloned().map(SymbolUpdate::Restore);
+    let compiling = Progress::spin("compiling");
+    let units = request_units(&args.unit)?;
+    drop(compiling);
     let request = PublishRequest {
-        units: request_units(&args.unit)?,
+        units,
         removals: args.removals.clone(),
         updates: quarantine.chain(restore).collect(),
         options: PublishOptions {
@@ -31,12 +36,25 @@ pub(super) fn publish(args: &PublishArgs) -> Result<ExitCode, Failure> {
         },
         canary: args.audience(),
     };
-    let done = request::publish(connect(&args.socket)?, &request)?;
+    let connection = connect(&args.socket)?;
+    let publishing = Progress::spin(described(&request));
+    let done = request::publish(connection, &request);
+    drop(publishing);
+    let done = done?;
     tell(&done, true);
     if let Some(audience) = &request.canary {
         println!("canary {}: for {audience}", done.generation);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is being published.
+fn described(request: &PublishRequest) -> String {
+    let files = request.units.iter().flat_map(|unit| &unit.files);
+    let bytes: usize = files.map(|file| file.bytes.len()).sum();
+    let (count, size) = (request.units.len(), kib(bytes as u64));
+    let plural = if count == 1 { "" } else { "s" };
+    format!("publishing {count} unit{plural}, {size}")
 }
 
 /// The units that are asked for: one, or several with a `+` between their files.

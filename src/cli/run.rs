@@ -14,6 +14,7 @@ use jitcast::runtime::sys;
 use super::Failure;
 use super::args::{RunArgs, SegmentArgs, UnitArgs};
 use super::children::{Children, News};
+use super::metrics::Endpoint;
 use super::report::{Event, Row, table};
 use super::serve::{clear_leftover, hide_memory};
 use super::signals::Ending;
@@ -131,6 +132,7 @@ pub(super) struct Serving {
     pub(super) compiler: Arc<Compiler>,
     stop: Stop,
     thread: Option<JoinHandle<std::io::Result<()>>>,
+    _metrics: Option<Endpoint>,
 }
 
 impl Serving {
@@ -142,6 +144,9 @@ impl Serving {
         hide_memory()?;
         clear_leftover(segment)?;
         let compiler = Arc::new(Compiler::create(&compiler_options(segment, socket)?)?);
+        let metrics = segment.metrics;
+        let metrics = metrics.map(|address| Endpoint::start(address, Arc::clone(&compiler)));
+        let metrics = metrics.transpose()?;
         let server = Server::bind(socket, Policy::default(), options.clone())?;
         let stop = server.stopper()?;
         let thread = {
@@ -154,6 +159,7 @@ impl Serving {
             compiler,
             stop,
             thread: Some(thread),
+            _metrics: metrics,
         })
     }
 }

@@ -14,7 +14,9 @@ use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
 use super::args::{RequestArgs, SegmentArgs, ServeArgs, Who};
+use super::metrics::Endpoint;
 use super::preload::preload;
+use super::progress::Progress;
 use super::run::compiler_options;
 use super::service;
 use super::signals::Ending;
@@ -40,6 +42,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         durable: args.durable,
         ..JournalOptions::new(folder)
     });
+    let replaying = journal.as_ref().map(|journal| {
+        let progress = Arc::clone(&journal.progress);
+        Progress::start("replaying the journal", "bytes", move || progress.so_far())
+    });
     let compiler = Arc::new(Compiler::create(&CompilerOptions {
         retain: args.retain,
         journal,
@@ -47,12 +53,16 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         threads,
         ..compiler_options(&args.segment, &socket)?
     })?);
+    drop(replaying);
     if let Some(folder) = &args.journal {
         let (status, folder) = (compiler.status(), folder.display());
         let (generation, units) = (status.generation, status.units.len());
         eprintln!("journal {folder}: generation {generation}, {units} units");
     }
     preload(args, &options, &compiler)?;
+    let metrics = args.segment.metrics;
+    let metrics = metrics.map(|address| Endpoint::start(address, Arc::clone(&compiler)));
+    let metrics = metrics.transpose()?;
     let stop = server.stopper()?;
     std::thread::Builder::new()
         .name("signals".into())
@@ -70,6 +80,8 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
             "serving at {socket} has failed: {error}\n  help: workers go on with what they have; start it again"
         ))
     })?;
+    // It holds the compiler.
+    drop(metrics);
     let workers = compiler.worker_count();
     if let Ok(compiler) = Arc::try_unwrap(compiler).map_err(drop)
         && let Some(name) = args

@@ -77,7 +77,11 @@ pub(super) fn why(args: &WhyArgs) -> Result<ExitCode, Failure> {
     } else {
         show::show(&why);
     }
-    Ok(ExitCode::SUCCESS)
+    // As grep: what is said is as true, but it was not found.
+    Ok(match why.versions.is_empty() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 fn explain(

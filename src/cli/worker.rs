@@ -15,6 +15,7 @@ use jitcast::worker::{
 use super::Failure;
 use super::args::WorkerArgs;
 use super::report::{Event, Report, Row, table};
+use super::resident;
 
 /// How many rounds of calls a watching worker makes before it looks around.
 const ROUNDS: u32 = 1000;
@@ -93,7 +94,8 @@ fn call_all(worker: &Worker, guard: &Guard<'_>, calls: &[CallExpr]) -> Result<Re
         results.push(result);
     }
     let base = worker.stats().base.get();
-    let (shared_bytes, private_bytes) = resident(base, worker.geometry().window().len_bytes)?;
+    let (shared_bytes, private_bytes) =
+        resident::of_window("self", base, worker.geometry().window().len_bytes)?;
     Ok(Report {
         pid: std::process::id(),
         base,
@@ -166,30 +168,4 @@ fn emit(event: &Event) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(event)?)?;
     Ok(out.flush()?)
-}
-
-/// Resident bytes of the window: shared, private.
-fn resident(base: u64, len_bytes: u32) -> Result<(u64, u64), Failure> {
-    let end = base + u64::from(len_bytes);
-    let (mut shared, mut private) = (0, 0);
-    let mut inside = None;
-    for line in std::fs::read_to_string("/proc/self/smaps")?.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(first), second) = (words.next(), words.next()) else {
-            continue;
-        };
-        if let Some((from, _)) = first.split_once('-')
-            && let Ok(from) = u64::from_str_radix(from, 16)
-        {
-            inside = (base..end)
-                .contains(&from)
-                .then(|| second.is_some_and(|flags| flags.ends_with('s')));
-        } else if first == "Rss:"
-            && let (Some(is_shared), Some(kib)) =
-                (inside, second.and_then(|kib| kib.parse::<u64>().ok()))
-        {
-            *(if is_shared { &mut shared } else { &mut private }) += kib * 1024;
-        }
-    }
-    Ok((shared, private))
 }

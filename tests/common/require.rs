@@ -150,6 +150,11 @@ pub(crate) fn perf() -> bool {
     counts
 }
 
+/// Whether there is Chromium, to draw pages without a screen; says so if not.
+pub(crate) fn chromium() -> bool {
+    tool("chromium")
+}
+
 /// Whether there is valgrind; says so if not.
 pub(crate) fn valgrind() -> bool {
     tool("valgrind")

@@ -111,6 +111,7 @@ pub(crate) fn published(host: &Host) -> Status {
     Status {
         workers: Vec::new(),
         stragglers: Vec::new(),
+        held: Vec::new(),
         removed: Vec::new(),
         backed_bytes: 0,
         older_bytes: 0,

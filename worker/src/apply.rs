@@ -15,7 +15,7 @@ use jitcast_runtime::mailbox::{PIN_EVERYTHING, ThreadWord, Word};
 use jitcast_runtime::pin;
 use jitcast_runtime::records::Root;
 use jitcast_runtime::ring::Record;
-use jitcast_runtime::{Corrupt, SegmentOffset};
+use jitcast_runtime::{Corrupt, SegmentOffset, sys};
 
 use crate::canary::Canaries;
 use crate::debug::{DebugOptions, Tools};
@@ -216,6 +216,10 @@ impl Inner {
             return;
         };
         if *generation != state.applied {
+            // What was published before it attached has waited for nobody.
+            if state.applied != 0 {
+                self.count_applied(state.root_at);
+            }
             state.applied = *generation;
             let updates = self.mailbox().word(Word::Updates);
             updates.fetch_add(1, Ordering::Relaxed);
@@ -233,6 +237,16 @@ impl Inner {
         let applied = self.mailbox().word(Word::Applied);
         // Release: pairs with the acquire in the compiler process's `Workers::oldest_user`.
         applied.store(*generation, Ordering::Release);
+    }
+
+    /// Counts how long ago the directory at `root_at`, which is applied, was published.
+    fn count_applied(&self, root_at: SegmentOffset) {
+        let at = root_at.checked_add(core::mem::offset_of!(Root, published_ns) as u64);
+        let published = at.and_then(|at| self.window().control().load(at).ok());
+        if let Some(published_ns) = published {
+            let after_ns = sys::monotonic_ns().saturating_sub(published_ns);
+            self.mailbox().count_applied(after_ns);
+        }
     }
 
     /// Tells threads that leave whether somebody waits for that.

@@ -221,6 +221,9 @@ impl Worker {
 
     #[cold]
     pub(crate) fn tend_seldom(&self) {
+        if self.inner().is_attached_here() {
+            self.inner().mailbox().count_entered();
+        }
         self.tend();
     }
 

@@ -12,6 +12,7 @@ mod barrier;
 mod bind;
 mod canary;
 mod cells;
+mod crash;
 mod debug;
 mod error;
 mod fault;
@@ -52,6 +53,7 @@ pub mod unwinder {
 
 pub use asked::AskedUnit;
 pub use attach::Endpoint;
+pub use crash::CrashReports;
 pub use debug::DebugOptions;
 pub use error::{AttachError, EnterError, LookupError, RequestError, UpdateError};
 pub use foreign::Code;

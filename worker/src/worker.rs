@@ -18,6 +18,7 @@ use crate::asked::Bound;
 use crate::attach::{self, Attachment, Endpoint};
 use crate::barrier::Barriers;
 use crate::canary::{Canaries, Seats};
+use crate::crash::{self, CrashReports};
 use crate::debug::{DebugOptions, Tools};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
@@ -81,6 +82,8 @@ pub struct WorkerOptions {
     pub unwinding: Unwinding,
     /// Who is told of what the host may want to write down.
     pub log: Log,
+    /// Where crashes in published code are reported; nothing is said: as the environment variable `JITCAST_CRASH` says.
+    pub crash_reports: CrashReports,
     /// What debuggers and profilers are shown.
     pub debug: DebugOptions,
 }
@@ -94,6 +97,7 @@ pub(crate) struct Setup {
     pub(crate) log: Log,
     host: Arc<HostTable>,
     unwinding: Unwinding,
+    crash_reports: CrashReports,
     debug: DebugOptions,
 }
 
@@ -107,6 +111,7 @@ impl Setup {
             log: options.log,
             host: Arc::new(options.host),
             unwinding: options.unwinding,
+            crash_reports: options.crash_reports.or_as_the_environment_says(),
             debug: options.debug,
         }
     }
@@ -272,6 +277,10 @@ impl Worker {
             .mailbox
             .word(Word::Base)
             .store(inner.window.base().get(), Ordering::Relaxed);
+        if let Some(reporter) = setup.crash_reports.reporter(&inner.mailbox, &inner.label) {
+            inner.listing.report(reporter);
+            crash::install();
+        }
         inner.bind_everything(setup.unwinding, &setup.debug)?;
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);

@@ -28,6 +28,8 @@ mod storage;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::geometry::Geometry;
 use jitcast_runtime::heap::Txn;
@@ -38,6 +40,7 @@ use crate::fault::{CrashPoint, Fault, crash_at, seeded};
 use crate::history::RetainedUnit;
 use crate::publish::{Changes, UnitSource};
 use crate::state::{Commit, State};
+use crate::status::JournalStatus;
 use compaction::{base, write_log};
 use image::piece;
 pub(crate) use image::written;
@@ -84,6 +87,37 @@ pub struct JournalOptions {
     /// The log is written anew once it has grown by more than this, and by more than twice what it began with,
     /// bytes.
     pub compact_above_bytes: u64,
+    /// How far a journal that is read has come, for who waits for it.
+    pub progress: Arc<ReplayProgress>,
+}
+
+/// How far a journal that is read has come.
+#[derive(Debug, Default)]
+pub struct ReplayProgress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+/// Two journals are as alike, however far they have come.
+impl PartialEq for ReplayProgress {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for ReplayProgress {}
+
+impl ReplayProgress {
+    /// What of the log has been done again, and how long it is, bytes.
+    pub fn so_far(&self) -> (u64, u64) {
+        let load = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        (load(&self.done), load(&self.total))
+    }
+
+    fn note(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.store(done, Ordering::Relaxed);
+    }
 }
 
 impl JournalOptions {
@@ -93,6 +127,7 @@ impl JournalOptions {
             folder: folder.into(),
             durable: false,
             compact_above_bytes: 8 << 20,
+            progress: Arc::default(),
         }
     }
 
@@ -137,6 +172,16 @@ pub(crate) fn open(
 }
 
 impl Journal {
+    /// As it is told.
+    pub(crate) fn status(&self) -> JournalStatus {
+        JournalStatus {
+            folder: self.options.folder.display().to_string(),
+            log_bytes: self.log.len(),
+            durable: self.options.durable,
+            failed: self.failed.clone(),
+        }
+    }
+
     /// Begins a journal of what `state` holds.
     pub(crate) fn begin(
         storage: Box<dyn Storage>,

@@ -166,10 +166,12 @@ impl Past {
         while let Some((kind, payload)) = self.next(reading.state.generation())? {
             let at = self.at;
             let generation = reading.state.generation();
+            options.progress.note(at, self.log.len());
             reading
                 .apply(segment, kind, &payload)
                 .map_err(|wrong| self.damaged(at, generation, wrong))?;
         }
+        options.progress.note(self.log.len(), self.log.len());
         let Reading {
             mut state,
             reserved,

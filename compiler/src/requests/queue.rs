@@ -65,6 +65,20 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Counts a request that came to nothing, and remembers why.
+    fn note(&self, compiler: &Compiler) {
+        match self {
+            Self::Ready(_) => compiler.metrics.asked("ready"),
+            Self::Busy(_) => compiler.metrics.asked("busy"),
+            Self::Refused(why) => {
+                compiler.metrics.asked("refused");
+                compiler.note_error("request", why);
+            }
+        }
+    }
+}
+
 /// How much of a reason is told, bytes.
 const MAX_WHY_BYTES: usize = 16 << 10;
 
@@ -179,6 +193,9 @@ impl Asks {
             Some(outcome) => Some(outcome),
             None => self.join(waiter, text.to_vec()),
         };
+        if let Some(outcome) = &outcome {
+            outcome.note(&self.compiler);
+        }
         Ok(outcome.map(|outcome| outcome.payload(request.id)))
     }
 
@@ -335,6 +352,8 @@ fn compile_all(
 ) {
     for Job { name, text } in queue {
         // As for publications: whatever goes wrong in one, the next one is served.
+        let start = Instant::now();
+        let _span = tracing::info_span!("request", bytes = text.len()).entered();
         let run = || carry_out(compiler, how, &name, text);
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         let done = done.unwrap_or_else(|_| {
@@ -342,6 +361,11 @@ fn compile_all(
                 "the compiler process has a fault: it panicked\n  help: report this with the text";
             Err(Outcome::Refused(why.to_owned()))
         });
+        compiler.metrics.answered(start.elapsed());
+        match &done {
+            Ok(_) => compiler.metrics.asked("ready"),
+            Err(outcome) => outcome.note(compiler),
+        }
         if results.send((name, done)).is_err() {
             return;
         }

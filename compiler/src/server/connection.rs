@@ -397,7 +397,9 @@ impl Connection {
             | FrameKind::Decide
             | FrameKind::Want => refused("publish"),
             FrameKind::Debug if may_attach || may_publish => Incoming::Work(Work::Debug(payload)),
-            FrameKind::Status if may_attach || may_publish => Incoming::Work(Work::Status),
+            FrameKind::Status if may_attach || may_publish => {
+                Incoming::Work(Work::Status(!payload.is_empty()))
+            }
             FrameKind::Observe if may_attach || may_publish => Incoming::Observe,
             FrameKind::Status | FrameKind::Observe | FrameKind::Debug => refused("attach"),
             other => Incoming::Refused(format!(

@@ -32,8 +32,8 @@ pub(super) enum Work {
     /// Promotes or aborts a canary.
     Decide(Vec<u8>),
     Renew,
-    /// Waits for a publication that is being committed, which the serving thread must not.
-    Status,
+    /// Waits for a publication that is being committed, which the serving thread must not. With or without where all lies.
+    Status(bool),
     /// A question about a unit's debugging information.
     Debug(Vec<u8>),
     /// What workers are to show.
@@ -41,6 +41,19 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// What it is called where it came to nothing.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Publish(_) => "publish",
+            Self::Rollback(_) => "rollback",
+            Self::Decide(_) => "promote or abort",
+            Self::Renew => "renew",
+            Self::Status(_) => "status",
+            Self::Debug(_) => "debugging information",
+            Self::Want(_) => "debug",
+        }
+    }
+
     /// What it holds in memory, bytes.
     pub(super) fn len_bytes(&self) -> u64 {
         match self {
@@ -49,7 +62,7 @@ impl Work {
             | Self::Decide(payload)
             | Self::Debug(payload)
             | Self::Want(payload) => payload.len() as u64,
-            Self::Renew | Self::Status => 0,
+            Self::Renew | Self::Status(_) => 0,
         }
     }
 }
@@ -134,6 +147,7 @@ impl Publishing {
     }
 
     fn serve(&self, ticket: Ticket, work: Work) {
+        let what = work.name();
         let run = || self.carry_out(ticket, work);
         // A transaction that is dropped leaves no trace.
         let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
@@ -142,6 +156,10 @@ impl Publishing {
             Some((FrameKind::Refused, text.into()))
         });
         if let Some((kind, reply)) = done {
+            if kind == FrameKind::Refused {
+                self.compiler
+                    .note_error(what, &String::from_utf8_lossy(&reply));
+            }
             // A refusal may be early; the connection's earlier requests are answered first. If that never happens, nobody listens.
             let _ = self.line.wait(ticket);
             self.answer(ticket, kind, &reply);
@@ -175,7 +193,8 @@ impl Publishing {
             Work::Renew => request::renew_segment(compiler),
             Work::Debug(payload) => request::tell_of_unit(compiler, &payload),
             Work::Want(payload) => request::want_shown(compiler, &payload),
-            Work::Status | Work::Publish(_) => request::tell(compiler, self.line.publications()),
+            Work::Status(layout) => request::tell(compiler, self.line.publications(), layout),
+            Work::Publish(_) => request::tell(compiler, self.line.publications(), false),
         })
     }
 

@@ -10,6 +10,9 @@ pub(super) fn show(why: &Why) {
     for version in &why.versions {
         println!("{}", described(why, version));
     }
+    if why.versions.is_empty() {
+        println!("{}: nothing is published under this name", why.symbol);
+    }
     if why.obstacles.is_empty() {
         println!("{} can be called in every worker", why.symbol);
     }

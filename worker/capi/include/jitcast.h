@@ -50,6 +50,13 @@
 #define JITCAST_LATE 2
 
 /**
+ * In jitcast_options: a crash in published code (SIGSEGV, SIGBUS, SIGILL, SIGFPE) is reported on standard error, and in a file in
+ * `crash_directory` if that is not NULL, before the signal goes to the handler that was there when the first such worker of the process
+ * attached.
+ */
+#define JITCAST_CRASH_REPORTS 4
+
+/**
  * For jitcast_wait: as long as it takes.
  */
 #define JITCAST_FOREVER UINT64_MAX
@@ -334,7 +341,7 @@ typedef struct jitcast_options {
      */
     size_t trusted_uid_count;
     /**
-     * JITCAST_STRICT | JITCAST_LATE, one of them or 0.
+     * JITCAST_STRICT | JITCAST_LATE | JITCAST_CRASH_REPORTS, some of them or 0.
      */
     uint32_t flags;
     /**
@@ -349,6 +356,10 @@ typedef struct jitcast_options {
      * What `log` is given.
      */
     void *log_context;
+    /**
+     * With JITCAST_CRASH_REPORTS, a folder for them; NULL: none.
+     */
+    const char *crash_directory;
     /**
      * What debuggers and profilers are shown, as "gdb,lines,jitdump,perf-map,dir=/var/tmp": any of these, in any order. NULL: what the
      * environment says in JITCAST_DEBUG, which asks for more otherwise.

@@ -6,7 +6,7 @@ use core::mem::{MaybeUninit, align_of, size_of};
 use core::slice;
 use std::ffi::{c_char, c_void};
 
-use ::jitcast_worker::{DebugOptions, HostTable, WorkerOptions};
+use ::jitcast_worker::{CrashReports, DebugOptions, HostTable, WorkerOptions};
 
 use crate::attach::text;
 use crate::function::{jitcast_code, signature_of};
@@ -21,6 +21,11 @@ pub const JITCAST_STRICT: u32 = 1;
 /// Until it has attached, jitcast_enter and jitcast_thread_of end with JITCAST_STATUS_NOT_ATTACHED: the host calls its own functions then,
 /// outside guards. Handles with a fallback can be made at once, and follow.
 pub const JITCAST_LATE: u32 = 2;
+
+/// In jitcast_options: a crash in published code (SIGSEGV, SIGBUS, SIGILL, SIGFPE) is reported on standard error, and in a file in
+/// `crash_directory` if that is not NULL, before the signal goes to the handler that was there when the first such worker of the process
+/// attached.
+pub const JITCAST_CRASH_REPORTS: u32 = 4;
 
 /// A host symbol that published code may import: a function or a datum, one of both. The caller fills `size`; members may be
 /// added at the end.
@@ -61,7 +66,7 @@ pub struct jitcast_options {
     pub trusted_uids: *const u32,
     /// How many these are.
     pub trusted_uid_count: usize,
-    /// JITCAST_STRICT | JITCAST_LATE, one of them or 0.
+    /// JITCAST_STRICT | JITCAST_LATE | JITCAST_CRASH_REPORTS, some of them or 0.
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -69,12 +74,14 @@ pub struct jitcast_options {
     pub log: jitcast_log,
     /// What `log` is given.
     pub log_context: *mut c_void,
+    /// With JITCAST_CRASH_REPORTS, a folder for them; NULL: none.
+    pub crash_directory: *const c_char,
     /// What debuggers and profilers are shown, as "gdb,lines,jitdump,perf-map,dir=/var/tmp": any of these, in any order. NULL: what the
     /// environment says in JITCAST_DEBUG, which asks for more otherwise.
     pub debug: *const c_char,
 }
 
-const _: () = assert!(size_of::<jitcast_import>() == 40 && size_of::<jitcast_options>() == 96);
+const _: () = assert!(size_of::<jitcast_import>() == 40 && size_of::<jitcast_options>() == 104);
 
 /// What the first versions of the header have. Grow never.
 const FIRST_IMPORT: usize = 32;
@@ -89,7 +96,8 @@ pub(crate) unsafe fn read_options(
 ) -> Result<(WorkerOptions, bool), Failure> {
     // SAFETY: the caller's promise.
     let options: jitcast_options = unsafe { sized(options, FIRST_OPTIONS, "options") }?;
-    if options.flags & !(JITCAST_STRICT | JITCAST_LATE) != 0 || options.reserved != 0 {
+    let known = JITCAST_STRICT | JITCAST_LATE | JITCAST_CRASH_REPORTS;
+    if options.flags & !known != 0 || options.reserved != 0 {
         return Err(Failure::argument(format!(
             "`options->flags` is {:#x} and `reserved` {}, which this version does not know",
             options.flags, options.reserved
@@ -135,7 +143,10 @@ pub(crate) unsafe fn read_options(
         unsafe { text(options.debug, "debug") }?.parse()
     };
     let debug = debug.map_err(|error| Failure::argument(format!("`debug`: {error}")))?;
+    // SAFETY: the caller's promise.
+    let crash_reports = unsafe { crash_reports(&options) }?;
     let read = WorkerOptions {
+        crash_reports,
         debug,
         label: label.to_owned(),
         host,
@@ -145,6 +156,27 @@ pub(crate) unsafe fn read_options(
         ..WorkerOptions::default()
     };
     Ok((read, options.flags & JITCAST_LATE != 0))
+}
+
+/// # Safety
+/// The folder of `options` is NULL or a text.
+unsafe fn crash_reports(options: &jitcast_options) -> Result<CrashReports, Failure> {
+    let to_stderr = options.flags & JITCAST_CRASH_REPORTS != 0;
+    let mut reports = CrashReports {
+        to_stderr,
+        directory: None,
+    };
+    if !options.crash_directory.is_null() {
+        if !to_stderr {
+            return Err(Failure::argument(
+                "`crash_directory` is given, and JITCAST_CRASH_REPORTS is not\n  help: add that to `flags`",
+            ));
+        }
+        // SAFETY: the caller's promise, and not null.
+        let directory = unsafe { text(options.crash_directory, "crash_directory") }?;
+        reports.directory = Some(directory.into());
+    }
+    Ok(reports)
 }
 
 /// # Safety

@@ -242,7 +242,8 @@ fn end_cplusplus(class: u64, exception: *mut c_void) -> bool {
     true
 }
 
-const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+/// The signals by which the processor says that code cannot go on.
+pub(crate) const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
 /// How many protected calls run, and the actions that were there before.
 static PREVIOUS: Mutex<Previous> = Mutex::new((0, [None; 4]));
@@ -305,6 +306,31 @@ impl Drop for Handlers {
     }
 }
 
+/// Lets `action` handle `signal` from now on, beneath the handlers that are there while protected calls run. `keep` is
+/// given what was there before, first.
+pub(crate) fn beneath(
+    signal: c_int,
+    action: &libc::sigaction,
+    keep: impl FnOnce(libc::sigaction),
+) -> bool {
+    let mut previous = lock();
+    let index = SIGNALS.iter().position(|known| *known == signal);
+    let index = index.filter(|_| previous.0 > 0);
+    if let Some((index, old)) = index.and_then(|index| Some((index, previous.1[index].as_mut()?))) {
+        keep(*old);
+        *old = *action;
+        let (handler, flags) = &HANDLERS[index];
+        handler.store(action.sa_sigaction, Ordering::Relaxed);
+        flags.store(action.sa_flags, Ordering::Release);
+        return true;
+    }
+    let Some(before) = current(signal) else {
+        return false;
+    };
+    keep(before);
+    exchange(signal, action).is_some()
+}
+
 /// What happens at `signal` now.
 fn current(signal: c_int) -> Option<libc::sigaction> {
     // SAFETY: all zeros are a valid `sigaction`.
@@ -351,6 +377,16 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, by_p
     // Acquire: pairs with the release when the handlers were installed.
     let flags = HANDLERS[index].1.load(Ordering::Acquire);
     let handler = HANDLERS[index].0.load(Ordering::Relaxed);
+    hand_on((handler, flags), signal, (info, context), by_processor);
+}
+
+/// Does what an action of this handler and these flags says.
+pub(crate) fn hand_on(
+    (handler, flags): (usize, c_int),
+    signal: c_int,
+    (info, context): (*mut libc::siginfo_t, *mut c_void),
+    by_processor: bool,
+) {
     if handler == libc::SIG_IGN && !by_processor {
         return;
     }

@@ -11,7 +11,8 @@ use jitcast_runtime::records::TextRecord;
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{SegmentOffset, WorkerAddr};
 
-use super::{frame_at, frame_in, stub_fde};
+use super::{frame_at, frame_in, stub_fde, text_at};
+use crate::crash::Reporter;
 use crate::pin_slot;
 
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ struct Entry {
     from_thread: AtomicU64,
     /// What may run when nobody is inside, and that directory is gone.
     left: AtomicPtr<Left>,
+    /// Who reports crashes in it.
+    reporter: AtomicPtr<Reporter>,
     next: AtomicPtr<Entry>,
 }
 
@@ -167,6 +170,13 @@ impl Listing {
         self.entry.left.store(left, Ordering::Release);
     }
 
+    /// Has crashes in the window reported, until this is dropped.
+    pub(crate) fn report(&self, reporter: Reporter) {
+        let reporter = Box::into_raw(Box::new(reporter));
+        let before = self.entry.reporter.swap(reporter, Ordering::AcqRel);
+        assert!(before.is_null(), "a window has one reporter");
+    }
+
     /// Leaves the window in the list, and mapped, for ever.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
@@ -175,6 +185,13 @@ impl Listing {
 
 impl Drop for Listing {
     fn drop(&mut self) {
+        let reporter = &self.entry.reporter;
+        let reporter = reporter.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        if !reporter.is_null() {
+            // SAFETY: from `Box::into_raw` in `report`, taken out once. Who crashes in the window holds a guard, hence a worker,
+            // or it is a destructor that runs when the process ends, by the thread that ends it.
+            drop(unsafe { Box::from_raw(reporter) });
+        }
         if self.keep {
             return;
         }
@@ -205,6 +222,43 @@ pub(crate) fn find(pc: u64) -> Option<(WorkerAddr, WorkerAddr)> {
     };
     let entry = entries().find(inside)?;
     find_in(entry, pc)
+}
+
+/// A place in a window whose crashes are to be reported, and what the calling thread can read there. For signal handlers.
+pub(crate) struct Scene {
+    pub(crate) window: &'static Window,
+    pub(crate) reporter: &'static Reporter,
+    /// The generation that the thread is inside at; 0: unknown.
+    pub(crate) inside: u64,
+    entry: &'static Entry,
+}
+
+impl Scene {
+    /// The scene around `pc`. Neither allocates nor locks.
+    pub(crate) fn at(pc: u64) -> Option<Self> {
+        let inside = |entry: &&Entry| {
+            let len_bytes = entry.len_bytes.load(Ordering::Acquire);
+            pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < len_bytes
+        };
+        let entry = entries().find(inside)?;
+        // SAFETY: as in `find_in`.
+        let window = unsafe { entry.window.load(Ordering::Acquire).as_ref() }?;
+        // SAFETY: null, or the reporter of a worker that is there, as in `find_in`.
+        let reporter = unsafe { entry.reporter.load(Ordering::Acquire).as_ref() }?;
+        Some(Self {
+            window,
+            reporter,
+            inside: pin_slot::generation(entry.from_thread.load(Ordering::Acquire)),
+            entry,
+        })
+    }
+
+    /// The text around `at`, and where its record is, by the newest directory that knows it.
+    pub(crate) fn text(&self, at: SegmentOffset) -> Option<(SegmentOffset, TextRecord)> {
+        let view = self.window.control();
+        let mut roots = from(self.entry, self.inside);
+        roots.find_map(|root| text_at(view, root, at).ok().flatten())
+    }
 }
 
 #[cold]

@@ -132,6 +132,9 @@ fn image(compiler: &Compiler) -> Image {
             backed_bytes: 0,
             // What this process has seen itself: a log that was written anew does not tell of it.
             removed: Vec::new(),
+            held: Vec::new(),
+            journal: None,
+            errors: Vec::new(),
             ..compiler.status()
         },
         catalog,

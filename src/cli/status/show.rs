@@ -1,33 +1,14 @@
-//! `jitcast status`: what is published and who runs it.
-
-use std::process::ExitCode;
+//! The same for people.
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
-use jitcast::compiler::{CanaryStatus, Reclaim, Status, UnitStatus, request};
+use jitcast::compiler::{CanaryStatus, HeldStatus, Reclaim, Status, UnitStatus, WorkerStatus};
 
-use super::Failure;
-use super::args::StatusArgs;
-use super::publish::connect;
-use super::report::kib;
+use super::Source;
+use crate::cli::report::kib;
 
-pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let status = request::status(connect(&args.socket)?)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        show(&status);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `jitcast history`: what can be rolled back to.
-pub(super) fn history(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let status = request::status(connect(&args.socket)?)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&status.history)?);
-        return Ok(ExitCode::SUCCESS);
-    }
+/// What can be rolled back to.
+pub(super) fn history(status: &Status) {
     let mut table = new_table(&["generation", "published", "removed"]);
     for entry in &status.history {
         table.add_row([
@@ -45,10 +26,9 @@ pub(super) fn history(args: &StatusArgs) -> Result<ExitCode, Failure> {
         ),
         None => println!("nothing can be rolled back"),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn show(status: &Status) {
+pub(super) fn show(status: &Status, source: Source) {
     let segment = status
         .segment
         .as_ref()
@@ -58,6 +38,11 @@ fn show(status: &Status) {
         status.generation,
         kib(status.window_bytes)
     );
+    if source == Source::Segment {
+        println!(
+            "the compiler process was not asked: this is what the segment says, and its workers"
+        );
+    }
     if status.publishing > 0 {
         println!("publications under way: {}", status.publishing);
     }
@@ -111,45 +96,11 @@ fn show(status: &Status) {
         }
         println!("{asked}");
     }
-    let mut workers = new_table(&[
-        "worker",
-        "pid",
-        "uid",
-        "label",
-        "base",
-        "applied",
-        "inside at",
-        "missing",
-        "failed",
-        "canaries",
-    ]);
-    for worker in &status.workers {
-        workers.add_row([
-            worker.number.to_string(),
-            worker.pid.to_string(),
-            worker.uid.to_string(),
-            worker.label.clone(),
-            format!("{:#x}", worker.base),
-            worker.applied.to_string(),
-            worker.pinned.map_or("-".to_owned(), |pin| pin.to_string()),
-            worker.missing.to_string(),
-            worker.failed.to_string(),
-            list(&worker.canaries),
-        ]);
-    }
-    println!("{workers}");
+    show_workers(&status.workers);
     for straggler in &status.stragglers {
         println!("straggler: {straggler}");
     }
-    let mut areas = new_table(&["area", "used", "size"]);
-    for area in &status.areas {
-        areas.add_row([
-            area.name.clone(),
-            kib(area.used_bytes),
-            kib(area.area_bytes),
-        ]);
-    }
-    println!("{areas}");
+    show_areas(status);
     if !status.quarantined.is_empty() {
         println!("quarantined: {}", status.quarantined.join(", "));
     }
@@ -160,6 +111,81 @@ fn show(status: &Status) {
         }
         println!("{traps}");
     }
+    show_kept(status);
+    show_incidents(status);
+}
+
+fn show_workers(workers: &[WorkerStatus]) {
+    let mut table = new_table(&[
+        "worker",
+        "pid",
+        "uid",
+        "label",
+        "base",
+        "applied",
+        "behind",
+        "inside at",
+        "guards",
+        "private",
+        "missing",
+        "failed",
+        "crashes",
+        "canaries",
+    ]);
+    for worker in workers {
+        let straggling = if worker.straggling {
+            ", straggling"
+        } else {
+            ""
+        };
+        let inside = worker.pinned.map(|pin| format!("{pin}{straggling}"));
+        table.add_row([
+            worker.number.to_string(),
+            worker.pid.to_string(),
+            worker.uid.to_string(),
+            worker.label.clone(),
+            format!("{:#x}", worker.base),
+            worker.applied.to_string(),
+            worker.lag.to_string(),
+            inside.unwrap_or_else(|| "-".to_owned()),
+            format!(">= {}", worker.entered),
+            worker.private_bytes.map_or_else(|| "?".to_owned(), kib),
+            worker.missing.to_string(),
+            worker.failed.to_string(),
+            worker.crashes.to_string(),
+            list(&worker.canaries),
+        ]);
+    }
+    println!("{table}");
+    for worker in workers {
+        if let Some(lacks) = worker.lacks.as_ref().filter(|lacks| !lacks.is_empty()) {
+            println!(
+                "worker {} lacks the host's {}",
+                worker.pid,
+                lacks.join(", ")
+            );
+        }
+    }
+}
+
+fn show_areas(status: &Status) {
+    let mut areas = new_table(&["area", "used", "size", "free", "in", "longest"]);
+    for area in &status.areas {
+        areas.add_row([
+            area.name.clone(),
+            kib(area.used_bytes),
+            kib(area.area_bytes),
+            kib(area.free_bytes),
+            area.free_runs.to_string(),
+            kib(area.largest_free_bytes),
+        ]);
+    }
+    println!("{areas}");
+}
+
+fn show_kept(status: &Status) {
+    /// More are counted.
+    const SHOWN: usize = 20;
     let mut kept = new_table(&["kept unit", "of generation", "memory"]);
     for unit in &status.kept {
         kept.add_row([
@@ -170,6 +196,13 @@ fn show(status: &Status) {
     }
     if !status.kept.is_empty() {
         println!("{kept}");
+    }
+    let held = status.held.iter().filter(|held| !held.holders.is_empty());
+    for held in held.clone().take(SHOWN) {
+        println!("{}", held_back(held));
+    }
+    if held.clone().count() > SHOWN {
+        println!("and {} more are held back", held.count() - SHOWN);
     }
     let kept: u64 = status.kept.iter().map(|kept| kept.len_bytes).sum();
     print!("shared memory {}", kib(status.backed_bytes));
@@ -182,6 +215,57 @@ fn show(status: &Status) {
         kib(kept),
         status.kept.len()
     );
+}
+
+/// Who holds a unit's memory back.
+fn held_back(held: &HeldStatus) -> String {
+    let holders = held.holders.iter().map(|holder| {
+        format!(
+            "pid {} thread {} at generation {}",
+            holder.pid, holder.thread, holder.generation
+        )
+    });
+    let holders: Vec<_> = holders.collect();
+    format!(
+        "held back: {}, which generation {} replaced or removed, by {}",
+        held.unit,
+        held.retired_by,
+        holders.join(", ")
+    )
+}
+
+/// The journal, crashes and errors.
+fn show_incidents(status: &Status) {
+    if let Some(journal) = &status.journal {
+        let how = if journal.durable { ", durable" } else { "" };
+        println!(
+            "journal {}: log {}{how}",
+            journal.folder,
+            kib(journal.log_bytes)
+        );
+        if let Some(failed) = &journal.failed {
+            println!("journal: nothing more is written: {failed}");
+        }
+    }
+    for crash in &status.crashes {
+        println!("crashes: {}, the latest: {crash}", crash.count);
+    }
+    for error in &status.errors {
+        let text = error.text.lines().next().unwrap_or_default();
+        println!("{}, {}: {text}", ago(error.seconds), error.what);
+    }
+}
+
+/// How long ago that was.
+fn ago(seconds: u64) -> String {
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH);
+    let ago = now.map_or(0, |now| now.as_secs().saturating_sub(seconds));
+    match ago {
+        0..120 => format!("{ago} s ago"),
+        120..7200 => format!("{} min ago", ago / 60),
+        _ => format!("{} h ago", ago / 3600),
+    }
 }
 
 fn show_canaries(canaries: &[CanaryStatus]) {
