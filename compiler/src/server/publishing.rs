@@ -148,6 +148,8 @@ impl Publishing {
 
     fn serve(&self, ticket: Ticket, work: Work) {
         let what = work.name();
+        // Nothing went wrong where somebody only asked.
+        let changes = !matches!(work, Work::Status(_) | Work::Debug(_));
         let run = || self.carry_out(ticket, work);
         // A transaction that is dropped leaves no trace.
         let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
@@ -156,7 +158,7 @@ impl Publishing {
             Some((FrameKind::Refused, text.into()))
         });
         if let Some((kind, reply)) = done {
-            if kind == FrameKind::Refused {
+            if changes && kind == FrameKind::Refused {
                 self.compiler
                     .note_error(what, &String::from_utf8_lossy(&reply));
             }
