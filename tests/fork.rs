@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use common::child::{finish_fork, fork, succeeded};
 use common::host::{Host, clif_unit};
 use common::process::{PATIENCE, Process, await_some};
+use common::scratch::Scratch;
 use common::{remote, require, role};
 use jitcast::worker::{EnterError, Worker};
 use rustix::process::Pid;
@@ -298,9 +299,25 @@ fn close_all_descriptors(socket: &str) {
 
 #[test]
 fn a_host_that_closes_all_descriptors_goes_on_and_keeps_its_own() {
+    goes_on_with_its_own(None);
+}
+
+/// Profilers' files were written to by their descriptors, whatever these had become.
+#[test]
+fn what_is_shown_to_profilers_goes_into_no_file_of_the_hosts() {
+    let scratch = Scratch::new();
+    let shown = format!("jitdump,perf-map,lines,dir={}", scratch.path(""));
+    goes_on_with_its_own(Some(&shown));
+    let names = scratch.names();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+fn goes_on_with_its_own(shown: Option<&str>) {
     let host = Host::sealed();
     publish_generation(&host);
-    let mut process = role::start(CLOSED, &host.socket);
+    let mut command = role::command(CLOSED, &host.socket);
+    command.envs(shown.map(|shown| ("JITCAST_DEBUG", shown)));
+    let mut process = Process::start_listening(&mut command);
     assert_eq!(next(&mut process), "closed");
     let new = publish_generation(&host);
     process.send("go on");

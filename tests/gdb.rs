@@ -364,3 +364,27 @@ fn variables_of_every_file_are_where_this_worker_has_them() {
     assert_says(&said, "$1 = 1");
     assert_says(&said, "second.o.c:8");
 }
+
+#[test]
+fn breakpoints_work_with_the_settings_that_it_prints() {
+    if !require::gdb() || !require::cc() {
+        return;
+    }
+    let serve = Serve::start(&[]);
+    publish(&serve, 2);
+    let worker = worker(&serve, "jc_score(21)", "");
+    let pid = worker.pid().to_string();
+    let said = serve.command("debug", &["--worker", &pid, "--lines"]);
+    let said = said.succeeded().stdout;
+    let line = said.lines().nth(1).unwrap();
+    assert!(line.starts_with(&format!("gdb -p {pid} -ex '")), "{line}");
+    serve.await_applied(&worker);
+    let mut commands: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
+    assert_eq!(commands.len(), 2, "{line}");
+    commands.extend(["break jc_inner", "continue", "bt"]);
+    let said = gdb(&worker, &commands);
+    assert_says(&said, "automatically using hardware breakpoints");
+    assert_says(&said, "jc_inner (x=22, times=2) at ");
+    assert_says(&said, "in jc_score (x=21) at ");
+    assert_says(&said, "in main ()");
+}

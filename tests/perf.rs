@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::host::{Host, WINDOW_BYTES};
-use common::process::{Finished, Process, Stream, await_some, finish, jitcast};
+use common::process::{Finished, Process, Stream, Watched, await_some, finish, jitcast};
 use common::require;
 use common::role;
 use common::scratch::Scratch;
@@ -266,13 +266,22 @@ fn fork(target: &str) {
     match unsafe { libc::fork() } {
         0 => {
             drop(worker.enter().unwrap());
-            println!("child {}", std::process::id());
+            role::report(std::process::id());
         }
-        child => println!("parent of {child}"),
+        child => assert!(child > 0),
     }
     let mut seen = worker.enter().unwrap().generation();
     while worker.wait(seen, None) {
         seen = worker.enter().unwrap().generation();
+    }
+}
+
+/// A process that ends with this, whatever becomes of the test.
+struct Ends(Watched);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.signal(rustix::process::Signal::KILL);
     }
 }
 
@@ -287,9 +296,8 @@ fn a_forked_child_has_a_jitdump_of_its_own() {
         FORKS,
         &format!("{} {}", serve.socket, serve.scratch.path("")),
     );
-    let line = parent.await_line(Stream::Out, "a child", |line| line.starts_with("child "));
-    let child: i32 = line["child ".len()..].trim().parse().unwrap();
-    let _ended = common::process::Watched::new(child);
+    let child: i32 = role::next_report(&mut parent).parse().unwrap();
+    let _ends = Ends(Watched::new(child));
     let [of_parent, of_child] = [parent.pid(), child].map(|pid| Dump::read(&dump_of(&serve, pid)));
     assert_eq!(of_child.pid, child.cast_unsigned());
     assert_eq!(of_child.last("jc_hot").code, of_parent.last("jc_hot").code);
@@ -301,7 +309,6 @@ fn a_forked_child_has_a_jitdump_of_its_own() {
     await_some("the new version in both", || {
         ([parent.pid(), child].map(count) == [2, 2]).then_some(())
     });
-    _ended.signal(rustix::process::Signal::KILL);
 }
 
 fn perf(arguments: &[&str]) -> Finished {

@@ -3,9 +3,8 @@
 //! Source: `tools/perf/Documentation/jitdump-specification.txt` of Linux. perf finds the file by a mapping of it that is executable,
 //! and for nothing else. Invariant: each publication is one write(2), so a process that ends leaves whole records.
 
-use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jitcast_runtime::debug::Row;
@@ -13,7 +12,7 @@ use jitcast_runtime::sys::{self, Mapping};
 use jitcast_runtime::window::Window;
 use jitcast_runtime::{Area, Region};
 
-use super::file::{append, create, failed};
+use super::file::Named;
 use super::text::{Function, Text};
 
 const MAGIC: u32 = 0x4a69_5444;
@@ -33,8 +32,7 @@ static CURRENT: Mutex<Weak<Writer>> = Mutex::new(Weak::new());
 /// The file.
 #[derive(Debug)]
 struct Writer {
-    file: File,
-    path: PathBuf,
+    file: Named,
     pid: u32,
     /// By which perf finds it.
     _marker: Mapping,
@@ -102,14 +100,13 @@ impl Dump {
                 records.load(window, Area::Text, function, &mut next);
             }
         }
-        append(&self.writer.file, &self.writer.path, &records.bytes)
+        self.writer.file.append(&records.bytes)
     }
 }
 
 impl Writer {
     fn create(folder: &Path, pid: u32) -> Result<Self, String> {
         let path = folder.join(format!("jit-{pid}.dump"));
-        let file = create(&path)?;
         let mut header = Vec::with_capacity(HEADER_BYTES as usize);
         for word in [MAGIC, VERSION, HEADER_BYTES, EM_X86_64, 0, pid] {
             header.extend_from_slice(&word.to_le_bytes());
@@ -117,12 +114,11 @@ impl Writer {
         for word in [sys::monotonic_ns(), 0] {
             header.extend_from_slice(&word.to_le_bytes());
         }
-        append(&file, &path, &header)?;
-        let marker = Mapping::executable(file.as_fd(), PAGE_BYTES);
-        let marker = marker.map_err(|cause| failed("map, to be executable,", &path, &cause))?;
+        let (file, open) = Named::create(path, &header)?;
+        let marker = Mapping::executable(open.as_fd(), PAGE_BYTES);
+        let marker = marker.map_err(|cause| file.failed("map, to be executable,", &cause))?;
         Ok(Self {
             file,
-            path,
             pid,
             _marker: marker,
             next: Mutex::new(0),
@@ -142,7 +138,7 @@ impl Drop for Writer {
         }
         close.extend_from_slice(&sys::monotonic_ns().to_le_bytes());
         // Readers do without.
-        let _ = append(&self.file, &self.path, &close);
+        let _ = self.file.append(&close);
     }
 }
 

@@ -5,17 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file::{append, create, failed};
+use super::file::Named;
 use super::text::Text;
 
 /// The list, as long as it is kept up to date. It stays when this is dropped: profilers read it afterwards.
 #[derive(Debug)]
 pub(super) struct Map {
-    file: File,
+    file: Named,
     path: PathBuf,
     lines: usize,
     dead: usize,
@@ -25,7 +24,7 @@ impl Map {
     pub(super) fn begin(folder: &Path) -> Result<Self, String> {
         let path = folder.join(format!("perf-{}.map", std::process::id()));
         Ok(Self {
-            file: create(&path)?,
+            file: Named::create(path.clone(), &[])?.0,
             path,
             lines: 0,
             dead: 0,
@@ -49,15 +48,14 @@ impl Map {
         let added: usize = new.iter().map(|text| text.functions.len()).sum();
         if self.dead > self.lines / 2 + SLACK {
             let path = self.path.with_extension("map.new");
-            let file = create(&path)?;
-            append(&file, &path, lines(base, all.values()).as_bytes())?;
-            std::fs::rename(&path, &self.path).map_err(|cause| failed("rename", &path, &cause))?;
-            (self.file, self.lines, self.dead) = (file, 0, 0);
+            let (mut file, _) = Named::create(path, lines(base, all.values()).as_bytes())?;
+            file.move_to(self.path.clone())?;
+            (self.file, self.dead) = (file, 0);
             self.lines = all.values().map(|text| text.functions.len()).sum();
             return Ok(());
         }
         self.lines += added;
-        append(&self.file, &self.path, lines(base, new.iter()).as_bytes())
+        self.file.append(lines(base, new.iter()).as_bytes())
     }
 }
 
