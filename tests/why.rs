@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::process::{NOBODY, finish, jitcast_as};
+use common::process::{NOBODY, await_some, finish, jitcast_as};
 use common::remote::{self, Remote};
 use common::require;
 use common::role;
@@ -278,6 +278,7 @@ fn what_is_not_published_is_told_why() {
     // The next compiler process reads of it in the journal.
     drop(of);
     serve.process.signal(rustix::process::Signal::KILL);
+    await_some("its end", || serve.process.has_ended().then_some(()));
     serve.process = Serve::start_at(&serve.socket, &options);
     check(&serve);
     serve.publish_adds("f", 2);
