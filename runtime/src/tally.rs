@@ -148,12 +148,12 @@ impl Mailbox {
         self.header(ENTERED).fetch_add(ENTERED_AT_ONCE, Ordering::Relaxed);
     }
 
-    /// Counts a publication that was applied `after_ns` after it had been made.
-    pub fn count_applied(&self, after_ns: u64) {
+    /// Counts `count` publications that were applied `after_ns` after they had been made.
+    pub fn count_applied(&self, after_ns: u64, count: u64) {
         let bits = u64::BITS - after_ns.leading_zeros();
         let bucket = (bits.saturating_sub(10) as usize).min(BUCKETS - 1);
-        self.header(LATENCY + bucket).fetch_add(1, Ordering::Relaxed);
-        self.header(APPLIED_NS).fetch_add(after_ns, Ordering::Relaxed);
+        self.header(LATENCY + bucket).fetch_add(count, Ordering::Relaxed);
+        self.header(APPLIED_NS).fetch_add(after_ns.wrapping_mul(count), Ordering::Relaxed);
     }
 
     /// What was counted.
@@ -276,8 +276,9 @@ mod tests {
         let (mailbox, _) = mailbox();
         for (ns, bucket) in [(0, 0), (1023, 0), (1024, 1), (2047, 1), (2048, 2), (u64::MAX, BUCKETS - 1)] {
             let before = mailbox.tally().latency[bucket];
-            mailbox.count_applied(ns);
-            assert_eq!(mailbox.tally().latency[bucket], before + 1, "{ns}");
+            mailbox.count_applied(ns, 1);
+            mailbox.count_applied(ns, 16);
+            assert_eq!(mailbox.tally().latency[bucket], before + 17, "{ns}");
             assert!(bucket == BUCKETS - 1 || ns < bucket_limit_ns(bucket), "{ns}");
         }
     }
