@@ -7,9 +7,10 @@ mod units;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::host::Host;
+use common::process::await_some;
 use common::{remote, require, role};
 use jitcast::compiler::{Reclaim, UnitSource};
 use jitcast::worker::{EnterError, Guard, HostTable, LookupError, Worker};
@@ -240,10 +241,14 @@ fn a_constructor_may_call_a_host_that_enters_guards_and_is_told_not_to_look_up()
 #[test]
 fn a_host_thread_that_looks_up_waits_for_constructors_and_destructors() {
     static RUNS: AtomicBool = AtomicBool::new(false);
+    static LOOKS: AtomicBool = AtomicBool::new(false);
+    /// Lasts until the other thread looks up, and a little longer.
     extern "C" fn takes_long() {
         RUNS.store(true, Ordering::SeqCst);
+        await_some("a look", || {
+            LOOKS.swap(false, Ordering::SeqCst).then_some(())
+        });
         std::thread::sleep(Duration::from_millis(50));
-        RUNS.store(false, Ordering::SeqCst);
     }
     if !require::cc() {
         return;
@@ -257,11 +262,10 @@ fn a_host_thread_that_looks_up_waits_for_constructors_and_destructors() {
     let source = "void takes_long(void); __attribute__((constructor)) static void begins(void) { takes_long(); }
         __attribute__((destructor)) static void ends(void) { takes_long(); } long f(long x) { return x + 5; }";
     let look_up_while_it_runs = |guard: &Guard<'_>| {
-        let began = Instant::now();
-        while !RUNS.load(Ordering::SeqCst) {
-            assert!(began.elapsed() < Duration::from_secs(60), "it never runs");
-            std::thread::yield_now();
-        }
+        await_some("what it waits for", || {
+            RUNS.swap(false, Ordering::SeqCst).then_some(())
+        });
+        LOOKS.store(true, Ordering::SeqCst);
         let good = units::function(&worker, guard, "good").unwrap();
         assert_eq!(good.call(guard, 1), 2);
     };

@@ -92,13 +92,15 @@ impl Compiler {
 
     fn known_unit(&self, number: u32) -> Option<Known> {
         let state = self.state.lock();
-        let (name, unit, retained, symbols) = find(&state, number)?;
+        let (name, unit, retained, symbol) = find(&state, number)?;
         if self.journal.lock().is_none() && !state.history.retains() {
             return None;
         }
-        let own = symbols.filter(|(_, symbol)| symbol.unit == *name);
-        let symbols = own.map(|(name, symbol)| (name.clone(), (symbol.kind, symbol.place)));
-        let symbols = symbols.collect();
+        let own = unit.defines.iter().filter_map(|defined| {
+            let symbol = symbol(defined).filter(|symbol| symbol.unit == *name)?;
+            Some((defined.clone(), (symbol.kind, symbol.place)))
+        });
+        let symbols = own.collect();
         let mut sources = self.sources(&state, std::slice::from_ref(retained)).ok()?;
         let start =
             |region: jitcast_runtime::records::StoredRegion| SegmentOffset::new(region.start);
@@ -117,9 +119,9 @@ impl Compiler {
     }
 }
 
-type Symbols<'a> = Box<dyn Iterator<Item = (&'a String, &'a Symbol)> + 'a>;
+type Symbols<'a> = Box<dyn Fn(&str) -> Option<&'a Symbol> + 'a>;
 
-/// The unit of this number, what it was made of, and the symbols among which its own are.
+/// The unit of this number, what it was made of, and by which its symbols are found.
 fn find(state: &State, number: u32) -> Option<(&String, &Unit, &RetainedUnit, Symbols<'_>)> {
     let catalog = &state.catalog;
     let mut units = catalog.units.iter();
@@ -129,7 +131,7 @@ fn find(state: &State, number: u32) -> Option<(&String, &Unit, &RetainedUnit, Sy
             name,
             unit,
             &published.unit,
-            Box::new(catalog.symbols.iter()),
+            Box::new(|name| catalog.symbols.get(name)),
         ));
     }
     catalog.canaries.values().find_map(|canary| {
@@ -137,7 +139,7 @@ fn find(state: &State, number: u32) -> Option<(&String, &Unit, &RetainedUnit, Sy
         let (name, unit) = units.find(|(_, unit)| unit.number == number)?;
         let mut retained = canary.retained.iter();
         let retained = retained.find(|retained| retained.name == *name)?;
-        let symbols: Symbols<'_> = Box::new(canary.symbols.iter());
+        let symbols: Symbols<'_> = Box::new(|name| canary.symbols.get(name));
         Some((name, unit, retained, symbols))
     })
 }

@@ -20,7 +20,7 @@ use jitcast_runtime::frames::find_name_place;
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::records::TextRecord;
 use jitcast_runtime::tally::{CRASH_NAME_BYTES, Crash};
-use jitcast_runtime::{SegmentOffset, WorkerAddr};
+use jitcast_runtime::{SegmentOffset, WorkerAddr, sys};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::startup::protect::{self, SIGNALS, hand_on};
@@ -48,8 +48,12 @@ pub struct CrashReports {
 const VARIABLE: &str = "JITCAST_CRASH";
 
 impl CrashReports {
-    /// What the environment says, where the host says nothing.
+    /// What the environment says, where the host says nothing. A program that runs with more rights than who started it does not
+    /// listen to that.
     pub(crate) fn or_as_the_environment_says(self) -> Self {
+        if sys::runs_with_more_rights() {
+            return self;
+        }
         match std::env::var_os(VARIABLE) {
             Some(said) if self == Self::default() => Self::parse(said.as_bytes()),
             _ => self,
