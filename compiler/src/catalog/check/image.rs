@@ -114,9 +114,11 @@ impl<'a> Image<'a> {
         })?;
         for (start, page) in pages {
             self.own(Area::Control, start, CELL_PAGE_BYTES);
-            let first = page.key.saturating_mul(u64::from(CELLS_PER_PAGE));
-            let cells = (first..).zip(page.values);
-            self.cells.extend(cells.filter_map(|(index, value)| {
+            // A key may be anything: what would lie past all cells is none.
+            let first = page.key.checked_mul(CELLS_PER_PAGE.into());
+            let cells = (0u64..).zip(page.values);
+            self.cells.extend(cells.filter_map(|(number, value)| {
+                let index = first?.checked_add(number)?;
                 let cell = u32::try_from(index.checked_mul(SLOT_BYTES.into())?).ok()?;
                 Some((cell, CellValue::from_bits(value)))
             }));
