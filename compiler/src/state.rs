@@ -202,8 +202,7 @@ pub(crate) fn commit<E: From<SegmentFull>>(
     committed: &[u32; Area::COUNT],
     write_ahead: impl FnOnce(&Txn<'_>, &Commit) -> Result<(), E>,
 ) -> Result<Commit, E> {
-    let now = sys::monotonic_ns();
-    let (root, root_at, mut ring) = edit.finish(&mut txn, now)?;
+    let (root, root_at, mut ring) = edit.finish(&mut txn, sys::monotonic_ns)?;
     let extents = Area::ALL.map(|area| txn.extent(area));
     if extents != *committed {
         ring[1] |= record_flags::EXTENTS;

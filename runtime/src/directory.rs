@@ -324,15 +324,15 @@ impl Edit {
         Ok(())
     }
 
-    /// Writes the pages of cells and the root. What it returns is committed by storing the root, then
-    /// publishing the record.
+    /// Writes the pages of cells and, last, the root, with the time that it is then. What it returns is committed by storing the
+    /// root, then publishing the record.
     ///
     /// # Errors
     /// [`SegmentFull`].
     pub fn finish(
         mut self,
         txn: &mut Txn<'_>,
-        published_ns: u64,
+        now_ns: impl FnOnce() -> u64,
     ) -> Result<(Root, SegmentOffset, Record), SegmentFull> {
         self.write_pages(txn)?;
         if !self.replaced_root.is_none() {
@@ -341,7 +341,7 @@ impl Edit {
         }
         let at = txn.alloc(Area::Control, size_of::<Root>() as u32, 8)?.offset();
         self.root.generation = txn.generation();
-        self.root.published_ns = published_ns;
+        self.root.published_ns = now_ns();
         if txn.reused_text() {
             self.root.reused_text = txn.generation();
             self.flags |= record_flags::SERIALISE;

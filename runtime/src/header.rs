@@ -203,13 +203,23 @@ impl<'a> Control<'a> {
     /// # Errors
     /// [`Corrupt`] if the fixed part of the control area is not readable.
     pub fn new(view: &'a View) -> Result<Self, Corrupt> {
-        let word = |distance: u32, count| {
-            view.words(SegmentOffset::new(view.span().start + distance), count)
-        };
-        let head = Self::head_in(view)?;
-        let ring = Ring::new(head, &word(INTENT, 1)?[0], word(RECORDS, RING_PLACES * RECORD_WORDS)?);
-        let (root, floor) = (&word(ROOT, 1)?[0], &word(FLOOR, 1)?[0]);
-        Ok(Self { root, extents: word(EXTENTS, Area::COUNT)?, ring, head, floor })
+        const WORDS: usize = CONTROL_FIXED_BYTES as usize / 8;
+        const fn index(distance: u32) -> usize {
+            distance as usize / 8
+        }
+        let at = SegmentOffset::new(view.span().start);
+        let (fixed, _) = view.words(at, WORDS)?.split_first_chunk::<WORDS>().ok_or(Corrupt {
+            what: "control area shorter than its fixed part",
+            at,
+        })?;
+        let head = &fixed[index(HEAD)];
+        Ok(Self {
+            root: &fixed[index(ROOT)],
+            extents: &fixed[index(EXTENTS)..index(EXTENTS) + Area::COUNT],
+            ring: Ring::new(head, &fixed[index(INTENT)], &fixed[index(RECORDS)..]),
+            head,
+            floor: &fixed[index(FLOOR)],
+        })
     }
 
     /// The word that polls load and sleepers wait on, and nothing else: entering a guard looks for it each time.

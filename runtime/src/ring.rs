@@ -78,6 +78,11 @@ impl<'a> Ring<'a> {
         (kept && record[0] == generation).then_some(record)
     }
 
+    /// Where record `generation` lies in this process: for who has it fetched.
+    pub fn address(&self, generation: u64) -> usize {
+        core::ptr::from_ref(self.place(generation)).addr()
+    }
+
     fn place(&self, generation: u64) -> &'a [AtomicU64] {
         let index = (generation & (self.places() - 1)) as usize;
         &self.words[index * RECORD_WORDS..(index + 1) * RECORD_WORDS]

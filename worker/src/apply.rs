@@ -12,6 +12,7 @@ use jitcast_runtime::directory::{INLINE_OPS, record_flags, record_root, unpack_o
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{PIN_EVERYTHING, ThreadWord, Word};
+use jitcast_runtime::memory::prefetch;
 use jitcast_runtime::pin;
 use jitcast_runtime::records::Root;
 use jitcast_runtime::ring::Record;
@@ -99,6 +100,11 @@ impl Inner {
     /// Applies what is new, and leaves the calling thread (whose pin is 0) inside at the generation that is applied then; or,
     /// if another thread is at it, at the one that was applied before. The host is told what came of it.
     pub(crate) fn catch_up(&self, thread: u32) -> Result<(), UpdateError> {
+        let control = self.control();
+        // It is in the publisher's cache; the barriers that follow take as long as to fetch it.
+        control
+            .ring()
+            .prefetch(control.head_word().load(Ordering::Relaxed));
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
         let gate = self.life().gate();
         let mut state = match self.state().try_lock() {
@@ -435,6 +441,8 @@ impl Inner {
         for op in record[2..].iter().take(count) {
             let (cell, value) = unpack_op(*op);
             let address = self.lead_cell(state, &step, cell, value)?;
+            // So is the text, which is going to be called.
+            prefetch(address.get() as usize);
             state
                 .handles
                 .cell_changed(&mut state.transitions, &step, cell, address);

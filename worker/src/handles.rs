@@ -4,7 +4,7 @@
 //! the next one only those need to be looked up again whose names it changes, which the two directories tell, unless something
 //! else decides too: host symbols that are missing, units that failed, canaries.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use jitcast_runtime::records::{Root, hash_name};
@@ -25,9 +25,9 @@ struct Follower {
 #[derive(Debug, Default)]
 pub(crate) struct Handles {
     /// By the hash of the name.
-    by_name: HashMap<u64, Vec<Follower>>,
+    by_name: BTreeMap<u64, Vec<Follower>>,
     /// The name of each slot that is followed.
-    by_slot: HashMap<SegmentOffset, u64>,
+    by_slot: BTreeMap<SegmentOffset, u64>,
     count: usize,
     /// How many handles there are when those that were dropped are looked for.
     prune_at: usize,

@@ -112,6 +112,9 @@ impl Transitions {
     /// What a cell leads to from now on, selectors aside; `None` if there is no such slot.
     pub(crate) fn latest(&self, window: &Window, cell: SegmentOffset) -> Option<u64> {
         let place = Place::Cell(cell);
+        if self.moving.is_empty() {
+            return place.load(window);
+        }
         let moving = self.moving.get(&place.key());
         let latest = moving.and_then(|moving| moving.versions.last());
         match latest {
@@ -165,12 +168,14 @@ impl Transitions {
         if seeded(Fault::SlotBySlot) {
             return place.store(step.window, address);
         }
+        let at_once = step.pins.is_empty() || now == address;
+        if at_once && self.moving.is_empty() {
+            return place.store(step.window, address);
+        }
         let key = place.key();
         let mut moving = match self.moving.remove(&key) {
             Some(moving) => moving,
-            None if step.pins.is_empty() || now == address => {
-                return place.store(step.window, address);
-            }
+            None if at_once => return place.store(step.window, address),
             None => Moving {
                 place,
                 versions: vec![Version {
