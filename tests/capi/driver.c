@@ -542,7 +542,7 @@ static void obey(const char *line)
     else if (SAYS("leave"))
         answer(jitcast_leave(worker));
     else if (SAYS("fenced"))
-        printf("fenced %u\n", (unsigned)thread->fenced);
+        printf("fenced %u\n", (unsigned)(thread->polls == 0));
     else if (SAYS("mixed"))
         mixed();
     else if (SAYS("jump"))

@@ -54,6 +54,8 @@ pub(crate) struct ThreadRecord {
     serialised: Cell<u64>,
     /// How often this thread left while threads were inside at different generations.
     leaves: Cell<u32>,
+    /// How often it entered, where the fast path does not count.
+    pub(crate) slow_polls: Cell<u32>,
     /// The worker of a thread that published code started, which holds no guard that would keep it.
     keep: RefCell<Option<Arc<Inner>>>,
 }
@@ -162,15 +164,19 @@ impl Worker {
     #[inline(always)]
     fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
         let depth = record.words.depth.get();
-        if depth == 0 {
-            let polls = record.words.polls.get().wrapping_add(1);
-            record.words.polls.set(polls);
-            if polls == 0 {
-                self.tend_seldom();
+        let inner = self.inner();
+        if depth > 0 {
+            if record.alive(inner).load(Ordering::Relaxed) == 0 {
+                self.enter_slowly(record)?;
             }
-        }
-        if depth == 0 || record.alive(self.inner()).load(Ordering::Relaxed) == 0 {
-            self.pin_thread(record)?;
+        } else if let Some(polls) = record.words.polls.get().checked_sub(1) {
+            record.words.polls.set(polls);
+            let (pin, head) = (record.pin(inner), record.head(inner));
+            if Gate::pinned(record.applied(inner), pin, head, false).is_none() {
+                self.enter_slowly(record)?;
+            }
+        } else {
+            self.enter_seldom(record)?;
         }
         record.words.depth.set(depth + 1);
         Ok(Guard {
@@ -180,12 +186,19 @@ impl Worker {
         })
     }
 
+    /// Enters where the fast path's polls have run out: always, in a worker whose guards execute a fence.
+    #[cold]
+    pub(crate) fn enter_seldom(&self, record: &ThreadRecord) -> Result<(), EnterError> {
+        if record.count_slowly(self.inner()) {
+            self.tend_seldom();
+        }
+        self.pin_thread(record)
+    }
+
     /// Pins the thread, which is outside, at what is applied.
-    #[inline(always)]
     pub(crate) fn pin_thread(&self, record: &ThreadRecord) -> Result<(), EnterError> {
         let inner = self.inner();
-        let (pin, head) = (record.pin(inner), record.head(inner));
-        let fenced = record.words.fenced != 0;
+        let (pin, head, fenced) = (record.pin(inner), record.head(inner), inner.fenced());
         if Gate::pinned(record.applied(inner), pin, head, fenced).is_none() {
             self.enter_slowly(record)?;
         } else if fenced {
@@ -212,15 +225,14 @@ impl Worker {
             let caught_up = inner.catch_up(record.index);
             record.words.depth.set(0);
             caught_up?;
-            if record.words.fenced != 0 {
+            if inner.fenced() {
                 record.serialise_if_needed(inner);
             }
         }
         Ok(())
     }
 
-    #[cold]
-    pub(crate) fn tend_seldom(&self) {
+    fn tend_seldom(&self) {
         if self.inner().is_attached_here() {
             self.inner().mailbox().count_entered();
         }
@@ -353,6 +365,7 @@ impl ThreadRecord {
             index,
             serialised: Cell::new(0),
             leaves: Cell::new(0),
+            slow_polls: Cell::new(0),
             keep: RefCell::new(None),
         })
     }

@@ -46,6 +46,9 @@ pub const THREAD_ALIVE: u64 = 1;
 
 const _: () = assert!(THREAD_ALIVE == ALIVE);
 
+/// Of so many polls of a thread, one tends the worker.
+const POLLS: u32 = 1 << 16;
+
 /// A thread in a worker, as the inline functions see it. Its members are theirs.
 #[derive(Debug)]
 #[repr(C)]
@@ -61,10 +64,9 @@ pub struct ThreadWords {
     pub(crate) alive: NonNull<AtomicU64>,
     /// How many guards this thread holds. The pin is set while it is not 0: guards may be left in any order.
     pub(crate) depth: Cell<u32>,
-    /// How often this thread entered, modulo 2^16.
-    pub(crate) polls: Cell<u16>,
-    /// Not 0: guards of this worker execute a fence, out of line.
-    pub(crate) fenced: u16,
+    /// How often this thread enters before it has to go the slow way; always 0 in a worker whose guards execute a fence, which is
+    /// done there.
+    pub(crate) polls: Cell<u32>,
 }
 
 const _: () = {
@@ -76,7 +78,6 @@ const _: () = {
     assert!(offset_of!(ThreadWords, alive) == 24);
     assert!(offset_of!(ThreadWords, depth) == 32);
     assert!(offset_of!(ThreadWords, polls) == 36);
-    assert!(offset_of!(ThreadWords, fenced) == 38);
 };
 
 impl ThreadWords {
@@ -92,13 +93,12 @@ impl ThreadWords {
             applied: NonNull::from(inner.life().applied()),
             alive: NonNull::from(inner.life().alive()),
             depth: Cell::new(0),
-            polls: Cell::new(0),
-            fenced: inner.fenced().into(),
+            polls: Cell::new(if inner.fenced() { 0 } else { POLLS - 1 }),
         }
     }
 
     /// What is left to do where the fast path does not let a thread in: something new, a closed gate, a fence, a forked child,
-    /// or the time to tend the worker, when the thread's polls have come round to 0. The caller has counted this poll.
+    /// or the time to tend the worker, when the thread's polls have run out.
     ///
     /// # Errors
     /// [`EnterError`]; the thread holds as many guards as before.
@@ -113,9 +113,10 @@ impl ThreadWords {
         let depth = record.words.depth.get();
         if depth == 0 {
             if record.words.polls.get() == 0 {
-                worker.tend_seldom();
+                worker.enter_seldom(record)?;
+            } else {
+                worker.pin_thread(record)?;
             }
-            worker.pin_thread(record)?;
         } else if !worker.inner().is_attached_here() {
             return Err(EnterError::Forked);
         }
@@ -136,6 +137,17 @@ impl ThreadWords {
 }
 
 impl ThreadRecord {
+    /// Counts a poll that the fast path does not count: whether it is the time to tend the worker.
+    pub(crate) fn count_slowly(&self, inner: &Inner) -> bool {
+        if !inner.fenced() {
+            self.words.polls.set(POLLS - 1);
+            return true;
+        }
+        let polls = self.slow_polls.get().wrapping_add(1);
+        self.slow_polls.set(polls);
+        polls.is_multiple_of(POLLS)
+    }
+
     /// Leaves a guard that nobody holds: whether there was one.
     fn leave_one(&self, inner: &Inner) -> bool {
         let Some(depth) = self.words.depth.get().checked_sub(1) else {

@@ -6,6 +6,9 @@
  * `thread` is the calling thread's, and not NULL.
  */
 
+/* What seldom holds: the common case is laid out in one piece. */
+#define JITCAST_SELDOM(condition) __builtin_expect((condition) != 0, 0)
+
 /**
  * Enters a guard: applies what is new, unless the thread is inside already, and pins the thread. `token`, if it is not
  * NULL, is for jitcast_unwind.
@@ -15,15 +18,16 @@
 static inline jitcast_status jitcast_thread_enter(jitcast_thread *thread, jitcast_token *token)
 {
     const uint32_t depth = thread->depth;
-    if (depth == 0) {
+    if (!JITCAST_SELDOM(depth != 0)) {
         uint64_t applied;
-        /* Every 65,536th poll tends the worker. A worker that membarrier(2) cannot reach executes fences. */
-        thread->polls = (uint16_t)(thread->polls + 1);
-        if (thread->polls == 0 || thread->fenced != 0)
+        const uint32_t polls = thread->polls;
+        /* Every 65,536th poll tends the worker; each is slow in one that membarrier(2) cannot reach, and that executes fences. */
+        if (JITCAST_SELDOM(polls == 0))
             return jitcast_enter_slowly(thread, token);
+        thread->polls = polls - 1;
         /* Acquire: pairs with the release in Gate::open; what was applied is there. 0: closed, or wiped by a fork. */
         applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
-        if (applied == 0)
+        if (JITCAST_SELDOM(applied == 0))
             return jitcast_enter_slowly(thread, token);
         /* The pin, then the head, with the light half of a barrier between them (pin::light_barrier): pairs with the
            membarrier(2) that the compiler process executes between publishing and looking at pins, so either it sees
@@ -32,10 +36,10 @@ static inline jitcast_status jitcast_thread_enter(jitcast_thread *thread, jitcas
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
         /* Acquire: pairs with the release of the head in Ring::publish. The gate once more: who closes it executes a
            barrier before it looks at pins, so it sees this one, or this load sees the 0. */
-        if (__atomic_load_n(thread->head, __ATOMIC_ACQUIRE) != applied
-            || __atomic_load_n(thread->applied, __ATOMIC_RELAXED) != applied)
+        if (JITCAST_SELDOM(__atomic_load_n(thread->head, __ATOMIC_ACQUIRE) != applied
+                           || __atomic_load_n(thread->applied, __ATOMIC_RELAXED) != applied))
             return jitcast_enter_slowly(thread, token);
-    } else if (__atomic_load_n(thread->alive, __ATOMIC_RELAXED) == 0) {
+    } else if (JITCAST_SELDOM(__atomic_load_n(thread->alive, __ATOMIC_RELAXED) == 0)) {
         /* A child that is no worker, which inherited the guard. */
         return jitcast_enter_slowly(thread, token);
     }
@@ -53,12 +57,12 @@ static inline jitcast_status jitcast_thread_enter(jitcast_thread *thread, jitcas
 static inline jitcast_status jitcast_thread_leave(jitcast_thread *thread)
 {
     const uint32_t depth = thread->depth;
-    if (depth > 1) {
+    if (JITCAST_SELDOM(depth > 1)) {
         thread->depth = depth - 1;
         return JITCAST_STATUS_OK;
     }
     /* Not inside; or in a child whose pin is its parent's; or while threads are inside at different generations. */
-    if (depth == 0 || __atomic_load_n(thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE)
+    if (JITCAST_SELDOM(depth == 0 || __atomic_load_n(thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE))
         return jitcast_leave_slowly(thread);
     thread->depth = 0;
     /* Release: pairs with the acquire loads of pins (pin::oldest, Mailbox::pins). What the thread did inside happens
