@@ -18,6 +18,12 @@ const LINE: usize = 8;
 /// Followers begin here, a line each.
 const FOLLOWERS: usize = 16 * LINE;
 
+/// The bare ring begins here, a line for each record.
+const RECORDS: usize = BYTES / 2 / 8;
+
+/// Its places.
+const PLACES: usize = 64;
+
 #[derive(Debug)]
 pub(crate) struct Board {
     mapping: Mapping,
@@ -85,9 +91,10 @@ impl Board {
         self.word(2 * LINE)
     }
 
-    /// A bare slot.
-    pub(crate) fn slot(&self) -> &AtomicU64 {
-        self.word(3 * LINE)
+    /// The record of event `event` in a bare ring: the event, and a word about it.
+    pub(crate) fn record(&self, event: u64) -> [&AtomicU64; 2] {
+        let line = RECORDS + event as usize % PLACES * LINE;
+        [self.word(line), self.word(line + 1)]
     }
 
     fn follower(&self, number: usize, word: usize) -> &AtomicU64 {

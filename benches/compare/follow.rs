@@ -3,7 +3,7 @@
 //! Between batches a follower sleeps, so contestants whose turn it is not take no processor from the one whose turn it is.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use jitcast::runtime::header::Control;
 use jitcast::runtime::sys;
@@ -20,10 +20,13 @@ use crate::rows::functions;
 /// How a follower learns of a version, and gets to call it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Means {
-    /// A word tells; the function is called through a slot next to it. Nobody can do with less.
+    /// A word tells; a record in a ring says where the version is, whose text was just written, and the function is called
+    /// through a slot. Nobody who brings new code can do with less.
     Bare {
-        /// Of memory with the code of all versions.
+        /// Of memory with the code of the versions.
         text: String,
+        /// The clock is read when the word tells, too.
+        watched: bool,
     },
     /// A guard tells, as in every host.
     Jitcast {
@@ -64,7 +67,7 @@ pub(crate) fn play(role: &Follow) {
     let _pinned = Pinned::to(role.cpu);
     let board = Board::open(&role.board);
     let mut follower: Box<dyn FnMut(u64) -> Times + '_> = match &role.means {
-        Means::Bare { text } => bare(&board, text, role.asleep),
+        Means::Bare { text, watched } => bare(&board, text, *watched, role.asleep),
         Means::Library { folder, count } => {
             let (board, asleep) = (&board, role.asleep);
             Box::new(move |event| {
@@ -116,31 +119,47 @@ fn await_head(board: &Board, event: u64, asleep: bool) {
     }
 }
 
-/// The bytes of text that a bare follower calls: versions at distances of 16.
-pub(crate) fn bare_text() -> Vec<u8> {
-    let version = |number| {
-        let mut code = vec![0x48, 0x8d, 0x47, library::bonus(number) as u8, 0xc3];
-        code.resize(16, 0xcc);
-        code
-    };
-    (0..2).flat_map(version).collect()
+/// Versions that a bare text has room for, a cache line each: when one is written, no processor has its line for long.
+pub(crate) const BARE_VERSIONS: u64 = 1 << 16;
+
+/// Distance between versions in a bare text, bytes.
+pub(crate) const BARE_VERSION_BYTES: u64 = 64;
+
+/// The code of version `event`, `lea bonus(%rdi),%rax; ret`, as one word.
+pub(crate) fn bare_code(event: u64) -> u64 {
+    let bonus = library::bonus(event) as u8;
+    u64::from_le_bytes([0x48, 0x8d, 0x47, bonus, 0xc3, 0xcc, 0xcc, 0xcc])
 }
 
-fn bare<'a>(board: &'a Board, text: &str, asleep: bool) -> Box<dyn FnMut(u64) -> Times + 'a> {
+fn bare<'a>(
+    board: &'a Board,
+    text: &str,
+    watched: bool,
+    asleep: bool,
+) -> Box<dyn FnMut(u64) -> Times + 'a> {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     let text = std::fs::File::open(text).unwrap();
-    let (flags, prot) = (MapFlags::SHARED, ProtFlags::READ | ProtFlags::EXEC);
+    let len_bytes = (BARE_VERSIONS * BARE_VERSION_BYTES) as usize;
+    let flags = MapFlags::SHARED | MapFlags::POPULATE;
+    let prot = ProtFlags::READ | ProtFlags::EXEC;
     // SAFETY: a mapping at an address of the kernel's choice touches no memory that is in use.
-    let base = unsafe { mmap(std::ptr::null_mut(), 4096, prot, flags, &text, 0) }.unwrap();
+    let base = unsafe { mmap(std::ptr::null_mut(), len_bytes, prot, flags, &text, 0) }.unwrap();
+    let base = base.cast_const().cast::<()>();
+    let slot = AtomicPtr::new(std::ptr::null_mut::<()>());
     Box::new(move |event| {
         await_head(board, event, asleep);
-        let at = board.slot().load(Ordering::Relaxed) as usize;
-        let result = adds_at(base.cast_const().cast::<()>().wrapping_byte_add(at))(0);
+        let noticed_ns = watched.then(sys::monotonic_ns);
+        let [number, at] = board.record(event);
+        assert_eq!(number.load(Ordering::Relaxed), event);
+        let at = at.load(Ordering::Relaxed) as usize;
+        slot.store(base.wrapping_byte_add(at).cast_mut(), Ordering::Release);
+        let function = adds_at(std::hint::black_box(&slot).load(Ordering::Acquire));
+        let result = function(0);
         let called_ns = sys::monotonic_ns();
         assert_eq!(result, i64::from(library::bonus(event)));
         Times {
             published_ns: None,
-            noticed_ns: called_ns,
+            noticed_ns: noticed_ns.unwrap_or(called_ns),
             called_ns,
         }
     })

@@ -35,6 +35,55 @@ long guards(jitcast_thread *thread, long count)
     return 0;
 }
 
+/* Parts of a guard, on the words of the thread: what it looks at besides the head, and whether it knows that it is nested. */
+enum { GATE = 1, DEPTH = 2 };
+
+static inline long parts(jitcast_thread *thread, long count, const int what)
+{
+    uint64_t applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
+    for (; count > 0; count--) {
+        if ((what & DEPTH) != 0 && JITCAST_SELDOM(thread->depth != 0))
+            return count;
+        if ((what & GATE) != 0) {
+            applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
+            if (JITCAST_SELDOM(applied == 0))
+                return count;
+        }
+        __atomic_store_n(thread->pin, applied, __ATOMIC_RELAXED);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        if (JITCAST_SELDOM(__atomic_load_n(thread->head, __ATOMIC_ACQUIRE) != applied))
+            return count;
+        if ((what & GATE) != 0 && JITCAST_SELDOM(__atomic_load_n(thread->applied, __ATOMIC_RELAXED) != applied))
+            return count;
+        if ((what & DEPTH) != 0)
+            thread->depth = 1;
+        __asm__ volatile("" ::: "memory");
+        if ((what & DEPTH) != 0 && JITCAST_SELDOM(thread->depth != 1))
+            return count;
+        if ((what & GATE) != 0 && JITCAST_SELDOM(__atomic_load_n(thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE))
+            return count;
+        if ((what & DEPTH) != 0)
+            thread->depth = 0;
+        __atomic_store_n(thread->pin, (uint64_t)0, __ATOMIC_RELEASE);
+    }
+    return 0;
+}
+
+long head_alone(jitcast_thread *thread, long count)
+{
+    return parts(thread, count, 0);
+}
+
+long head_and_gate(jitcast_thread *thread, long count)
+{
+    return parts(thread, count, GATE);
+}
+
+long head_gate_and_depth(jitcast_thread *thread, long count)
+{
+    return parts(thread, count, GATE | DEPTH);
+}
+
 long empty(void *nothing, long count)
 {
     (void)nothing;

@@ -4,7 +4,6 @@ use std::ffi::{CStr, CString, c_int};
 use std::hint::black_box;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use jitcast::compiler::UnitSource;
 use jitcast::worker::{Guard, ThreadWords, Worker};
@@ -122,25 +121,6 @@ fn samples(plan: crate::measure::Plan) -> usize {
     plan.pick(20, 500)
 }
 
-/// What a guard cannot do without, a cache line each.
-#[derive(Default)]
-struct Lines {
-    head: Line,
-    pin: Line,
-}
-
-#[derive(Default)]
-#[repr(align(64))]
-struct Line(AtomicU64);
-
-#[inline(always)]
-fn bare_pin(lines: &Lines) {
-    lines.pin.0.store(1, Ordering::Relaxed);
-    compiler_fence(Ordering::SeqCst);
-    assert_eq!(lines.head.0.load(Ordering::Acquire), 0);
-    lines.pin.0.store(0, Ordering::Release);
-}
-
 fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {
     let samples = samples(recorder.plan);
     let mut contestants: Vec<Contestant<'_>> = vec![
@@ -162,14 +142,6 @@ fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {
                 (0..samples).map(once).collect(),
             )]
         }),
-        Box::new(move || {
-            let lines = Lines::default();
-            let once = |_| per_repetition_ns(CALLS, || bare_pin(black_box(&lines)));
-            vec![Taken::warm(
-                "limit: a pin, a look at the head, and no pin",
-                (0..samples).map(once).collect(),
-            )]
-        }),
     ];
     if let Some(made) = made {
         // SAFETY: `call.c` defines it so.
@@ -183,6 +155,9 @@ fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {
         for (who, name) in [
             ("jitcast, from C, inline", c"guards"),
             ("empty loop, in C", c"empty"),
+            ("limit: a pin and a look at the head, in C", c"head_alone"),
+            ("limit: and at the gate, in C", c"head_and_gate"),
+            ("limit: and counting how deep, in C", c"head_gate_and_depth"),
         ] {
             let of_c = made.host_loop(name);
             contestants.push(Box::new(move || {

@@ -1,19 +1,18 @@
 //! Linked code is ready: from its publication until another process has called it.
 //!
-//! The limit is a bare slot and a head in shared memory: what the hardware takes to get a word across. The peer is a prebuilt
-//! library, which the worker opens when a word tells it to.
+//! The limit is a head, a record, a slot and text that was just written, in shared memory: what the hardware takes to get new code
+//! across. The peer is a prebuilt library, which the worker opens when a word tells it to.
 
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast::compiler::{CompilerOptions, Reclaim};
-use jitcast::runtime::sys;
+use jitcast::runtime::sys::{self, Mapping};
 
 use super::publisher::{Publisher, versions};
 use super::race::{Race, tell};
 use crate::common::{adds, clif};
-use crate::follow::{Means, Others, bare_text};
+use crate::follow::{BARE_VERSION_BYTES, BARE_VERSIONS, Means, Others, bare_code};
 use crate::library::{Libraries, bonus};
 use crate::measure::{Contestant, Recorder, Taken};
 use crate::process::Pinned;
@@ -44,17 +43,34 @@ fn library_race(libraries: &Libraries, asleep: bool, followers: usize) -> Race<'
     })
 }
 
-fn bare_race(asleep: bool, followers: usize) -> Race<'static> {
-    let text = sys::memfd("bench-text", 4096).unwrap();
-    let mut file = std::fs::File::from(text);
-    file.write_all(&bare_text()).unwrap();
-    let means = Means::Bare {
-        text: format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
+/// Writes the code of a version where none was lately, then its record, then the head.
+fn bare_race(asleep: bool, watched: bool, followers: usize) -> Race<'static> {
+    let len_bytes = (BARE_VERSIONS * BARE_VERSION_BYTES) as usize;
+    let text = sys::memfd("bench-text", len_bytes as u64).unwrap();
+    let mapping = Mapping::shared(text.as_fd(), len_bytes, true).unwrap();
+    let write = move |version: u64, code: u64| {
+        let at = (version % BARE_VERSIONS * BARE_VERSION_BYTES) as usize;
+        // SAFETY: the mapping is that long, aligned, and lives as long as this closure; followers execute the word.
+        unsafe { AtomicU64::from_ptr(mapping.base().cast::<u64>().byte_add(at).as_ptr()) }
+            .store(code, Ordering::Relaxed);
+        at as u64
     };
+    // Every page is there.
+    for version in 0..BARE_VERSIONS {
+        write(version, bare_code(0));
+    }
+    let means = Means::Bare {
+        text: format!("/proc/{}/fd/{}", std::process::id(), text.as_raw_fd()),
+        watched,
+    };
+    let mut versions = 0;
     Race::new(&means, asleep, followers, move |board, event| {
         // It stays open as long as followers may map it.
-        let _ = &file;
-        board.slot().store(event % 2 * 16, Ordering::Relaxed);
+        let _ = &text;
+        versions += 1;
+        let [number, at] = board.record(event);
+        at.store(write(versions, bare_code(event)), Ordering::Relaxed);
+        number.store(event, Ordering::Relaxed);
         tell(board, event, asleep);
     })
 }
@@ -75,10 +91,25 @@ fn polling(recorder: &mut Recorder, libraries: Option<&Libraries>) {
         &CompilerOptions::default(),
         [0, 1].map(|number| clif("adds", &adds("adds", bonus(number).into()))),
     );
-    let mut bare = bare_race(false, 1);
-    let mut contestants: Vec<Contestant<'_>> = vec![Box::new(move || {
-        bare.round("limit: bare slot and head", count)
-    })];
+    let mut contestants: Vec<Contestant<'_>> = Vec::new();
+    for watched in [false, true] {
+        let mut bare = bare_race(false, watched, 1);
+        contestants.push(Box::new(move || {
+            let events = bare.run(count);
+            let (who, taken) = if watched {
+                (
+                    "limit: the same, from when the head is seen",
+                    events.from_notice,
+                )
+            } else {
+                (
+                    "limit: bare ring, slot and text just written",
+                    events.from_call,
+                )
+            };
+            vec![Taken::warm(who, taken)]
+        }));
+    }
     let mut race = fresh.race(Others::None, true, false, 1);
     contestants.push(Box::new(move || {
         let events = race.run(count);
@@ -86,6 +117,10 @@ fn polling(recorder: &mut Recorder, libraries: Option<&Libraries>) {
             Taken::warm(
                 "jitcast, from when the worker sees the head",
                 events.from_notice,
+            ),
+            Taken::warm(
+                "jitcast, from when it was published",
+                events.from_publication,
             ),
             Taken::warm(
                 "jitcast, from the call of publish until the worker sees the head",
@@ -144,7 +179,10 @@ fn asleep(recorder: &mut Recorder, libraries: Option<&Libraries>) {
     let mut contestants: Vec<Contestant<'_>> = Vec::new();
     for (workers, publisher) in counts.into_iter().zip(&publishers) {
         let mut races = vec![
-            ("limit: bare slot and futex", bare_race(true, workers)),
+            (
+                "limit: bare ring and futex",
+                bare_race(true, false, workers),
+            ),
             (
                 "jitcast, from the call of publish, which links",
                 publisher.race(Others::None, false, true, workers),
