@@ -366,9 +366,13 @@ impl Edit {
     }
 
     fn write_pages(&mut self, txn: &mut Txn<'_>) -> Result<(), SegmentFull> {
+        let keys = self.cells.keys().map(|index| index / CELLS_PER_PAGE);
+        let mut keys: Vec<_> = keys.collect();
+        keys.dedup();
+        // Whoever attaches reads all of them.
+        let places = txn.alloc_together(&vec![CELL_PAGE_BYTES; keys.len()])?;
         let mut cells = self.cells.iter().peekable();
-        while let Some(&(&index, _)) = cells.peek() {
-            let key = index / CELLS_PER_PAGE;
+        for (key, place) in keys.into_iter().zip(&places) {
             let mut page = CellPage { key: key.into(), generation: txn.generation(), values: [0; 64] };
             if let Some(old) = own(index::get(txn.memory(), self.root.cells, page.key)) {
                 page.values = own(read_page(txn.memory(), old)).values;
@@ -377,13 +381,14 @@ impl Edit {
             while let Some((index, value)) = cells.next_if(|(index, _)| **index / CELLS_PER_PAGE == key) {
                 page.values[(index % CELLS_PER_PAGE) as usize] = value.bits();
             }
-            let at = txn.alloc(Area::Control, CELL_PAGE_BYTES, 8)?.offset();
+            let at = place.offset();
             let head = [page.key, page.generation];
             txn.memory().write_bytes(at, head.as_bytes());
             let values = at.checked_add(16).expect("inside the area");
             txn.memory().write_bytes(values, page.values.as_bytes());
-            self.root.cells = index::insert(txn, self.root.cells, at)?;
         }
+        let pages: Vec<_> = places.iter().map(|place| place.offset()).collect();
+        self.root.cells = index::insert_all(txn, self.root.cells, &pages)?;
         Ok(())
     }
 }
