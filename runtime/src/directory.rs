@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing that an older root reaches is changed; a publication that fails leaves no trace.
 
+use core::sync::atomic::AtomicU64;
 use std::collections::BTreeMap;
 
 use zerocopy::IntoBytes;
@@ -398,13 +399,46 @@ impl Edit {
 /// # Errors
 /// [`Corrupt`] if it is not readable.
 pub fn read_page(view: &View, at: SegmentOffset) -> Result<CellPage, Corrupt> {
-    let words = view.words(at, CELL_PAGE_BYTES as usize / 8)?;
-    let word = |index: usize| crate::memory::load(&words[index]);
+    let page = PageInPlace::at(view, at)?;
     let mut values = [0; CELLS_PER_PAGE as usize];
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = word(2 + index);
+    for (value, found) in values.iter_mut().zip(page.values) {
+        *value = crate::memory::load(found);
     }
-    Ok(CellPage { key: word(0), generation: word(1), values })
+    Ok(CellPage { key: page.key(), generation: crate::memory::load(page.generation), values })
+}
+
+/// A page of cells where it lies, for whoever looks at each value once.
+#[derive(Clone, Copy, Debug)]
+pub struct PageInPlace<'a> {
+    key: &'a AtomicU64,
+    generation: &'a AtomicU64,
+    values: &'a [AtomicU64],
+}
+
+impl<'a> PageInPlace<'a> {
+    /// The page at `at`.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if it is not readable.
+    #[inline]
+    pub fn at(view: &'a View, at: SegmentOffset) -> Result<Self, Corrupt> {
+        match view.words(at, CELL_PAGE_BYTES as usize / 8)? {
+            [key, generation, values @ ..] => Ok(Self { key, generation, values }),
+            _ => Err(Corrupt { what: "page of cells", at }),
+        }
+    }
+
+    /// The number of its first cell / [`CELLS_PER_PAGE`].
+    #[inline]
+    pub fn key(&self) -> u64 {
+        crate::memory::load(self.key)
+    }
+
+    /// What its [`CELLS_PER_PAGE`] cells hold.
+    #[inline]
+    pub fn values(&self) -> impl Iterator<Item = CellValue> + Clone + use<'a> {
+        self.values.iter().map(|value| CellValue::from_bits(crate::memory::load(value)))
+    }
 }
 
 fn write<R: SharedRecord>(txn: &mut Txn<'_>, record: &R, texts: &[&str]) -> Result<SegmentOffset, SegmentFull> {
