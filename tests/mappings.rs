@@ -97,6 +97,30 @@ fn nothing_in_the_compiler_is_writable_and_executable() {
     assert_eq!(smaps::writable_and_executable(), Vec::<String>::new());
 }
 
+/// An area becomes accessible by granules of 16 pages of memory; those are a worker's own that published cells lie in.
+#[test]
+fn slots_have_memory_as_far_as_they_are_published() {
+    let host = Host::sealed();
+    for functions in [1_u64, 4_000] {
+        let object = (0..functions).fold(Maker::new(), |object, number| {
+            object.function(&format!("f{functions}_{number}"), &[0xc3])
+        });
+        let unit = format!("unit of {functions}");
+        host.publish_object(&unit, object.finish());
+        let worker = remote::attach(&host.socket);
+        let mapping = smaps::of_area(&worker, Area::CallCells);
+        // One more for the traps; what was published before lies in between.
+        let pages = ((functions + 1) * 8).div_ceil(4096) + 1;
+        let granule = u64::from(GRANULE_BYTES);
+        assert_eq!((mapping.end - mapping.start) % granule, 0);
+        assert!(
+            mapping.anonymous_kib <= pages * 4,
+            "{unit}: {} KiB for {pages} pages",
+            mapping.anonymous_kib
+        );
+    }
+}
+
 #[test]
 fn the_number_of_mappings_does_not_depend_on_what_is_published() {
     let host = host();

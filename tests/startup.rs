@@ -5,7 +5,7 @@ mod common;
 #[path = "publish/units.rs"]
 mod units;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use common::host::Host;
 use common::process::await_some;
 use common::{remote, require, role};
 use jitcast::compiler::{Reclaim, UnitSource};
+use jitcast::runtime::geometry::SLOT_BYTES;
+use jitcast::runtime::{Area, WorkerAddr};
 use jitcast::worker::{EnterError, Guard, HostTable, LookupError, Worker};
 use units::{adders, attach, attach_with, c, call, handle, publish, try_call};
 
@@ -204,6 +206,44 @@ fn a_unit_that_fails_is_trapped_in_that_worker_alone() {
         assert_eq!(call(&worker, "f", 1), 4);
         assert_eq!(follows.call(&worker.enter().unwrap(), 1), 4);
         assert_eq!(worker.failed_units(), []);
+    }
+}
+
+/// How many of a worker's call cells lead into its window.
+fn led_inside(worker: &Worker) -> usize {
+    let window = worker.window();
+    let cells = worker.geometry().region(Area::CallCells);
+    let slots = window.slots(cells.offset(), cells.len_bytes / SLOT_BYTES);
+    let leads = |slot: &&AtomicU64| {
+        let address = WorkerAddr::new(slot.load(Ordering::Relaxed));
+        window.offset_of(address).is_some()
+    };
+    slots.iter().filter(leads).count()
+}
+
+#[test]
+fn no_cell_leads_into_a_unit_that_failed() {
+    if !require::cc() {
+        return;
+    }
+    let host = Host::sealed();
+    let names: Vec<_> = (0..300).map(|number| format!("good_{number}")).collect();
+    let functions: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    publish(&host, &[adders("good", &functions)]);
+    let early = attach(&host);
+    let good = led_inside(&early);
+    assert!(good >= functions.len());
+    let bad: String = (0..300)
+        .map(|number| format!("long bad_{number}(long x) {{ return x; }}\n"))
+        .collect();
+    let fails =
+        "__attribute__((constructor)) static void fails(void) { *(volatile int *)8 = 1; }\n";
+    publish(&host, &[c("bad", &format!("{fails}{bad}"))]);
+    assert_eq!(call(&early, "good_299", 1), 2);
+    // Whoever attaches stores everything.
+    for worker in [early, attach(&host)] {
+        assert_eq!(worker.failed_units().len(), 1);
+        assert_eq!(led_inside(&worker), good);
     }
 }
 

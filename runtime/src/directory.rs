@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing that an older root reaches is changed; a publication that fails leaves no trace.
 
+use core::sync::atomic::AtomicU64;
 use std::collections::BTreeMap;
 
 use zerocopy::IntoBytes;
@@ -366,9 +367,13 @@ impl Edit {
     }
 
     fn write_pages(&mut self, txn: &mut Txn<'_>) -> Result<(), SegmentFull> {
+        let keys = self.cells.keys().map(|index| index / CELLS_PER_PAGE);
+        let mut keys: Vec<_> = keys.collect();
+        keys.dedup();
+        // Whoever attaches reads all of them.
+        let places = txn.alloc_together(&vec![CELL_PAGE_BYTES; keys.len()])?;
         let mut cells = self.cells.iter().peekable();
-        while let Some(&(&index, _)) = cells.peek() {
-            let key = index / CELLS_PER_PAGE;
+        for (key, place) in keys.into_iter().zip(&places) {
             let mut page = CellPage { key: key.into(), generation: txn.generation(), values: [0; 64] };
             if let Some(old) = own(index::get(txn.memory(), self.root.cells, page.key)) {
                 page.values = own(read_page(txn.memory(), old)).values;
@@ -377,13 +382,14 @@ impl Edit {
             while let Some((index, value)) = cells.next_if(|(index, _)| **index / CELLS_PER_PAGE == key) {
                 page.values[(index % CELLS_PER_PAGE) as usize] = value.bits();
             }
-            let at = txn.alloc(Area::Control, CELL_PAGE_BYTES, 8)?.offset();
+            let at = place.offset();
             let head = [page.key, page.generation];
             txn.memory().write_bytes(at, head.as_bytes());
             let values = at.checked_add(16).expect("inside the area");
             txn.memory().write_bytes(values, page.values.as_bytes());
-            self.root.cells = index::insert(txn, self.root.cells, at)?;
         }
+        let pages: Vec<_> = places.iter().map(|place| place.offset()).collect();
+        self.root.cells = index::insert_all(txn, self.root.cells, &pages)?;
         Ok(())
     }
 }
@@ -393,13 +399,46 @@ impl Edit {
 /// # Errors
 /// [`Corrupt`] if it is not readable.
 pub fn read_page(view: &View, at: SegmentOffset) -> Result<CellPage, Corrupt> {
-    let words = view.words(at, CELL_PAGE_BYTES as usize / 8)?;
-    let word = |index: usize| crate::memory::load(&words[index]);
+    let page = PageInPlace::at(view, at)?;
     let mut values = [0; CELLS_PER_PAGE as usize];
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = word(2 + index);
+    for (value, found) in values.iter_mut().zip(page.values) {
+        *value = crate::memory::load(found);
     }
-    Ok(CellPage { key: word(0), generation: word(1), values })
+    Ok(CellPage { key: page.key(), generation: crate::memory::load(page.generation), values })
+}
+
+/// A page of cells where it lies, for whoever looks at each value once.
+#[derive(Clone, Copy, Debug)]
+pub struct PageInPlace<'a> {
+    key: &'a AtomicU64,
+    generation: &'a AtomicU64,
+    values: &'a [AtomicU64],
+}
+
+impl<'a> PageInPlace<'a> {
+    /// The page at `at`.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if it is not readable.
+    #[inline]
+    pub fn at(view: &'a View, at: SegmentOffset) -> Result<Self, Corrupt> {
+        match view.words(at, CELL_PAGE_BYTES as usize / 8)? {
+            [key, generation, values @ ..] => Ok(Self { key, generation, values }),
+            _ => Err(Corrupt { what: "page of cells", at }),
+        }
+    }
+
+    /// The number of its first cell / [`CELLS_PER_PAGE`].
+    #[inline]
+    pub fn key(&self) -> u64 {
+        crate::memory::load(self.key)
+    }
+
+    /// What its [`CELLS_PER_PAGE`] cells hold.
+    #[inline]
+    pub fn values(&self) -> impl Iterator<Item = CellValue> + Clone + use<'a> {
+        self.values.iter().map(|value| CellValue::from_bits(crate::memory::load(value)))
+    }
 }
 
 fn write<R: SharedRecord>(txn: &mut Txn<'_>, record: &R, texts: &[&str]) -> Result<SegmentOffset, SegmentFull> {

@@ -334,15 +334,42 @@ impl Txn<'_> {
         if region.len_bytes > 0 {
             self.taken.insert((area, region.start), region.len_bytes);
         }
-        self.heap.back(area, region, self.backing)?;
-        if area == Area::CallCells && region.len_bytes > 0 {
+        let mut backed = self.heap.back(area, region, self.backing);
+        if area == Area::CallCells && region.len_bytes > 0 && backed.is_ok() {
             let stubs = self.heap.stubs_of(region);
-            self.heap.back(Area::Stubs, stubs, self.backing)?;
+            backed = self.heap.back(Area::Stubs, stubs, self.backing);
+        }
+        if let Err(full) = backed {
+            self.retire(area, region);
+            return Err(full);
         }
         if area == Area::Text {
             self.reused_text |= region.len_bytes > 0 && region.start < self.heap.fresh_text;
         }
         Ok(region)
+    }
+
+    /// Takes a range of control for each of `lens_bytes`, multiples of eight, which are going to be read together: if they are many,
+    /// one after another, as far as there is room for that, so that they share pages of memory.
+    ///
+    /// # Errors
+    /// [`SegmentFull`].
+    pub fn alloc_together(&mut self, lens_bytes: &[u32]) -> Result<Vec<Region>, SegmentFull> {
+        /// Fewer are put wherever there is room: they are freed one by one, and what is left between them is of use to few.
+        const MANY: usize = 16;
+        let sum = lens_bytes.iter().try_fold(0u32, |sum, len_bytes| sum.checked_add(*len_bytes));
+        let all = sum.filter(|_| lens_bytes.len() >= MANY).map(|all| self.alloc(Area::Control, all, 8));
+        let Some(Ok(Region { mut start, .. })) = all else {
+            return lens_bytes.iter().map(|len_bytes| self.alloc(Area::Control, *len_bytes, 8)).collect();
+        };
+        self.taken.remove(&(Area::Control, start));
+        let piece = |&len_bytes: &u32| {
+            let region = Region { start, len_bytes };
+            start = region.end();
+            self.taken.insert((Area::Control, region.start), len_bytes);
+            region
+        };
+        Ok(lens_bytes.iter().map(piece).collect())
     }
 
     /// Gives `region` of the shared data, which was taken, what it starts with: the bytes of `template`, in control, then

@@ -50,6 +50,11 @@ impl Node {
 
     fn write(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
         let region = txn.alloc(Area::Control, self.len_bytes(), 8)?;
+        self.write_at(txn, region.offset());
+        Ok(region.offset())
+    }
+
+    fn write_at(&self, txn: &Txn<'_>, at: SegmentOffset) {
         let mut words = [0u64; 2 + FANOUT];
         words[0] = u64::from(self.records) << 32 | u64::from(self.bitmap);
         words[1] = self.newest;
@@ -58,8 +63,7 @@ impl Node {
             words[count] = self.children[slot].into();
             count += 1;
         }
-        txn.memory().write_bytes(region.offset(), zerocopy::IntoBytes::as_bytes(&words[..count]));
-        Ok(region.offset())
+        txn.memory().write_bytes(at, zerocopy::IntoBytes::as_bytes(&words[..count]));
     }
 
     fn set(&mut self, slot: usize, child: u32, record: bool) {
@@ -363,6 +367,95 @@ fn split(
         node.set(new_slot, new.1, true);
     }
     node.write(txn)
+}
+
+/// As [`insert`], of many records of different keys: each node that changes is written once, and all of them lie together. So what a
+/// publication brings is read from few pages of memory.
+///
+/// # Errors
+/// [`SegmentFull`]; the transaction is then to be dropped.
+pub fn insert_all(
+    txn: &mut Txn<'_>,
+    root: SegmentOffset,
+    records: &[SegmentOffset],
+) -> Result<SegmentOffset, SegmentFull> {
+    if records.is_empty() {
+        return Ok(root);
+    }
+    let keyed = |record: &SegmentOffset| (own(key_of(txn.memory(), record.get())), record.get());
+    let mut records: Vec<_> = records.iter().map(keyed).collect();
+    records.sort_unstable_by(|(key, _), (other, _)| by_path(*key, *other));
+    let mut drafts = Vec::new();
+    draft(txn, root, &records, 0, &mut drafts);
+    let lens_bytes: Vec<_> = drafts.iter().map(|draft| draft.node.len_bytes()).collect();
+    let places = txn.alloc_together(&lens_bytes)?;
+    for (draft, place) in drafts.iter_mut().zip(&places) {
+        for slot in bits(draft.drafted) {
+            let child = draft.node.children[slot];
+            draft.node.children[slot] = places[child as usize].start;
+        }
+        draft.node.write_at(txn, place.offset());
+        if !draft.replaced.is_none() {
+            retire(txn, draft.replaced);
+        }
+    }
+    // The last that was drafted: those below it come first.
+    Ok(places.last().map_or(root, |place| place.offset()))
+}
+
+/// A node that is not written yet.
+struct Draft {
+    node: Node,
+    /// Which of its children are numbers of drafts.
+    drafted: u32,
+    /// What it is written in place of.
+    replaced: SegmentOffset,
+}
+
+/// The order in which a walk comes to records.
+fn by_path(key: u64, other: u64) -> core::cmp::Ordering {
+    let depth = (key ^ other).trailing_zeros() / BITS;
+    slot_of(key, depth).cmp(&slot_of(other, depth))
+}
+
+/// Drafts the node at `at` with `records`, in the order of their paths, put in; returns the number of its draft.
+fn draft(
+    txn: &Txn<'_>,
+    at: SegmentOffset,
+    records: &[(u64, u32)],
+    depth: u32,
+    drafts: &mut Vec<Draft>,
+) -> u32 {
+    let mut node = if at.is_none() { Node::EMPTY } else { own(Node::read(txn.memory(), at)) };
+    node.newest = txn.generation();
+    let mut drafted = 0;
+    for group in records.chunk_by(|(key, _), (other, _)| slot_of(*key, depth) == slot_of(*other, depth)) {
+        let slot = slot_of(group[0].0, depth);
+        let (mut below, mut stays) = (SegmentOffset::NONE, None);
+        if node.has(slot) && node.is_record(slot) {
+            let other = (own(key_of(txn.memory(), node.children[slot])), node.children[slot]);
+            stays = Some(other).filter(|(key, _)| group.iter().all(|(new, _)| new != key));
+        } else if node.has(slot) {
+            below = SegmentOffset::new(node.children[slot]);
+        }
+        let child = match (group, stays) {
+            ([(_, record)], None) if below.is_none() => {
+                node.set(slot, *record, true);
+                continue;
+            }
+            (group, None) => draft(txn, below, group, depth + 1, drafts),
+            (group, Some(other)) => {
+                let mut group = group.to_vec();
+                let place = group.partition_point(|(key, _)| by_path(*key, other.0).is_lt());
+                group.insert(place, other);
+                draft(txn, below, &group, depth + 1, drafts)
+            }
+        };
+        node.set(slot, child, false);
+        drafted |= 1 << slot;
+    }
+    drafts.push(Draft { node, drafted, replaced: at });
+    drafts.len() as u32 - 1
 }
 
 /// Takes `key` out; returns the new root. A key that is not there changes nothing.

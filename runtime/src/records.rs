@@ -439,6 +439,7 @@ impl CellValue {
     }
 
     /// Where it leads; `None`: unbound or quarantined (or a kind that this version does not write).
+    #[inline]
     pub fn target(self) -> Option<PatchTarget> {
         let payload = self.0 as u32;
         match self.0 >> 32 {

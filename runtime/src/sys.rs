@@ -90,6 +90,7 @@ impl Mapping {
     }
 
     /// The first byte.
+    #[inline]
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
@@ -258,6 +259,22 @@ impl Mapping {
         // SAFETY: the range is this mapping, and the advice used in this crate changes what a fork or a
         // core dump does with it, or gives it memory; not its contents here.
         unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len_bytes, advice) }?;
+        Ok(())
+    }
+
+    /// Gives memory of its own to each page of a part that is readable and writable, as if it were stored to.
+    ///
+    /// # Errors
+    /// As madvise(2), `MADV_POPULATE_WRITE`.
+    ///
+    /// # Panics
+    /// If the part is not inside.
+    pub fn populate(&self, start: usize, len_bytes: usize) -> io::Result<()> {
+        const PAGE_BYTES: usize = 4096;
+        let before = start % PAGE_BYTES;
+        let at = self.part(start - before, len_bytes + before);
+        // SAFETY: the range is in this mapping (checked by `part`), whose start is a page's; what it holds stays.
+        unsafe { rustix::mm::madvise(at, len_bytes + before, Advice::LinuxPopulateWrite) }?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{SegmentOffset, WorkerAddr};
-use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
+use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region, SLOT_BYTES};
 use crate::header::CONTROL_FIXED_BYTES;
 use crate::memory::{Corrupt, View};
 use crate::selector::{BLOCK_BYTES, MAX_BLOCKS, SELECTOR_BYTES, SELECTORS_PER_BLOCK, SelectorWord};
@@ -111,6 +111,7 @@ impl Window {
     }
 
     /// The base: the address of offset 0.
+    #[inline]
     pub fn base(&self) -> WorkerAddr {
         WorkerAddr::new(self.mapping.base().as_ptr().addr() as u64)
     }
@@ -121,6 +122,7 @@ impl Window {
     }
 
     /// The address of `offset` in this process: the one bridge from offsets to addresses.
+    #[inline]
     pub fn addr_of(&self, offset: SegmentOffset) -> WorkerAddr {
         WorkerAddr::new(self.base().get() + u64::from(offset.get()))
     }
@@ -218,6 +220,19 @@ impl Window {
         // SAFETY: the words are mapped read-write (the area is private and open from here to there), aligned, and live as
         // long as the window. As in `private_word`, nobody accesses them otherwise than by loads and stores of words.
         unsafe { core::slice::from_raw_parts(first.as_ptr().cast(), open.min(count) as usize) }
+    }
+
+    /// Has the kernel give memory to the slots from `first` to `last`, as far as they are accessible: all of these are going to be
+    /// stored to. Where it cannot, or not in this way, the stores find out.
+    pub fn populate_slots(&self, first: SegmentOffset, last: SegmentOffset) {
+        for area in [Area::CallCells, Area::AddressCells] {
+            let start = self.geometry.region(area).start.max(first.get());
+            let end = self.end(area).min(last.get().saturating_add(SLOT_BYTES));
+            if start < end {
+                // Linux before 5.14 does not know it.
+                let _ = self.mapping.populate(start as usize, (end - start) as usize);
+            }
+        }
     }
 
     /// A copy of the bytes of `region` in `area`, whoever may write there meanwhile.

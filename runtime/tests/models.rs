@@ -6,7 +6,7 @@ use std::io;
 
 use jitcast_runtime::atomic::AtomicU64;
 use jitcast_runtime::geometry::{Area, Geometry, MIN_WINDOW_BYTES, Region};
-use jitcast_runtime::heap::{Backing, Heap};
+use jitcast_runtime::heap::{Backing, Heap, Txn};
 use jitcast_runtime::memory::{Corrupt, HeapMemory};
 use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
 use jitcast_runtime::{SegmentOffset, index};
@@ -81,11 +81,65 @@ proptest! {
     }
 
     #[test]
+    fn many_records_at_once_make_the_index_that_they_make_one_by_one(
+        batches in prop::collection::vec(
+            prop::collection::btree_set(prop_oneof![0u64..2000, (0u64..64).prop_map(|n| n << 58), any::<u64>()], 1..400),
+            1..4,
+        )
+    ) {
+        let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
+        let mut made = Vec::new();
+        for at_once in [false, true] {
+            let heap_memory = HeapMemory::new(geometry.shared());
+            let memory = heap_memory.memory();
+            let mut heap = Heap::new(&geometry);
+            let mut root = SegmentOffset::NONE;
+            for (batch, generation) in batches.iter().zip(2..) {
+                // The first time it comes to nothing.
+                for commits in [false, true] {
+                    let used = heap.used_bytes(Area::Control);
+                    let mut txn = heap.begin(memory, &Backed, generation);
+                    let places = txn.alloc_together(&vec![16; batch.len()]).unwrap();
+                    let records: Vec<_> = places.iter().map(|place| place.offset()).collect();
+                    for (record, key) in records.iter().zip(batch) {
+                        memory.store(*record, *key);
+                        memory.store(SegmentOffset::new(record.get() + 8), generation);
+                    }
+                    let after = if at_once {
+                        index::insert_all(&mut txn, root, &records).unwrap()
+                    } else {
+                        let insert = |root, record: &SegmentOffset| index::insert(&mut txn, root, *record).unwrap();
+                        records.iter().fold(root, insert)
+                    };
+                    if commits {
+                        root = after;
+                        txn.commit();
+                    } else {
+                        drop(txn);
+                        prop_assert_eq!(heap.used_bytes(Area::Control), used);
+                    }
+                }
+            }
+            for key in batches.iter().flatten() {
+                let record = index::get(memory, root, *key).unwrap().unwrap();
+                prop_assert_eq!(memory.load(record).unwrap(), *key);
+            }
+            let nodes = index::nodes(memory, root).unwrap();
+            prop_assert!(nodes.windows(2).all(|pair| pair[0].end() <= pair[1].start));
+            let mut lens: Vec<_> = nodes.iter().map(|node| node.len_bytes).collect();
+            lens.sort_unstable();
+            made.push((lens, heap.used_bytes(Area::Control), heap.retired_bytes()));
+        }
+        prop_assert_eq!(&made[0], &made[1]);
+    }
+
+    #[test]
     fn an_index_is_a_map_and_old_roots_keep_their_meaning(
         batches in prop::collection::vec(
             prop::collection::vec((prop_oneof![0u64..40, any::<u64>(), (0u64..4).prop_map(|n| n << 62)], any::<bool>()), 1..30),
             1..12,
-        )
+        ),
+        at_once in prop::collection::btree_set(0usize..12, 0..8),
     ) {
         let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
         let heap_memory = HeapMemory::new(geometry.shared());
@@ -96,18 +150,33 @@ proptest! {
         for (number, batch) in batches.into_iter().enumerate() {
             let generation = number as u64 + 2;
             let mut txn = heap.begin(memory, &Backed, generation);
-            for (key, keep) in batch {
-                if keep {
-                    let record = txn.alloc(Area::Control, 16, 8).unwrap().offset();
-                    memory.store(record, key);
-                    memory.store(SegmentOffset::new(record.get() + 8), generation);
-                    root = index::insert(&mut txn, root, record).unwrap();
-                    model.insert(key, generation);
-                } else {
-                    root = index::remove(&mut txn, root, key).unwrap();
-                    model.remove(&key);
+            let write = |txn: &mut Txn<'_>, key| {
+                let record = txn.alloc(Area::Control, 16, 8).unwrap().offset();
+                memory.store(record, key);
+                memory.store(SegmentOffset::new(record.get() + 8), generation);
+                record
+            };
+            if at_once.contains(&number) {
+                // Those that are there already are put in anew, too.
+                let keys: BTreeSet<_> = batch.into_iter().map(|(key, _)| key).collect();
+                let records: Vec<_> = keys.iter().map(|key| write(&mut txn, *key)).collect();
+                root = index::insert_all(&mut txn, root, &records).unwrap();
+                model.extend(keys.into_iter().map(|key| (key, generation)));
+            } else {
+                for (key, keep) in batch {
+                    if keep {
+                        let record = write(&mut txn, key);
+                        root = index::insert(&mut txn, root, record).unwrap();
+                        model.insert(key, generation);
+                    } else {
+                        root = index::remove(&mut txn, root, key).unwrap();
+                        model.remove(&key);
+                    }
                 }
             }
+            // Each node lies in what is in use, and in nobody else's.
+            let nodes = index::nodes(memory, root).unwrap();
+            prop_assert!(nodes.windows(2).all(|pair| pair[0].end() <= pair[1].start));
             txn.commit();
             history.push((generation, root, model.clone()));
         }

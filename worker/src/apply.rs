@@ -19,6 +19,7 @@ use jitcast_runtime::ring::Record;
 use jitcast_runtime::{Corrupt, SegmentOffset, sys};
 
 use crate::canary::Canaries;
+use crate::cells::NewPage;
 use crate::debug::{DebugOptions, Tools};
 use crate::error::UpdateError;
 use crate::fault::{Fault, seeded};
@@ -473,7 +474,10 @@ impl Inner {
         let canaries = self.canaries_with_cells(&root, seat)?;
         // At one generation threads cannot be told apart.
         let moves = root.generation == applied && !canaries.are_those_of(&state.canaries);
-        if !nobody && (!extends || moves) || !self.reserve_for(state, others, &root, &canaries)? {
+        let pages = self.new_pages(&root, applied)?;
+        if !nobody && (!extends || moves)
+            || !self.reserve_for(state, others, &root, (&pages, &canaries))?
+        {
             return Ok(applied);
         }
         self.forget_failed(state, root.units, &canaries)?;
@@ -515,27 +519,28 @@ impl Inner {
         if root.reused_text > applied {
             self.serialise(root.reused_text);
         }
+        self.populate(&pages);
         if starts {
             // Names that are new lead to the new units before their constructors run; others move after.
-            index::walk(view, root.cells, applied, &mut |at| {
-                self.bind_new(state, &canaries, at)
-            })?;
+            for page in &pages {
+                self.bind_new(state, &canaries, page.at)?;
+            }
             self.bind_new_cells(state, canaries.cells())?;
             if lets_stay {
                 self.life().gate().let_stay(applied);
             }
             self.start_units(state, root.generation, &mut fresh);
             if lets_stay {
-                self.look_again(state, others, &root, &canaries)?;
+                self.look_again(state, others, &root, (&pages, &canaries))?;
             }
         }
         self.remember_units(state, fresh);
         let bound = candidates.into_iter().map(|(number, _)| number);
         state.units.bound_candidates(bound);
         let step = self.step(&others.pins, root.generation);
-        index::walk(view, root.cells, applied, &mut |at| {
-            self.bind_page(state, &step, &canaries, at)
-        })?;
+        for page in &pages {
+            self.bind_page(state, &step, &canaries, page.at)?;
+        }
         let uncovered = self.uncovered_cells(state, &root, &canaries)?;
         for (cell, value) in canaries.cells().chain(uncovered) {
             self.lead_cell(state, &step, cell, value)?;
@@ -584,34 +589,32 @@ impl Inner {
         state: &mut State,
         others: &mut Others,
         root: &Root,
-        canaries: &Canaries,
+        new: (&[NewPage], &Canaries),
     ) -> Result<(), UpdateError> {
         loop {
             self.life().gate().shut();
             self.look(state, others);
             let fits = others.pins.len() < MAX_GENERATIONS;
-            if fits && self.reserve_for(state, others, root, canaries)? {
+            if fits && self.reserve_for(state, others, root, new)? {
                 return Ok(());
             }
             std::thread::yield_now();
         }
     }
 
-    /// Makes sure that there are selectors for all that `root` replaces.
+    /// Makes sure that there are selectors for all that `root` replaces, by new pages of cells and by canaries.
     fn reserve_for(
         &self,
         state: &mut State,
         others: &Others,
         root: &Root,
-        canaries: &Canaries,
+        (pages, canaries): (&[NewPage], &Canaries),
     ) -> Result<bool, UpdateError> {
         let mut moves = 0;
         if !others.pins.is_empty() {
-            let view = self.window().control();
-            index::walk(view, root.cells, state.applied, &mut |at| {
-                moves += self.count_moves(state, canaries, at)?;
-                Ok::<_, UpdateError>(())
-            })?;
+            for page in pages {
+                moves += self.count_moves(state, canaries, page.at)?;
+            }
             let uncovered = self.uncovered_cells(state, root, canaries)?;
             moves += self.count_moving(state, canaries.cells().chain(uncovered));
         }

@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::AttachError;
 use crate::fault::{Fault, seeded};
+use crate::life::LifePage;
 use crate::link::LinkParts;
 use crate::worker::Setup;
 
@@ -73,6 +74,7 @@ pub(crate) struct Attachment {
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
     pub(crate) mailbox: Mailbox,
+    pub(crate) life: LifePage,
     pub(crate) number: u64,
     /// The compiler process cannot reach anybody by membarrier.
     pub(crate) fenced: bool,
@@ -89,6 +91,8 @@ pub(crate) fn attach(endpoint: Endpoint<'_>, setup: &Setup) -> Result<Attachment
 pub(crate) struct Asking {
     socket: OwnedFd,
     request: AttachRequest,
+    /// For the worker that comes of it.
+    life: LifePage,
 }
 
 impl Asking {
@@ -98,7 +102,18 @@ impl Asking {
         let request = request(&setup.label, setup.barriers.incomplete());
         wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
             .map_err(|cause| AttachError::Protocol { cause })?;
-        Ok(Self { socket, request })
+        // While the compiler process is at it: what does not depend on the answer. The processor's features are looked at in `finish`;
+        // where a hypervisor answers for it, the first look takes long.
+        CpuFeatures::host();
+        let life = LifePage::new().map_err(|cause| AttachError::System {
+            step: "mmap of the life page",
+            cause,
+        })?;
+        Ok(Self {
+            socket,
+            request,
+            life,
+        })
     }
 
     /// Where the answer comes.
@@ -135,6 +150,7 @@ impl Asking {
             geometry,
             header,
             mailbox,
+            life: self.life,
             number: reply.worker,
             fenced: reply.fenced != 0,
         })

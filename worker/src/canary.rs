@@ -45,6 +45,11 @@ impl Canaries {
         self.cells.contains_key(&cell)
     }
 
+    /// Whether pages of cells say what all cells hold here.
+    pub(crate) fn cover_nothing(&self) -> bool {
+        self.cells.is_empty()
+    }
+
     /// The cells that it covers, and what they hold.
     pub(crate) fn cells(&self) -> impl Iterator<Item = (SegmentOffset, CellValue)> {
         self.cells.iter().map(|(cell, value)| (*cell, *value))

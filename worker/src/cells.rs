@@ -2,12 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use jitcast_runtime::directory::read_page;
+use jitcast_runtime::directory::{PageInPlace, read_page};
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{
-    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellPage, CellValue, ImportRecord, Root, TRAP_CELL,
-    trailing_text,
+    CELL_PAGE_BYTES, CELLS_PER_PAGE, CellValue, ImportRecord, Root, TRAP_CELL, trailing_text,
 };
 use jitcast_runtime::{Corrupt, ImportId, PatchTarget, SegmentOffset, WorkerAddr, index};
 
@@ -18,6 +17,12 @@ use crate::log::{Event, note};
 use crate::transition::{Place, Step};
 use crate::trap;
 use crate::worker::{Inner, State};
+
+/// What the kernel gives memory by, bytes.
+const MEMORY_PAGE_BYTES: u32 = 4096;
+
+/// From so many pages of memory on, one system call is less than their faults.
+const MANY: u32 = 4;
 
 impl Inner {
     /// The first call cell is where the segment's traps jump through.
@@ -115,7 +120,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Stores a page of cells that nobody goes through now: what attaching consists of, so the slots are looked for once.
+    /// Stores a page of cells that nobody goes through now: what attaching consists of. So the slots are looked for once, and it is asked
+    /// once whether anything but the page decides what they hold.
     fn store_page(
         &self,
         state: &State,
@@ -124,18 +130,30 @@ impl Inner {
     ) -> Result<(), UpdateError> {
         let (first, values) = self.values(at)?;
         let slots = self.window().slots(first, CELLS_PER_PAGE);
-        for ((cell, value), index) in cells(first, values).zip(0_usize..) {
-            match slots.get(index) {
-                _ if is_reserved(cell, value) || canaries.covers(cell) => {}
-                // Release: on a processor that reads the slot, what it leads to was stored before.
-                Some(slot) => {
-                    let address = self.cell_address(state, value);
-                    slot.store(address.get(), Ordering::Release);
-                }
-                // Unbound cells may lie beyond what is backed.
-                None if value == CellValue::UNBOUND => {}
-                None => return Err(no_slot(cell).into()),
+        if slots.len() < CELLS_PER_PAGE as usize {
+            // Unbound cells may lie beyond what is backed.
+            let mut beyond = cells(first, values.clone()).skip(slots.len());
+            if let Some((cell, _)) = beyond.find(|(_, value)| *value != CellValue::UNBOUND) {
+                return Err(no_slot(cell).into());
             }
+        }
+        // Release: on a processor that reads a slot, what it leads to was stored before.
+        let store =
+            |slot: &AtomicU64, address: WorkerAddr| slot.store(address.get(), Ordering::Release);
+        if first == TRAP_CELL || !canaries.cover_nothing() || state.units.have_failed() {
+            for ((cell, value), slot) in cells(first, values).zip(slots) {
+                if !is_reserved(cell, value) && !canaries.covers(cell) {
+                    store(slot, self.cell_address(state, value));
+                }
+            }
+            return Ok(());
+        }
+        for (slot, value) in slots.iter().zip(values) {
+            let address = match value.target() {
+                Some(PatchTarget::Window(place)) => self.window().addr_of(place),
+                _ => self.cell_address(state, value),
+            };
+            store(slot, address);
         }
         Ok(())
     }
@@ -194,16 +212,47 @@ impl Inner {
         }))
     }
 
+    /// Where the pages of cells are that are newer than generation `applied`, each with its first cell, in the order of the cells.
+    pub(crate) fn new_pages(&self, root: &Root, applied: u64) -> Result<Vec<NewPage>, UpdateError> {
+        let view = self.window().control();
+        // An index that has more is none: it may go around in circles.
+        let most =
+            self.window().geometry().region(Area::AddressCells).end() / SLOT_BYTES / CELLS_PER_PAGE;
+        let mut pages = Vec::new();
+        index::walk(view, root.cells, applied, &mut |at| {
+            let first = first_cell(&PageInPlace::at(view, at)?, at)?;
+            if pages.len() == most as usize {
+                let what = "more pages of cells than there are cells";
+                return Err(UpdateError::from(Corrupt { what, at }));
+            }
+            pages.push(NewPage { first, at });
+            Ok(())
+        })?;
+        pages.sort_unstable_by_key(|page| page.first);
+        Ok(pages)
+    }
+
+    /// Gives the slots of these pages their memory, where many pages of it lie together: each of them is going to be stored to, and
+    /// would be a fault. None that no page of cells lies in gets any.
+    pub(crate) fn populate(&self, pages: &[NewPage]) {
+        let memory = |page: &NewPage| page.first.get() / MEMORY_PAGE_BYTES;
+        let runs = pages.chunk_by(|page, next| memory(next) - memory(page) <= 1);
+        for run in runs {
+            if let [first, .., last] = run
+                && memory(last) - memory(first) >= MANY
+            {
+                self.window().populate_slots(first.first, last.first);
+            }
+        }
+    }
+
     /// The first cell of a page, and the values of all.
-    fn values(&self, at: SegmentOffset) -> Result<(SegmentOffset, PageValues), Corrupt> {
-        let CellPage { key, values, .. } = read_page(self.window().control(), at)?;
-        let first = key.checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
-        let first = first
-            .and_then(|first| u32::try_from(first).ok())
-            .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES);
-        let what = "number of a page of cells";
-        let first = first.ok_or(Corrupt { what, at })?;
-        Ok((SegmentOffset::new(first), values))
+    fn values(
+        &self,
+        at: SegmentOffset,
+    ) -> Result<(SegmentOffset, impl Iterator<Item = CellValue> + Clone), Corrupt> {
+        let page = PageInPlace::at(self.window().control(), at)?;
+        Ok((first_cell(&page, at)?, page.values()))
     }
 
     /// Whether a cell is one that calls go through.
@@ -267,18 +316,34 @@ impl Inner {
     }
 }
 
-/// The values of a page, as they lie there.
-type PageValues = [u64; CELLS_PER_PAGE as usize];
+/// A page of cells that is to be applied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewPage {
+    /// Its first cell.
+    first: SegmentOffset,
+    /// Where the page is.
+    pub(crate) at: SegmentOffset,
+}
+
+/// The first cell of the page at `at`.
+fn first_cell(page: &PageInPlace<'_>, at: SegmentOffset) -> Result<SegmentOffset, Corrupt> {
+    let first = page.key().checked_mul((CELLS_PER_PAGE * SLOT_BYTES).into());
+    let first = first
+        .and_then(|first| u32::try_from(first).ok())
+        .filter(|first| *first <= u32::MAX - CELL_PAGE_BYTES);
+    let what = "number of a page of cells";
+    first.map(SegmentOffset::new).ok_or(Corrupt { what, at })
+}
 
 /// The cells from `first` on that have these values.
 fn cells(
     first: SegmentOffset,
-    values: PageValues,
+    values: impl Iterator<Item = CellValue>,
 ) -> impl Iterator<Item = (SegmentOffset, CellValue)> {
     (first.get()..)
         .step_by(SLOT_BYTES as usize)
         .map(SegmentOffset::new)
-        .zip(values.into_iter().map(CellValue::from_bits))
+        .zip(values)
 }
 
 /// Whether a page has no say in a cell: the first is the traps' own.

@@ -234,10 +234,6 @@ impl Worker {
             Some(own) => Window::map(&attachment.geometry, &link.segment, &own),
         };
         let window = Arc::new(window?);
-        let life = LifePage::new().map_err(|cause| AttachError::System {
-            step: "mmap of the life page",
-            cause,
-        })?;
         let link = Link::new(attachment.link).map_err(|cause| AttachError::System {
             step: "fstat of the connection",
             cause,
@@ -251,7 +247,7 @@ impl Worker {
             listing: Listing::new(&window),
             window,
             mailbox: attachment.mailbox,
-            life,
+            life: attachment.life,
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,

@@ -58,6 +58,8 @@ pub(super) struct Connection {
     /// How much of the frame's payload has been read and not kept, since it is too long, bytes.
     passed_over: usize,
     unsent: Vec<u8>,
+    /// Whether the poller waits until more of that can be sent.
+    pending: bool,
     worker: Option<u64>,
     pidfd: Option<OwnedFd>,
     /// Whether it has said which units it has.
@@ -94,6 +96,7 @@ impl Connection {
             payload: Vec::new(),
             passed_over: 0,
             unsent: Vec::new(),
+            pending: false,
             worker: None,
             pidfd: None,
             stated: false,
@@ -121,6 +124,7 @@ impl Connection {
             payload: Vec::new(),
             passed_over: 0,
             unsent: Vec::new(),
+            pending: false,
             worker: Some(number),
             pidfd: None,
             stated: false,
@@ -413,6 +417,11 @@ impl Connection {
         let header = FrameHeader::new(kind, u32::try_from(payload.len()).unwrap_or(0));
         self.unsent.extend_from_slice(header.as_bytes());
         self.unsent.extend_from_slice(payload);
+    }
+
+    /// From now on something is left to be sent, or nothing: whether it was otherwise.
+    pub(super) fn set_pending(&mut self, pending: bool) -> bool {
+        core::mem::replace(&mut self.pending, pending) != pending
     }
 
     /// Sends what the peer takes; whether something is left.

@@ -554,6 +554,9 @@ impl<'a> Loop<'a> {
         };
         match connection.flush() {
             Ok(pending) => {
+                if !connection.set_pending(pending) {
+                    return;
+                }
                 let mut flags = epoll::EventFlags::IN;
                 flags.set(epoll::EventFlags::OUT, pending);
                 let data = epoll::EventData::new_u64(token);

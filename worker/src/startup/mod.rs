@@ -176,6 +176,11 @@ impl Units {
         self.failed.get(&number)
     }
 
+    /// Whether any failed.
+    pub(crate) fn have_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     /// Whether code at `place` belongs to a unit that failed.
     pub(crate) fn is_failed(&self, place: SegmentOffset) -> bool {
         let inside = |failed: &FailedUnit| {
