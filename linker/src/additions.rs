@@ -91,6 +91,9 @@ impl Unit<'_> {
 
     /// Gives each indirect function the thunk that it is to everybody who refers to it.
     pub(crate) fn find_resolvers(&mut self) -> Result<(), LinkError> {
+        if !self.globals.has_indirect {
+            return Ok(());
+        }
         let mut found = Vec::new();
         for (number, object) in self.objects.iter().enumerate() {
             for (index, symbol) in (0..).zip(object.symbols.symbols()) {

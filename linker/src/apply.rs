@@ -1,5 +1,7 @@
 //! Linking a unit that is read: its bytes go to their areas, its symbols get places, and [`Fields`] fills the rest.
 
+use std::collections::HashSet;
+
 use jitcast_runtime::{Patch, PatchTarget, SegmentOffset, module};
 
 use crate::carry::Carriage;
@@ -120,17 +122,17 @@ impl<'a> Prepared<'a> {
 
     /// What is copied has to be the host's, and so has what is reached from the thread pointer.
     fn check_host(&self, bindings: &[Binding]) -> Result<(), LinkError> {
+        let copies = self.unit.copies.iter();
+        let copies: HashSet<&str> = copies
+            .map(|&(global, _)| self.unit.globals.list[global as usize].name)
+            .collect();
         for (name, binding) in self
             .references()
             .iter()
             .map(|found| found.name)
             .zip(bindings)
         {
-            let copied = self
-                .unit
-                .copies
-                .iter()
-                .any(|&(global, _)| self.unit.globals.list[global as usize].name == name);
+            let copied = copies.contains(name);
             if copied && !matches!(binding.target, PatchTarget::Host(_)) {
                 let (symbol, refusal) = (name.into(), SymbolRefusal::CopyOfPublished);
                 return Err(LinkError::new(

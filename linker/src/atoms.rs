@@ -1,6 +1,6 @@
 //! Atoms: the ranges of a unit's functions and objects.
 //!
-//! Invariant: atoms are sorted and do not overlap. Every relocation asks twice for the atom around a place, so each chunk
+//! Invariant: atoms are sorted and do not overlap. Relocations ask for the atoms around places, so each chunk
 //! is divided into about as many equal granules as it has atoms, and a search looks at one granule's.
 
 use object::LittleEndian as LE;
@@ -11,6 +11,7 @@ use crate::classify::immediate_len;
 use crate::fixup::{Fixup, Target};
 use crate::input::Area;
 use crate::layout::Spot;
+use crate::order;
 use crate::plan::Plan;
 use crate::relocation::Resolved;
 use crate::unit::Unit;
@@ -37,6 +38,24 @@ impl Around {
     /// Whether `spot` is certainly in the same atom.
     pub(crate) fn has(&self, spot: Spot) -> bool {
         self.start.chunk == spot.chunk && self.start.offset <= spot.offset && spot.offset < self.end
+    }
+}
+
+/// The nodes of places that were found last, by the index of the symbol that led there. It is no more than a hint: each
+/// entry says which place it is of.
+#[derive(Debug)]
+pub(crate) struct Found {
+    list: Vec<(Spot, u32)>,
+}
+
+impl Found {
+    /// For the symbols of objects that have at most `count`.
+    pub(crate) fn new(count: usize) -> Self {
+        // No chunk has this number.
+        let (chunk, offset) = (u32::MAX, 0);
+        Self {
+            list: vec![(Spot { chunk, offset }, 0); count],
+        }
     }
 }
 
@@ -84,7 +103,8 @@ impl Atoms {
                 }
             }
         }
-        list.sort_unstable();
+        // Those that start at one place become one, whichever is the first.
+        order::sort(&mut list, |atom: &Atom| atom.start.key());
         // Assembly leaves the sizes of its functions out: such a one ends where the next begins.
         let (mut here, mut next) = (None, None);
         for atom in list.iter_mut().rev() {
@@ -202,13 +222,14 @@ impl Atoms {
         let mut starts: Vec<Spot> = plan
             .fixups
             .iter()
+            .filter(|fixup| fixup.by_section)
             .filter_map(|fixup| {
                 let Target::Spot(spot) = fixup.target else {
                     return None;
                 };
                 let target = &unit.chunks[spot.chunk as usize];
                 let from_text = unit.chunks[fixup.site.chunk as usize].area == Area::Text;
-                (from_text && fixup.by_section && target.area == Area::ReadOnly)
+                (from_text && target.area == Area::ReadOnly)
                     .then(|| meant(unit, fixup, spot, 0))
                     .filter(|spot| {
                         u64::from(spot.offset) < target.len_bytes() && self.find(*spot).is_none()
@@ -233,6 +254,9 @@ impl Atoms {
                 end,
                 local: false,
             });
+        }
+        if more.is_empty() {
+            return self;
         }
         self.list.append(&mut more);
         self.list.sort_unstable();
@@ -267,6 +291,18 @@ impl Atoms {
         }
     }
 
+    /// [`Atoms::node`], of places that were looked for before.
+    #[inline]
+    pub(crate) fn known(&self, found: &mut Found, symbol: u32, spot: Spot) -> u32 {
+        let Some(entry) = found.list.get_mut(symbol as usize) else {
+            return self.node(spot);
+        };
+        if entry.0 != spot {
+            *entry = (spot, self.node(spot));
+        }
+        entry.1
+    }
+
     /// How many nodes there are: one that needs nothing, the rest of each chunk, the atoms.
     pub(crate) fn nodes(&self) -> usize {
         self.homes.len() + self.list.len()
@@ -291,10 +327,16 @@ fn granule_shift(atoms: &[Atom]) -> u32 {
 
 /// What a fixup against `spot` means: for the symbol of a section, the place that the addend adds up to.
 /// `base` is where a table of distances starts that the site is in.
+#[inline]
 pub(crate) fn meant(unit: &Unit<'_>, fixup: &Fixup, spot: Spot, base: u32) -> Spot {
-    if !fixup.by_section {
-        return spot;
+    if fixup.by_section {
+        meant_by_section(unit, fixup, spot, base)
+    } else {
+        spot
     }
+}
+
+fn meant_by_section(unit: &Unit<'_>, fixup: &Fixup, spot: Spot, base: u32) -> Spot {
     let home = &unit.chunks[fixup.site.chunk as usize];
     let past = match (home.area, fixup.row.resolved) {
         (_, Resolved::AtAttach) => 0,

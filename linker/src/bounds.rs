@@ -60,6 +60,11 @@ impl<'a> Bounded<'a> {
         self.sections.contains_key(name)
     }
 
+    /// Whether nothing asks for the bounds of any section.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sections.is_empty()
+    }
+
     /// Takes note of a section that is placed, before any is cut.
     pub(crate) fn join(
         &mut self,

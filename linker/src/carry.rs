@@ -89,6 +89,11 @@ impl<'a> Carriage<'a> {
         Ok(Self { list })
     }
 
+    /// Whether nothing lies elsewhere.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// Where `spot` lies, to which `fixup` refers, if that is elsewhere.
     pub(crate) fn place(
         &self,

@@ -71,7 +71,7 @@ pub(crate) enum Number {
     Table,
 }
 
-/// What a kind says by itself, whatever is around its field.
+/// What a kind says by itself, whatever is around its field. Nothing, of the kinds that [`in_text`] tells apart.
 fn anywhere(row: &Relocation) -> Option<Use> {
     match row.number {
         elf::R_X86_64_64 => Some(Use::Word),
@@ -100,10 +100,8 @@ fn anywhere(row: &Relocation) -> Option<Use> {
 const START: i64 = -4;
 
 /// What the instruction around `field` in `text` does with the symbol of a relocation.
+#[inline]
 pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) -> Use {
-    if let Some(usage) = anywhere(row) {
-        return usage;
-    }
     let before = text.get(..field).unwrap_or_default();
     match row.number {
         elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
@@ -123,7 +121,7 @@ pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) 
             [.., modrm] if is_relative(*modrm) => Use::Operand,
             _ => Use::Distance,
         },
-        _ => Use::Distance,
+        _ => anywhere(row).unwrap_or(Use::Distance),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::{LinkError, Problem};
 use crate::fixup::{Fixup, Target};
 use crate::input::{Binding, Linked, Placement};
 use crate::layout::Spot;
-use crate::mutant::{Mutant, makes};
+use crate::mutant::{Mutant, makes, makes_any};
 use crate::prepared::Prepared;
 use crate::relocation::{OFFSET, Operands, Resolved};
 use crate::rewrite::rewrite;
@@ -26,6 +26,8 @@ pub(crate) struct Fields<'p, 'a> {
     starts: Vec<u64>,
     /// Where the unit's block of thread-local storage would start, if it lay where its image does.
     block_start: i128,
+    /// Every place of the unit is where its chunk is, and no mistake is to be made.
+    plain: bool,
 }
 
 impl<'p, 'a> Fields<'p, 'a> {
@@ -41,6 +43,7 @@ impl<'p, 'a> Fields<'p, 'a> {
         Self {
             prepared,
             bindings,
+            plain: carriage.is_empty() && !makes_any(),
             carriage,
             starts: starts.collect(),
             block_start: prepared.block_start(at),
@@ -58,6 +61,9 @@ impl<'p, 'a> Fields<'p, 'a> {
             let bytes = area.get_mut(start..start + chunk.len_bytes() as usize);
             let bytes = bytes.unwrap_or_default();
             for fixup in run {
+                if self.displacement(fixup, bytes).is_some() {
+                    continue;
+                }
                 self.apply(fixup, bytes, patches)
                     .map_err(|problem| self.prepared.blame(fixup.site, problem))?;
             }
@@ -68,9 +74,39 @@ impl<'p, 'a> Fields<'p, 'a> {
     /// Where `spot` is in the window.
     fn place(&self, spot: Spot) -> Result<SegmentOffset, Problem> {
         let outside = || Problem::Placement("a place of the unit is outside every window");
-        let start = self.starts.get(spot.chunk as usize).ok_or_else(outside)?;
-        let place = u32::try_from(start + u64::from(spot.offset));
-        place.map(SegmentOffset::new).map_err(|_| outside())
+        self.place_of(spot).ok_or_else(outside)
+    }
+
+    /// Does what [`Fields::apply`] would, for what is as most are: a displacement that is in range, to a place in the
+    /// window. `None` if it is not such a one; then nothing was stored, or `apply` refuses the instruction too.
+    #[inline]
+    fn displacement(&self, fixup: &Fixup, bytes: &mut [u8]) -> Option<()> {
+        if !self.plain || !fixup.row.is_displacement() {
+            return None;
+        }
+        let target = match fixup.target {
+            Target::Spot(spot) => self.place_of(spot)?,
+            Target::Stub(reference) => self.bindings.get(reference as usize)?.stub?,
+            Target::CallCell(reference) => self.bindings.get(reference as usize)?.call_cell?,
+            Target::AddressCell(reference) => self.bindings.get(reference as usize)?.address_cell?,
+            Target::Number(_) | Target::Bound(_) | Target::Window => return None,
+        };
+        let (target, site) = (i64::from(target.get()), self.place_of(fixup.site)?.get());
+        // Of three numbers of 32 bits: the sum is exact.
+        let value = target + i64::from(i32::try_from(fixup.addend).ok()?) - i64::from(site);
+        let value = i32::try_from(value).ok()?;
+        let field = fixup.site.offset as usize;
+        bytes.get(field..)?.first_chunk::<4>()?;
+        rewrite(bytes, field, fixup.rewrite)?;
+        *bytes.get_mut(field..)?.first_chunk_mut()? = value.to_le_bytes();
+        Some(())
+    }
+
+    #[inline]
+    fn place_of(&self, spot: Spot) -> Option<SegmentOffset> {
+        let start = self.starts.get(spot.chunk as usize)?;
+        let place = u32::try_from(start + u64::from(spot.offset)).ok()?;
+        Some(SegmentOffset::new(place))
     }
 
     fn apply(

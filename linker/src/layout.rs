@@ -15,6 +15,11 @@ pub(crate) struct Spot {
 }
 
 impl Spot {
+    /// A number by which places are in order.
+    pub(crate) fn key(self) -> u64 {
+        u64::from(self.chunk) << 32 | u64::from(self.offset)
+    }
+
     pub(crate) fn plus(self, bytes: u32) -> Self {
         Self {
             offset: self.offset.saturating_add(bytes),

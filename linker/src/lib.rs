@@ -48,9 +48,11 @@ mod local_calls;
 pub mod mutant;
 #[cfg(not(feature = "mutants"))]
 mod mutant;
+mod name;
 mod names;
 mod needs;
 mod object_file;
+mod order;
 mod plan;
 mod prepared;
 mod reach;

@@ -106,3 +106,15 @@ pub(crate) fn makes(mutant: Mutant) -> bool {
 pub(crate) const fn makes(_mutant: Mutant) -> bool {
     false
 }
+
+/// Whether the linker is to make some mistake.
+#[cfg(feature = "mutants")]
+pub(crate) fn makes_any() -> bool {
+    CHOSEN.get().is_some()
+}
+
+/// Whether the linker is to make some mistake: never, in a build without them.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn makes_any() -> bool {
+    false
+}

@@ -11,6 +11,7 @@ use object::read::elf::Sym as _;
 use crate::error::LinkError;
 use crate::input::{Area, Placement};
 use crate::layout::Spot;
+use crate::order;
 use crate::prepared::Prepared;
 use crate::resolve::SymbolUse;
 use crate::unit::Unit;
@@ -37,9 +38,9 @@ pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkErr
             };
             let name = match unit.symbol_use(number, index) {
                 Some(SymbolUse::Global { global, .. }) => {
-                    unit.globals.list[global as usize].name.as_bytes()
+                    Ok(unit.globals.list[global as usize].name)
                 }
-                _ => unit.objects[number].global_name(symbol)?,
+                _ => Err(unit.objects[number].global_name(symbol)?),
             };
             let Some(chunk) = unit.chunk_of(number, section) else {
                 continue;
@@ -57,7 +58,8 @@ pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkErr
             }
         }
     }
-    found.sort_by_key(|&(start, local, ..)| (start, local));
+    order::sort(&mut found, |&(_, local, ..)| local.into());
+    order::sort(&mut found, |&(start, ..)| start.key());
     found.dedup_by_key(|&mut (start, ..)| start);
     let ends: Vec<u32> = found
         .iter()
@@ -78,7 +80,7 @@ pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkErr
                 0 => end - start.offset,
                 len_bytes => len_bytes,
             },
-            name: String::from_utf8_lossy(name),
+            name: name.map_or_else(String::from_utf8_lossy, Cow::Borrowed),
         })
         .collect())
 }

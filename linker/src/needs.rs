@@ -4,7 +4,7 @@
 //! assembler hides what is meant behind a section and an addend: what is missed meets a slot that traps
 //! and names itself.
 
-use crate::atoms::{Atoms, meant};
+use crate::atoms::{Atoms, Found, meant};
 use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs, Reference};
@@ -32,12 +32,14 @@ pub(crate) fn graph(
         chunk: 0,
         offset: 0,
     });
+    let symbols = unit.objects.iter().map(|object| object.symbols.len());
+    let mut found = Found::new(symbols.max().unwrap_or_default());
     for fixup in plan.fixups.iter().filter(refers) {
         if !here.has(fixup.site) {
             here = atoms.around(fixup.site);
         }
         let (from, base) = (here.node, here.start.offset);
-        if let Some(to) = target_node(unit, plan, &atoms, &bound, fixup, base)
+        if let Some(to) = target_node(unit, plan, &atoms, &mut found, &bound, fixup, base)
             && from != to
         {
             edges.push((from, to));
@@ -70,6 +72,7 @@ fn target_node(
     unit: &Unit<'_>,
     plan: &Plan<'_>,
     atoms: &Atoms,
+    found: &mut Found,
     bound: &[u32],
     fixup: &Fixup,
     base: u32,
@@ -96,7 +99,10 @@ fn target_node(
             Held::Own(spot) | Held::Resolved(spot) => return Some(atoms.node(spot)),
             Held::Block => return None,
         },
-        Target::Spot(spot) => return Some(atoms.node(meant(unit, fixup, spot, base))),
+        Target::Spot(spot) => {
+            let spot = meant(unit, fixup, spot, base);
+            return Some(atoms.known(found, fixup.symbol, spot));
+        }
         Target::Stub(reference)
         | Target::CallCell(reference)
         | Target::AddressCell(reference)
@@ -134,7 +140,9 @@ fn compress(edges: &mut [(u32, u32)], nodes: usize) -> Needs {
     for node in 0..nodes {
         let end = first[node + 1] as usize;
         let own = &mut sorted[start..end];
-        own.sort_unstable();
+        if own.len() > 1 {
+            own.sort_unstable();
+        }
         let kept = targets.len();
         for &target in own.iter() {
             if targets.len() == kept || targets.last() != Some(&target) {

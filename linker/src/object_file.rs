@@ -42,6 +42,8 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) table: SectionTable<'a, Elf>,
     pub(crate) groups: Vec<Group<'a>>,
     pub(crate) relocations: Vec<Relocations<'a>>,
+    /// Some section says how to unwind.
+    pub(crate) has_frames: bool,
     /// What the names of its symbols may still cost.
     pub(crate) budget: Budget,
 }
@@ -72,6 +74,7 @@ impl<'a> ObjectFile<'a> {
                 Ok(Self {
                     name,
                     dialect,
+                    has_frames: sections.iter().any(|section| section.role == Role::Frames),
                     sections,
                     symbols,
                     bytes,

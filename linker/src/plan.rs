@@ -15,7 +15,7 @@ use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::Relocations;
 use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation, Resolved};
-use crate::request::{Request, read};
+use crate::request::{Request, Symbols, read};
 use crate::unit::{Meaning, Own, Unit};
 
 /// "None" among the references of globals.
@@ -46,10 +46,12 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
         reference_of: vec![NONE; unit.globals.list.len()],
         ..Plan::default()
     };
+    let mut symbols = Symbols::default();
     for (number, object) in unit.objects.iter().enumerate() {
+        symbols.begin(object.symbols.len());
         for table in &object.relocations {
             if let Some(chunk) = unit.chunk_of(number, table.section) {
-                plan.table(unit, number, table, chunk)?;
+                plan.table(unit, &mut symbols, number, table, chunk)?;
             }
         }
     }
@@ -71,6 +73,7 @@ impl<'a> Plan<'a> {
     fn table(
         &mut self,
         unit: &Unit<'a>,
+        symbols: &mut Symbols,
         object: usize,
         table: &Relocations<'a>,
         chunk: u32,
@@ -81,49 +84,51 @@ impl<'a> Plan<'a> {
         };
         self.fixups.reserve(table.entries.len());
         for entry in table.entries {
-            let planned =
-                read(unit, object, table, chunk, bytes, entry).and_then(|request| match request {
-                    Some(request) if home.area == Area::Text => self.text(unit, &request),
-                    Some(request) => self.data(unit, &request),
-                    None => Ok(()),
-                });
-            planned.map_err(|problem| {
-                unit.objects[object].error_at(table.section, entry.r_offset.get(LE), problem)
-            })?;
+            let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
+                Ok(Some(request)) if home.area == Area::Text => self.text(unit, &request),
+                Ok(Some(request)) => self.data(unit, &request),
+                Ok(None) => Ok(()),
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = planned {
+                let object = &unit.objects[object];
+                return Err(object.error_at(table.section, entry.r_offset.get(LE), problem));
+            }
         }
         Ok(())
     }
 
+    #[inline(always)]
     fn text(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
-        let Request { row, fixup, .. } = *request;
-        let field = fixup.site.offset as usize;
-        let usage = classify::in_text(row, request.bytes, field, fixup.addend);
+        let field = request.site.offset as usize;
+        let usage = classify::in_text(request.row, request.bytes, field, request.addend);
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
             Use::Thread(storage) => return self.thread_local(unit, request, storage),
             _ => self.addressed(unit, request)?,
         };
+        // What is far rarer than the rest is decided elsewhere, by a copy.
         let target = match (usage, meaning) {
-            (Use::Word, Meaning::Absolute(value)) => Target::Number(value),
-            (Use::Word, _) => return self.immediate(unit, request, meaning),
+            (Use::Word, &Meaning::Absolute(value)) => Target::Number(value),
+            (Use::Word, _) => return self.immediate(unit, request, *meaning),
             (Use::Branch, Meaning::Own(own)) => Target::Spot(own.spot),
-            (Use::Branch, Meaning::External(_)) if fixup.addend != -4 => {
+            (Use::Branch, Meaning::External(_)) if request.addend != -4 => {
                 return Err(request.misuse(unit, Misuse::BranchInside));
             }
-            (Use::Branch, Meaning::External(global)) => self.stub(unit, global)?,
-            (Use::TakeAddress | Use::Operand, Meaning::External(global)) => {
+            (Use::Branch, &Meaning::External(global)) => self.stub(unit, global)?,
+            (Use::TakeAddress | Use::Operand, &Meaning::External(global)) => {
                 let cell = self.address_cell(unit, global)?;
                 self.detour(request, cell);
                 return Ok(());
             }
-            (Use::TakeAddress | Use::Operand, Meaning::Absolute(value)) => {
+            (Use::TakeAddress | Use::Operand, &Meaning::Absolute(value)) => {
                 let cell = self.constant(value);
                 self.detour(request, cell);
                 return Ok(());
             }
             (
                 Use::TakeAddress,
-                Meaning::Own(Own {
+                &Meaning::Own(Own {
                     exported: Some(global),
                     has_stub: true,
                     ..
@@ -139,14 +144,14 @@ impl<'a> Plan<'a> {
             (Use::Branch, Meaning::Absolute(_) | Meaning::Window) => {
                 return Err(request.misuse(unit, Misuse::RelativeToAbsolute));
             }
-            _ => self.elsewhere(unit, request, usage, meaning)?,
+            _ => self.elsewhere(unit, request, usage, *meaning)?,
         };
-        self.fixups.push(Fixup { target, ..fixup });
+        self.fixups.push(request.fixup(target));
         Ok(())
     }
 
     fn data(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
-        let Request { row, fixup, .. } = *request;
+        let row = request.row;
         let usage = classify::in_data(row);
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
@@ -154,20 +159,25 @@ impl<'a> Plan<'a> {
             _ => self.addressed(unit, request)?,
         };
         let target = match usage {
-            Use::Word => self.word(unit, meaning, fixup.addend)?,
+            Use::Word => self.word(unit, *meaning, request.addend)?,
             Use::GotEntry => return self.through_got(unit, request, Use::GotEntry, meaning),
-            _ => self.elsewhere(unit, request, usage, meaning)?,
+            _ => self.elsewhere(unit, request, usage, *meaning)?,
         };
         let is_address = row.resolved == Resolved::AtAttach && !matches!(target, Target::Number(_));
-        if is_address && unit.chunks[fixup.site.chunk as usize].area == Area::SharedData {
+        if is_address && unit.chunks[request.site.chunk as usize].area == Area::SharedData {
             return Err(request.misuse(unit, Misuse::AddressInShared));
         }
-        self.fixups.push(Fixup { target, ..fixup });
+        self.fixups.push(request.fixup(target));
         Ok(())
     }
 
     /// What a symbol means that is taken to have an address.
-    fn addressed(&self, unit: &Unit<'a>, request: &Request<'_>) -> Result<Meaning, Problem> {
+    #[inline(always)]
+    fn addressed<'r>(
+        &self,
+        unit: &Unit<'a>,
+        request: &Request<'r>,
+    ) -> Result<&'r Meaning, Problem> {
         match request.meaning(unit)? {
             Meaning::Own(own) if own.thread_local => Err(request.misuse(unit, Misuse::ThreadLocal)),
             meaning => Ok(meaning),
@@ -181,8 +191,7 @@ impl<'a> Plan<'a> {
         request: &Request<'_>,
         storage: Storage,
     ) -> Result<(), Problem> {
-        let fixup = request.fixup;
-        let meaning = match (storage, request.meaning(unit)?) {
+        let meaning = match (storage, *request.meaning(unit)?) {
             (_, Meaning::Own(own)) if !own.thread_local => {
                 return Err(request.misuse(unit, Misuse::NotThreadLocal));
             }
@@ -206,14 +215,14 @@ impl<'a> Plan<'a> {
             (Storage::FromThread, Meaning::External(global)) => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.thread_local = true;
-                self.from_thread.entry(number).or_insert(fixup.site);
+                self.from_thread.entry(number).or_insert(request.site);
                 self.dynamic.cell(Held::FromThread(number))
             }
             (Storage::FromThread | Storage::Pair, _) => {
                 return Err(request.refuse(unit, Refusal::InitialExec));
             }
         };
-        self.fixups.push(Fixup { target, ..fixup });
+        self.fixups.push(request.fixup(target));
         Ok(())
     }
 
@@ -249,19 +258,18 @@ impl<'a> Plan<'a> {
         request: &Request<'_>,
         usage: Use,
     ) -> Result<(), Problem> {
-        let fixup = request.fixup;
         let target = match usage {
             Use::Number(Number::Table) => Target::Window,
             Use::Number(Number::Size) => {
-                let size = unit.size_of(request.origin.0 as usize, fixup.symbol);
+                let size = unit.size_of(request.origin.0 as usize, request.symbol);
                 Target::Number(size.ok_or_else(|| request.refuse(unit, Refusal::Size))?)
             }
-            _ => match request.meaning(unit)? {
+            _ => match *request.meaning(unit)? {
                 Meaning::Absolute(value) => Target::Number(value),
                 _ => return Err(request.refuse(unit, Refusal::Absolute)),
             },
         };
-        self.fixups.push(Fixup { target, ..fixup });
+        self.fixups.push(request.fixup(target));
         Ok(())
     }
 
@@ -276,10 +284,8 @@ impl<'a> Plan<'a> {
         match usage {
             // Counted from the start of the cells, so the addend tells what is meant, as in an address.
             Use::FromTable | Use::StubFromTable => match meaning {
-                Meaning::Own(_) | Meaning::Window => self.word(unit, meaning, request.fixup.addend),
-                Meaning::External(_)
-                    if usage == Use::StubFromTable && request.fixup.addend != 0 =>
-                {
+                Meaning::Own(_) | Meaning::Window => self.word(unit, meaning, request.addend),
+                Meaning::External(_) if usage == Use::StubFromTable && request.addend != 0 => {
                     Err(request.misuse(unit, Misuse::BranchInside))
                 }
                 _ => self.distance(unit, request, meaning, usage == Use::StubFromTable),
@@ -340,12 +346,12 @@ impl<'a> Plan<'a> {
         unit: &Unit<'a>,
         request: &Request<'_>,
         usage: Use,
-        meaning: Meaning,
+        meaning: &Meaning,
     ) -> Result<(), Problem> {
         let callee = matches!(usage, Use::IndirectCall | Use::IndirectJump)
             || (usage == Use::GotLoad && !request.address);
-        let mut fixup = request.fixup;
-        fixup.target = match meaning {
+        let mut relaxed = false;
+        let target = match *meaning {
             Meaning::Absolute(value) => self.constant(value),
             Meaning::Window => return Err(request.misuse(unit, Misuse::TableEntry)),
             Meaning::External(global) if callee && !makes(Mutant::CallByAddress) => {
@@ -364,14 +370,18 @@ impl<'a> Plan<'a> {
                 has_stub: true,
                 ..
             }) if !callee => {
-                fixup.relax(usage);
+                relaxed = true;
                 self.stub(unit, global)?
             }
             Meaning::Own(own) => {
-                fixup.relax(usage);
+                relaxed = true;
                 Target::Spot(own.spot)
             }
         };
+        let mut fixup = request.fixup(target);
+        if relaxed {
+            fixup.relax(usage);
+        }
         self.fixups.push(fixup);
         Ok(())
     }
@@ -389,7 +399,7 @@ impl<'a> Plan<'a> {
     ) -> Result<(), Problem> {
         let (row, target) = match meaning {
             Meaning::External(global) => (CELL, self.address_cell(unit, global)?),
-            _ => (RELATIVE, self.word(unit, meaning, request.fixup.addend)?),
+            _ => (RELATIVE, self.word(unit, meaning, request.addend)?),
         };
         self.redirect(request, Field::Immediate, row, target);
         Ok(())
@@ -404,8 +414,7 @@ impl<'a> Plan<'a> {
     ) {
         let fixup = Fixup {
             row,
-            target,
-            ..request.fixup
+            ..request.fixup(target)
         };
         self.detours.push(Detour {
             fixup,

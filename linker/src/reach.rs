@@ -19,7 +19,7 @@ use crate::section::Role;
 /// Drops what the roots do not reach. `uses` says what each symbol of each object means, and `frames` which
 /// symbols of its object the frames of each section's functions refer to.
 pub(crate) fn drop_unreached<'a>(
-    objects: &mut [ObjectFile<'a>],
+    objects: &mut [Box<ObjectFile<'a>>],
     uses: &[Vec<SymbolUse>],
     globals: &Globals<'a>,
     roots: &[String],

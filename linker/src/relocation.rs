@@ -478,6 +478,19 @@ impl Relocation {
         }
     }
 
+    /// Whether the field is a displacement of 32 bits whose value is `X + A - P`, X being the one operand (S, L or G, of
+    /// cells counted from the window's start) that stands for the target: what nearly all relocations of text are.
+    #[inline]
+    pub(crate) fn is_displacement(&self) -> bool {
+        const NUMBERS: u64 = 1 << elf::R_X86_64_PC32
+            | 1 << elf::R_X86_64_PLT32
+            | 1 << elf::R_X86_64_GOTPCREL
+            | 1 << elf::R_X86_64_GOTPCRELX
+            | 1 << elf::R_X86_64_REX_GOTPCRELX;
+        let bit = 1_u64.checked_shl(self.number).unwrap_or_default();
+        self.resolved == Resolved::AtLink && NUMBERS & bit != 0
+    }
+
     /// Whether the value is a distance from the field.
     pub fn is_relative(&self) -> bool {
         self.formula.ends_with("- P")

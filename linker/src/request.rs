@@ -15,20 +15,99 @@ use crate::unit::{Meaning, Unit};
 /// A relocation, as read.
 pub(crate) struct Request<'u> {
     pub(crate) row: &'static Relocation,
-    pub(crate) fixup: Fixup,
+    pub(crate) site: Spot,
+    pub(crate) addend: i64,
+    /// The symbol's index in its object.
+    pub(crate) symbol: u32,
     /// Addresses only: `f@addr`, or an object where calls and addresses differ by their bytes.
     pub(crate) address: bool,
     pub(crate) bytes: &'u [u8],
     pub(crate) origin: (u32, u32),
+    known: &'u Symbol,
 }
 
-impl Request<'_> {
-    pub(crate) fn meaning(&self, unit: &Unit<'_>) -> Result<Meaning, Problem> {
-        unit.meaning(self.origin.0 as usize, self.fixup.symbol)
+/// What relocations ask of a symbol.
+#[derive(Clone, Copy, Debug)]
+struct Symbol {
+    /// [`Unit::meaning`]; `None` where that refuses.
+    meaning: Option<Meaning>,
+    /// [`Request::address`].
+    address: bool,
+    /// It stands for a section.
+    is_section: bool,
+}
+
+/// The symbols of the object whose relocations are read, each found out when the first one asks.
+#[derive(Debug, Default)]
+pub(crate) struct Symbols {
+    /// The last one stands for all that there are not.
+    list: Vec<Option<Symbol>>,
+}
+
+impl Symbols {
+    /// Begins with an object that has `count` symbols.
+    pub(crate) fn begin(&mut self, count: usize) {
+        self.list.clear();
+        self.list.resize(count + 1, None);
+    }
+
+    #[inline]
+    fn find(&mut self, unit: &Unit<'_>, object: usize, index: u32) -> &Symbol {
+        let last = self.list.len() - 1;
+        let entry = &mut self.list[(index as usize).min(last)];
+        entry.get_or_insert_with(|| Symbol::find_out(unit, object, index))
+    }
+}
+
+impl Symbol {
+    #[inline(never)]
+    fn find_out(unit: &Unit<'_>, object: usize, index: u32) -> Self {
+        let file = &unit.objects[object];
+        Self {
+            meaning: unit.meaning(object, index).ok(),
+            address: match unit.symbol_use(object, index) {
+                Some(SymbolUse::Global { address, .. }) => address || file.dialect == Dialect::Elf,
+                _ => true,
+            },
+            is_section: file
+                .symbol(index)
+                .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION),
+        }
+    }
+}
+
+impl<'u> Request<'u> {
+    /// What is asked for, once it is known what the symbol is.
+    #[inline]
+    pub(crate) fn fixup(&self, target: Target) -> Fixup {
+        Fixup {
+            site: self.site,
+            asked: self.site,
+            row: self.row,
+            target,
+            addend: self.addend,
+            rewrite: Rewrite::Nothing,
+            symbol: self.symbol,
+            by_section: self.known.is_section,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn meaning(&self, unit: &Unit<'_>) -> Result<&'u Meaning, Problem> {
+        let meaning = self.known.meaning.as_ref();
+        meaning.ok_or_else(|| self.refusal(unit))
+    }
+
+    /// Why the symbol means nothing.
+    #[cold]
+    fn refusal(&self, unit: &Unit<'_>) -> Problem {
+        let meaning = unit.meaning(self.origin.0 as usize, self.symbol);
+        let asked_twice = "symbol that means something the second time";
+        meaning.map_or_else(|problem| problem, |_| Problem::Corrupt(asked_twice.into()))
     }
 
     pub(crate) fn misuse(&self, unit: &Unit<'_>, misuse: Misuse) -> Problem {
-        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.fixup.symbol);
+        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.symbol);
         Problem::Misused {
             kind: self.row.name,
             symbol,
@@ -38,7 +117,7 @@ impl Request<'_> {
 
     /// Why this kind does not go with its symbol.
     pub(crate) fn refuse(&self, unit: &Unit<'_>, refusal: Refusal) -> Problem {
-        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.fixup.symbol);
+        let symbol = unit.objects[self.origin.0 as usize].symbol_label(self.symbol);
         Problem::Refused {
             kind: self.row.name,
             symbol,
@@ -47,10 +126,11 @@ impl Request<'_> {
     }
 }
 
-/// Checks one relocation; `None` if there is nothing to do.
+/// Checks one relocation of the object whose `symbols` they are; `None` if there is nothing to do.
 #[inline]
 pub(crate) fn read<'u>(
     unit: &Unit<'_>,
+    symbols: &'u mut Symbols,
     object: usize,
     table: &Relocations<'_>,
     chunk: u32,
@@ -84,32 +164,17 @@ pub(crate) fn read<'u>(
         width_bytes,
         len_bytes,
     })?;
-    let address = match unit.symbol_use(object, symbol) {
-        Some(SymbolUse::Global { address, .. }) => address || file.dialect == Dialect::Elf,
-        _ => true,
-    };
-    let by_section = file
-        .symbol(symbol)
-        .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION);
-    let site = Spot { chunk, offset };
-    let (target, addend) = (Target::Number(0), entry.r_addend.get(LE));
-    let fixup = Fixup {
-        site,
-        asked: site,
-        row,
-        target,
-        addend,
-        rewrite: Rewrite::Nothing,
-        symbol,
-        by_section,
-    };
+    let known = symbols.find(unit, object, symbol);
     // Objects and sections are numbered with 32 bits.
     let origin = (object as u32, table.section as u32);
     Ok(Some(Request {
         row,
-        fixup,
-        address,
+        site: Spot { chunk, offset },
+        addend: entry.r_addend.get(LE),
+        symbol,
+        address: known.address,
         bytes,
         origin,
+        known,
     }))
 }

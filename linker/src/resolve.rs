@@ -7,6 +7,7 @@
 //! `f@V` and `f@@V` mean `f`: the unit's own, another unit's, or the host's, for which the version is kept.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
@@ -15,6 +16,7 @@ use object::read::elf::Sym as _;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
 use crate::mutant::{Mutant, makes};
+use crate::name::{Key, Table};
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -84,13 +86,16 @@ pub(crate) struct Global<'a> {
 /// All global names of a unit.
 #[derive(Debug, Default)]
 pub(crate) struct Globals<'a> {
-    numbers: HashMap<&'a [u8], u32>,
+    numbers: Table<'a, u32>,
+    key: Key,
     pub(crate) list: Vec<Global<'a>>,
     groups: HashMap<&'a [u8], ()>,
     /// Indirect functions are taken.
     takes_indirect: bool,
     /// What is unique is taken.
     takes_unique: bool,
+    /// Some object has an indirect function.
+    pub(crate) has_indirect: bool,
     /// Names wanted and not defined when they were first wanted, for the archives to supply.
     pub(crate) pending: Vec<u32>,
 }
@@ -111,7 +116,7 @@ impl<'a> Globals<'a> {
     pub(crate) fn add(
         &mut self,
         object: &mut ObjectFile<'a>,
-        objects: &[ObjectFile<'a>],
+        objects: &[Box<ObjectFile<'a>>],
     ) -> Result<Vec<SymbolUse>, LinkError> {
         for group in 0..object.groups.len() {
             if self
@@ -125,9 +130,11 @@ impl<'a> Globals<'a> {
         }
         let mut uses = Vec::with_capacity(object.symbols.len());
         self.numbers.reserve(object.symbols.len());
+        self.list.reserve(object.symbols.len());
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
             self.check_kind(object, index, symbol)?;
+            self.has_indirect |= symbol.st_type() == elf::STT_GNU_IFUNC;
             if index != 0 && symbol.st_bind() != elf::STB_LOCAL {
                 uses.push(self.add_symbol(object, objects, index, symbol)?);
                 continue;
@@ -186,7 +193,7 @@ impl<'a> Globals<'a> {
     fn add_symbol(
         &mut self,
         object: &mut ObjectFile<'a>,
-        objects: &[ObjectFile<'a>],
+        objects: &[Box<ObjectFile<'a>>],
         index: u32,
         symbol: &'a Sym64<LE>,
     ) -> Result<SymbolUse, LinkError> {
@@ -259,9 +266,10 @@ impl<'a> Globals<'a> {
     }
 
     fn intern(&mut self, object: &ObjectFile<'a>, name: &'a [u8]) -> Result<u32, LinkError> {
-        if let Some(&number) = self.numbers.get(name) {
-            return Ok(number);
-        }
+        let entry = match self.numbers.entry(self.key.name(name)) {
+            Entry::Occupied(known) => return Ok(*known.get()),
+            Entry::Vacant(entry) => entry,
+        };
         let text = core::str::from_utf8(name)
             .map_err(|_| object.error(Problem::Corrupt("symbol name is not UTF-8".into())))?;
         if text.is_empty() {
@@ -272,7 +280,7 @@ impl<'a> Globals<'a> {
             .filter(|&number| number < u32::MAX);
         let number =
             number.ok_or_else(|| object.error(Problem::Corrupt("too many symbols".into())))?;
-        self.numbers.insert(name, number);
+        entry.insert(number);
         self.list.push(Global {
             name: text,
             strength: Strength::Undefined,
@@ -328,13 +336,13 @@ impl<'a> Global<'a> {
         (strength, value): (Strength, Value),
         symbol: &Sym64<LE>,
         object: &ObjectFile<'a>,
-        objects: &[ObjectFile<'a>],
+        objects: &[Box<ObjectFile<'a>>],
         takes_unique: bool,
     ) -> Result<(), LinkError> {
         if strength == Strength::Strong && self.strength == Strength::Strong {
             let first = objects
                 .get(self.definer as usize)
-                .unwrap_or(object)
+                .map_or(object, |first| first)
                 .name
                 .clone();
             return Err(object.error(Problem::Duplicate {

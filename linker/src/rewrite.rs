@@ -4,6 +4,7 @@ use crate::fixup::Rewrite;
 use crate::mutant::{Mutant, makes};
 
 /// Changes the instruction whose field starts at `field`; `None` if its bytes are not there.
+#[inline]
 pub(crate) fn rewrite(bytes: &mut [u8], field: usize, rewrite: Rewrite) -> Option<()> {
     let before = |count: usize| field.checked_sub(count);
     match rewrite {

@@ -83,14 +83,7 @@ pub(crate) struct Order {
 
 /// Finds the constructors and destructors of a unit.
 pub(crate) fn order(unit: &Unit<'_>, plan: &Plan<'_>) -> Result<Order, LinkError> {
-    let mut sections = Vec::new();
-    for (chunk, home) in (0_u32..).zip(&unit.chunks) {
-        if let Some((object, section)) = home.origin
-            && let Some(startup) = unit.objects[object as usize].sections[section as usize].startup
-        {
-            sections.push((startup, chunk));
-        }
-    }
+    let mut sections = unit.startups.clone();
     let mut order = Order::default();
     if sections.is_empty() {
         return Ok(order);

@@ -16,8 +16,9 @@ use crate::object_file::{ObjectFile, Relocations};
 use crate::prepared::{File, Kind};
 use crate::reach;
 use crate::relocation::{self, Resolved};
-use crate::resolve::{Globals, Strength, SymbolUse, Value};
+use crate::resolve::{Global, Globals, Strength, SymbolUse, Value};
 use crate::section::{self, Role};
+use crate::startup::Startup;
 use crate::unwind::{self, Frames};
 
 /// What `__cxa_atexit` and its like know a unit by.
@@ -78,7 +79,11 @@ impl Own {
 /// The objects of a unit, resolved.
 #[derive(Debug)]
 pub(crate) struct Unit<'a> {
-    pub(crate) objects: Vec<ObjectFile<'a>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "each was read by itself, and hundreds of bytes need not be moved when the list grows"
+    )]
+    pub(crate) objects: Vec<Box<ObjectFile<'a>>>,
     /// For each object, what each of its symbols means.
     uses: Vec<Vec<SymbolUse>>,
     pub(crate) globals: Globals<'a>,
@@ -96,6 +101,8 @@ pub(crate) struct Unit<'a> {
     known: Vec<Known>,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
+    /// The chunks that hold addresses of constructors or destructors, in the order of the files.
+    pub(crate) startups: Vec<(Startup, u32)>,
     /// The resolvers of indirect functions; the thunk of each lies at its index among the thunks.
     pub(crate) resolvers: Vec<Spot>,
     pub(crate) resolver_of: HashMap<Spot, u32>,
@@ -120,20 +127,24 @@ impl<'a> Unit<'a> {
             definition_of: Vec::new(),
             known: Vec::new(),
             bounded: Bounded::default(),
+            startups: Vec::new(),
             resolvers: Vec::new(),
             resolver_of: HashMap::new(),
             copies: Vec::new(),
             frames: Vec::new(),
         };
+        unit.objects.reserve(files.len());
+        unit.uses.reserve(files.len());
+        unit.chunk_of.reserve(files.len());
         let mut archives = Archives::default();
         for File(kind) in files {
             match kind {
-                Kind::Object(object) => unit.add(*object)?,
+                Kind::Object(object) => unit.add(object)?,
                 Kind::Archive(input) => {
                     archives.add(&input)?;
                     if options.whole_archive {
                         for member in archives.pull_all()? {
-                            unit.add(member)?;
+                            unit.add(Box::new(member))?;
                         }
                     }
                 }
@@ -154,7 +165,7 @@ impl<'a> Unit<'a> {
             if global.strength == Strength::Undefined
                 && let Some(member) = archives.pull(global.name)?
             {
-                unit.add(member)?;
+                unit.add(Box::new(member))?;
             }
         }
         for global in &unit.globals.list {
@@ -178,7 +189,7 @@ impl<'a> Unit<'a> {
         Ok(unit)
     }
 
-    fn add(&mut self, mut object: ObjectFile<'a>) -> Result<(), LinkError> {
+    fn add(&mut self, mut object: Box<ObjectFile<'a>>) -> Result<(), LinkError> {
         self.uses
             .push(self.globals.add(&mut object, &self.objects)?);
         self.objects.push(object);
@@ -187,6 +198,9 @@ impl<'a> Unit<'a> {
 
     /// Finds out what the sections are that something asks the bounds of.
     fn bound_sections(&mut self) -> Result<(), LinkError> {
+        if self.bounded.is_empty() {
+            return Ok(());
+        }
         for object in &self.objects {
             let patched = patched_sections(object);
             for (section, patched) in object.sections.iter().zip(patched) {
@@ -243,8 +257,11 @@ impl<'a> Unit<'a> {
                     self.bounded
                         .gather(section.name, &mut chunk, self.chunks.len() as u32);
                 }
-                chunk_of[index as usize] =
+                let chunk =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
+                chunk_of[index as usize] = chunk;
+                self.startups
+                    .extend(section.startup.map(|startup| (startup, chunk)));
             }
             self.chunk_of.push(chunk_of);
         }
@@ -273,23 +290,23 @@ impl<'a> Unit<'a> {
     }
 
     /// The alignment of a global's place in the piece that it lies in.
-    fn align_of(&self, number: u32) -> u64 {
-        match self.definition(number) {
-            Ok(Meaning::Own(own)) => {
-                let piece = self.chunks[own.spot.chunk as usize].align_bytes;
-                1 << (piece | u64::from(own.spot.offset)).trailing_zeros()
-            }
-            _ => 1,
-        }
+    fn align_of(&self, own: Option<&Own>) -> u64 {
+        let place = own.map(|own| {
+            let piece = self.chunks[own.spot.chunk as usize].align_bytes;
+            piece | u64::from(own.spot.offset)
+        });
+        1 << place.map_or(0, u64::trailing_zeros)
     }
 
     /// Whether a global is a variable that a later version may take over.
-    fn is_variable(&self, number: u32) -> bool {
-        let global = &self.globals.list[number as usize];
-        let Ok(Meaning::Own(own)) = self.definition(number) else {
+    fn is_variable(&self, global: &Global<'a>, own: Option<&Own>) -> bool {
+        let Some(own) = own else {
             return false;
         };
         let chunk = &self.chunks[own.spot.chunk as usize];
+        if !matches!(chunk.area, Area::Private | Area::SharedData) {
+            return false;
+        }
         let written = chunk.origin.is_none_or(|(object, section)| {
             let section = &self.objects[object as usize].sections[section as usize];
             section.role == Role::Shared
@@ -298,13 +315,11 @@ impl<'a> Unit<'a> {
         let end = u64::from(own.spot.offset).checked_add(global.size);
         let whole = end.is_some_and(|end| end <= chunk.len_bytes());
         let alone = chunk.group == 0 && !own.thread_local && !global.unique;
-        let is_data = matches!(chunk.area, Area::Private | Area::SharedData);
-        is_data && written && alone && whole && global.size > 0
+        written && alone && whole && global.size > 0
     }
 
     /// Whether a global lies in shared data; refused if it is to be unique in each process.
-    fn is_shared(&self, number: u32) -> Result<bool, LinkError> {
-        let global = &self.globals.list[number as usize];
+    fn is_shared(&self, global: &Global<'a>) -> Result<bool, LinkError> {
         let Value::InSection {
             object, section, ..
         } = global.value
@@ -328,6 +343,8 @@ impl<'a> Unit<'a> {
         });
         self.known = known.collect();
         self.definition_of = vec![NONE; self.globals.list.len()];
+        self.definitions.reserve(self.globals.list.len());
+        self.defined.reserve(self.globals.list.len());
         for (number, global) in (0..).zip(&self.globals.list) {
             if !global.exported || global.strength == Strength::Undefined {
                 continue;
@@ -352,6 +369,10 @@ impl<'a> Unit<'a> {
             // There are fewer definitions than globals, whose numbers are 32 bits wide.
             self.definition_of[number as usize] = self.definitions.len() as u32;
             self.defined.push(number);
+            let own = match &self.known[number as usize].definition {
+                Some(Meaning::Own(own)) => Some(own),
+                _ => None,
+            };
             let weak = global.strength == Strength::Weak;
             self.definitions.push(Definition {
                 name: global.name,
@@ -359,9 +380,9 @@ impl<'a> Unit<'a> {
                 weak: weak && !global.unique,
                 unique: global.unique,
                 size: global.size,
-                align_bytes: self.align_of(number),
-                writable: self.is_variable(number),
-                shared: self.is_shared(number)?,
+                align_bytes: self.align_of(own),
+                writable: self.is_variable(global, own),
+                shared: self.is_shared(global)?,
             });
         }
         Ok(())

@@ -38,9 +38,12 @@ pub(crate) struct Frames<'a> {
 }
 
 /// Reads the sections of all objects, before it is known what is placed.
-pub(crate) fn read<'a>(objects: &[ObjectFile<'a>]) -> Result<Vec<Frames<'a>>, LinkError> {
+pub(crate) fn read<'a>(objects: &[Box<ObjectFile<'a>>]) -> Result<Vec<Frames<'a>>, LinkError> {
     let mut all = Vec::new();
     for (number, object) in objects.iter().enumerate() {
+        if !object.has_frames {
+            continue;
+        }
         for (index, section) in object.sections.iter().enumerate() {
             if let section::Content::Bytes(bytes) = section.content
                 && section.role == Role::Frames

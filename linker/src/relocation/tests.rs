@@ -52,6 +52,32 @@ fn every_formula_says_what_its_function_computes() {
 }
 
 #[test]
+#[expect(non_snake_case, reason = "the names are the psABI's")]
+fn displacements_are_distances_from_their_fields() {
+    let (X, A, P) = (10i128.pow(9), -1_000, 1_000_000);
+    let operands = Operands {
+        S: X,
+        L: X,
+        G: X,
+        A,
+        P,
+        // Where the window starts; and what has no part in it.
+        GOT: 0,
+        Z: 10i128.pow(18),
+        TLS: 10i128.pow(21),
+    };
+    let rows: Vec<_> = TABLE.iter().filter(|row| row.is_displacement()).collect();
+    assert_eq!(rows.len(), 5);
+    for row in rows {
+        assert_eq!(row.compute(operands), X + A - P, "{}", row.name);
+        assert_eq!(row.field, SIGNED_32, "{}", row.name);
+    }
+    for row in [MODULE, OFFSET, THREAD_OFFSET, RESOLVED, COPY] {
+        assert!(!row.is_displacement(), "{}", row.name);
+    }
+}
+
+#[test]
 fn every_field_holds_its_last_value_and_no_further_one() {
     for row in &TABLE {
         let mut bytes = [0xaa; 8];
