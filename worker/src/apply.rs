@@ -103,9 +103,8 @@ impl Inner {
     pub(crate) fn catch_up(&self, thread: u32) -> Result<(), UpdateError> {
         let control = self.control();
         // It is in the publisher's cache; the barriers that follow take as long as to fetch it.
-        control
-            .ring()
-            .prefetch(control.head_word().load(Ordering::Relaxed));
+        let head = control.head_word().load(Ordering::Relaxed);
+        prefetch(control.ring().address(head));
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
         let gate = self.life().gate();
         let mut state = match self.state().try_lock() {
