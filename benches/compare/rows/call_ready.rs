@@ -50,9 +50,10 @@ fn bare_race(asleep: bool, watched: bool, followers: usize) -> Race<'static> {
     let mapping = Mapping::shared(text.as_fd(), len_bytes, true).unwrap();
     let write = move |version: u64, code: u64| {
         let at = (version % BARE_VERSIONS * BARE_VERSION_BYTES) as usize;
-        // SAFETY: the mapping is that long, aligned, and lives as long as this closure; followers execute the word.
-        unsafe { AtomicU64::from_ptr(mapping.base().cast::<u64>().byte_add(at).as_ptr()) }
-            .store(code, Ordering::Relaxed);
+        // SAFETY: the mapping is that long, and lives as long as this closure.
+        let word = unsafe { mapping.base().cast::<AtomicU64>().byte_add(at) };
+        // SAFETY: it is aligned, and only used as an atomic here; followers execute it.
+        unsafe { word.as_ref() }.store(code, Ordering::Relaxed);
         at as u64
     };
     // Every page is there.
