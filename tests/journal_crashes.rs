@@ -127,7 +127,7 @@ struct Place {
 
 impl Place {
     fn new(durable: bool) -> Self {
-        let scratch = Scratch::new();
+        let scratch = Scratch::in_memory();
         let socket = scratch.path("socket");
         Self {
             scratch,

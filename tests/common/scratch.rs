@@ -18,6 +18,15 @@ impl Scratch {
         Self(folder.unwrap())
     }
 
+    /// A folder in memory, where the system has such: for who is killed at each point of writing, and would wait for a disk
+    /// that others write to. What a process wrote outlives it there too.
+    pub(crate) fn in_memory() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("scratch-of-jitcast-")
+            .tempdir_in("/dev/shm");
+        folder.map_or_else(|_| Self::new(), Self)
+    }
+
     /// A folder that every user can look into.
     pub(crate) fn open_to_all() -> Self {
         let scratch = Self::new();
