@@ -132,8 +132,44 @@ fn every_call_of_every_thread_gives_the_version_of_its_guard() {
     every_call_matches();
 }
 
+/// One of 65,536 outermost guards of a thread tends the worker, and counts them all.
+fn guards_are_counted() {
+    const STEP: u64 = 1 << 16;
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let entered = || host.compiler.status().workers[0].entered;
+    let enter = |count| {
+        for _ in 0..count {
+            let outer = worker.enter().unwrap();
+            drop(worker.enter().unwrap());
+            drop(outer);
+        }
+    };
+    let before = entered();
+    // A thread that has entered none.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            enter(STEP - 1);
+            assert_eq!(entered(), before);
+            enter(1);
+            assert_eq!(entered(), before + STEP);
+            enter(STEP - 1);
+            assert_eq!(entered(), before + STEP);
+            enter(1);
+            assert_eq!(entered(), before + 2 * STEP);
+        });
+    });
+}
+
+#[test]
+fn a_thread_that_only_enters_guards_tends_its_worker() {
+    guards_are_counted();
+}
+
 /// The role.
 fn call_without_membarrier(_target: &str) {
+    guards_are_counted();
     every_call_matches();
     role::report("done");
 }
