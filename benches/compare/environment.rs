@@ -60,10 +60,7 @@ pub(crate) fn capture() -> Environment {
             "ld.lld",
             first_line(Command::new("ld.lld").arg("--version")),
         ),
-        (
-            "llvm-jitlink",
-            first_line(Command::new(peers::JITLINK).arg("--version")),
-        ),
+        ("llvm-jitlink", jitlinks()),
         ("seeded faults", faults.to_owned()),
     ];
     Environment {
@@ -82,6 +79,15 @@ fn first_line(command: &mut Command) -> String {
         .unwrap_or_default();
     let text = String::from_utf8_lossy(&output);
     text.lines().next().unwrap_or("none").trim().to_owned()
+}
+
+fn jitlinks() -> String {
+    let version = |jitlink: &peers::Jitlink| first_line(jitlink.command().arg("--version"));
+    let versions: Vec<_> = peers::jitlinks().iter().map(version).collect();
+    match versions.is_empty() {
+        true => "none".to_owned(),
+        false => versions.join(", "),
+    }
 }
 
 /// What the kernel does against faults of the processor: those alone that cost something.

@@ -44,6 +44,9 @@ struct Args {
     /// Says which groups of rows there are.
     #[arg(long)]
     list: bool,
+    /// Another version of LLVM's JIT linker to measure, beside that of Debian's package llvm-19.
+    #[arg(long, value_name = "PROGRAM")]
+    jitlink: Vec<PathBuf>,
     /// Writes everything, raw samples too, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -117,6 +120,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
 fn measure(args: &Args) -> Result<Report, String> {
     // While nothing is pinned.
     process::cpus();
+    peers::find_jitlinks(&args.jitlink)?;
     let groups = rows::chosen(&args.rows)?;
     let mut recorder = Recorder::new(Plan::new(args.quick));
     let environment = environment::capture();

@@ -2,13 +2,60 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// LLVM's own measure of its JIT linker, as Debian installs it.
-pub(crate) const JITLINK: &str = "/usr/lib/llvm-19/bin/llvm-jitlink";
+const JITLINK: &str = "/usr/lib/llvm-19/bin/llvm-jitlink";
 
 /// How to get it.
 pub(crate) const JITLINK_HELP: &str =
     "no /usr/lib/llvm-19/bin/llvm-jitlink; Debian's package llvm-19 has it";
+
+/// A version of LLVM's JIT linker that is there.
+#[derive(Debug)]
+pub(crate) struct Jitlink {
+    program: PathBuf,
+    /// `llvm-jitlink` and the version of its LLVM.
+    pub(crate) name: String,
+    /// Whether it links thousands of sections, or files, in a time that can be waited for.
+    pub(crate) takes_many: bool,
+}
+
+impl Jitlink {
+    fn new(program: PathBuf) -> Result<Self, String> {
+        let told = output(Command::new(&program).arg("--version"))?;
+        let (_, version) = told
+            .split_once("LLVM version ")
+            .ok_or_else(|| format!("{}: no version of LLVM's", program.display()))?;
+        let major = version.split('.').next().unwrap_or_default();
+        Ok(Self {
+            name: format!("llvm-jitlink {major}"),
+            // LLVM 22's takes over ten minutes for 5,000 sections.
+            takes_many: program == Path::new(JITLINK),
+            program,
+        })
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        Command::new(&self.program)
+    }
+}
+
+static JITLINKS: OnceLock<Vec<Jitlink>> = OnceLock::new();
+
+/// Looks for LLVM 19's; `others` take part too.
+pub(crate) fn find_jitlinks(others: &[PathBuf]) -> Result<(), String> {
+    let debian = Path::new(JITLINK).exists().then(|| JITLINK.into());
+    let programs = debian.into_iter().chain(others.iter().cloned());
+    let found = programs.map(Jitlink::new).collect::<Result<_, _>>()?;
+    JITLINKS.get_or_init(|| found);
+    Ok(())
+}
+
+/// What [`find_jitlinks`] found.
+pub(crate) fn jitlinks() -> &'static [Jitlink] {
+    JITLINKS.get().map_or(&[], |found| found)
+}
 
 /// Makes the library `out` of `objects`, whose functions can be replaced by others of the same names.
 pub(crate) fn ld_shared(out: &Path, objects: &[PathBuf]) -> Result<(), String> {

@@ -10,34 +10,55 @@ use tempfile::TempDir;
 
 use crate::common::linking::link;
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
-use crate::peers::{self, JITLINK, JITLINK_HELP};
+use crate::peers::{self, JITLINK_HELP, Jitlink};
 use crate::shapes::{self, Shape};
 
 const SIZES: &str = "link, whole process or in memory, by relocations";
 const SECTIONS: &str = "link a section for each function, by relocations";
 const OBJECTS: &str = "link many objects, by relocations";
 
-/// How many files llvm-jitlink takes.
+/// How many files LLVM 19's llvm-jitlink takes.
 const JITLINK_FILES: usize = 5_000;
 
 /// Linkers that are there.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Present {
     ld: bool,
     lld: bool,
-    jitlink: bool,
+    jitlinks: Vec<&'static Jitlink>,
+}
+
+impl Present {
+    /// Those that end with `shape` while somebody waits.
+    fn linking(&self, shape: &Shape, recorder: &mut Recorder) -> Self {
+        let mut present = self.clone();
+        present.jitlinks.retain(|linker| {
+            let why = if shape.objects > JITLINK_FILES {
+                "LLVM 19's ends by SIGSEGV"
+            } else if shape.sections && !linker.takes_many {
+                "LLVM 22's takes over ten minutes for 5,000"
+            } else {
+                return true;
+            };
+            let what = if shape.sections { "sections" } else { "objects" };
+            let count = shape.objects.max(shape.functions_each);
+            recorder.skip(&format!("{} of {count} {what}", linker.name), why);
+            false
+        });
+        present
+    }
 }
 
 pub(crate) fn run(recorder: &mut Recorder) {
     let present = Present {
         ld: peers::has("ld"),
         lld: peers::has("ld.lld"),
-        jitlink: peers::has(JITLINK),
+        jitlinks: peers::jitlinks().iter().collect(),
     };
     for (is_there, what, why) in [
         (present.ld, "ld -shared", "no ld; install GNU binutils"),
         (present.lld, "ld.lld", "no ld.lld; install lld"),
-        (present.jitlink, "llvm-jitlink", JITLINK_HELP),
+        (!present.jitlinks.is_empty(), "llvm-jitlink", JITLINK_HELP),
     ] {
         if !is_there {
             recorder.skip(what, why);
@@ -70,10 +91,11 @@ pub(crate) fn run(recorder: &mut Recorder) {
         let inputs = Inputs::of(&shape);
         let few = shape.relocations() < 100;
         let samples = if few { 200 } else { 3 };
-        let contestants = inputs.contestants(present, samples);
+        let present = present.linking(&shape, recorder);
+        let contestants = inputs.contestants(&present, samples);
         recorder.row("link", name, "ns", contestants);
     }
-    sizes(recorder, present);
+    sizes(recorder, &present);
 }
 
 /// The inputs of a link, in memory and as files.
@@ -129,12 +151,15 @@ impl Inputs {
         command
     }
 
-    fn jitlink(&self) -> Command {
-        self.command(JITLINK, &["-noexec", "-show-times", "@list"])
+    fn jitlink(&self, linker: &Jitlink) -> Command {
+        let mut command = linker.command();
+        command.args(["-noexec", "-show-times", "@list"]);
+        command.current_dir(self.path());
+        command
     }
 
     /// Everybody, `samples` times a round in memory and at most thrice as a process.
-    fn contestants(&self, present: Present, samples: usize) -> Vec<Contestant<'_>> {
+    fn contestants(&self, present: &Present, samples: usize) -> Vec<Contestant<'_>> {
         let mut all: Vec<Contestant<'_>> = vec![Box::new(move || {
             let once = |_| time_ns(|| self.in_memory());
             let samples = (0..samples).map(once).collect();
@@ -161,20 +186,20 @@ impl Inputs {
                 )
             });
         }
-        if present.jitlink {
+        for &linker in &present.jitlinks {
             all.push(Box::new(move || {
                 let mut own = Vec::new();
                 let once = |_| {
                     let start = std::time::Instant::now();
-                    let told = peers::output(&mut self.jitlink()).unwrap();
+                    let told = peers::output(&mut self.jitlink(linker)).unwrap();
                     let taken = start.elapsed();
                     own.extend(peers::jitlink_own_ns(&told));
                     taken.as_nanos() as f64
                 };
                 let whole = (0..processes).map(once).collect();
                 vec![
-                    Taken::warm("llvm-jitlink, its own phases", own),
-                    Taken::warm("llvm-jitlink", whole),
+                    Taken::warm(format!("{}, its own phases", linker.name), own),
+                    Taken::warm(linker.name.as_str(), whole),
                 ]
             }));
         }
@@ -183,7 +208,7 @@ impl Inputs {
 }
 
 /// Ten times as much each time: it should take ten times as long.
-fn sizes(recorder: &mut Recorder, present: Present) {
+fn sizes(recorder: &mut Recorder, present: &Present) {
     let sizes: &[usize] = recorder.plan.pick(
         &[1_000, 10_000, 100_000],
         &[1_000, 10_000, 100_000, 1_000_000],
@@ -202,9 +227,9 @@ fn sizes(recorder: &mut Recorder, present: Present) {
             ..=100_000 => Inputs::of(&shape),
             _ => Inputs::unstored(shape.files()),
         };
-        let many = shape(functions, false);
+        let (many, sectioned) = (shape(functions, false), shape(1, true));
         let one = Inputs::of(&shape(1, false));
-        let sections = stored(shape(1, true));
+        let sections = stored(sectioned);
         let objects = stored(many);
         let members = Inputs::unstored(many.archived());
         let mut contestants: Vec<Contestant<'_>> = Vec::new();
@@ -219,20 +244,13 @@ fn sizes(recorder: &mut Recorder, present: Present) {
         contestants.extend(peers_at(&one, "one object", present, relocations));
         recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
         if relocations <= 100_000 {
-            for (row, name, inputs) in [
-                (SECTIONS, "a section for each function", &sections),
-                (OBJECTS, "many objects", &objects),
+            for (row, name, shape, inputs) in [
+                (SECTIONS, "a section for each function", sectioned, &sections),
+                (OBJECTS, "many objects", many, &objects),
             ] {
                 let mut contestants = vec![in_memory(inputs, name, relocations)];
-                let mut present = present;
-                if present.jitlink && inputs.files.len() > JITLINK_FILES {
-                    recorder.skip(
-                        "llvm-jitlink of 12,500 objects",
-                        "LLVM 19's ends by SIGSEGV",
-                    );
-                    present.jitlink = false;
-                }
-                contestants.extend(peers_at(inputs, name, present, relocations));
+                let present = present.linking(&shape, recorder);
+                contestants.extend(peers_at(inputs, name, &present, relocations));
                 recorder.row_of(rounds, ("link", row, "ns"), contestants);
             }
         }
@@ -253,7 +271,7 @@ fn in_memory<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contesta
 fn peers_at<'a>(
     inputs: &'a Inputs,
     name: &'static str,
-    present: Present,
+    present: &Present,
     relocations: usize,
 ) -> impl Iterator<Item = Contestant<'a>> {
     let peers = inputs.contestants(present, 1).into_iter().skip(2);

@@ -1,7 +1,5 @@
 //! The bytes of an object are in memory: from there until another process has called its function.
 
-use std::process::Command;
-
 use jitcast::compiler::{CompilerOptions, JournalOptions, Reclaim};
 
 use super::publisher::{Publisher, versions};
@@ -10,7 +8,7 @@ use crate::follow::{Means, Others};
 use crate::jit::{self, Jit};
 use crate::library::{self, Libraries, adds_at, bonus};
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
-use crate::peers::{self, JITLINK, JITLINK_HELP};
+use crate::peers::{self, JITLINK_HELP, Jitlink};
 use crate::process::Pinned;
 use crate::shapes::{self, adds_code};
 
@@ -60,34 +58,38 @@ pub(crate) fn run(recorder: &mut Recorder) {
     } else {
         recorder.skip("ld -shared and dlopen", "no ld; install GNU binutils");
     }
-    if peers::has(JITLINK) {
-        contestants.push(Box::new(move || jitlink(few)));
-    } else {
+    if peers::jitlinks().is_empty() {
         recorder.skip("llvm-jitlink of an object", JITLINK_HELP);
+    }
+    for linker in peers::jitlinks() {
+        contestants.push(Box::new(move || jitlink(linker, few)));
     }
     recorder.row("object", ROW, "ns", contestants);
 }
 
 /// LLVM's JIT linker as a process, which calls nothing; and its start-up, to be taken off.
-fn jitlink(samples: u64) -> Vec<Taken> {
+fn jitlink(linker: &Jitlink, samples: u64) -> Vec<Taken> {
     let folder = tempfile::tempdir().unwrap();
     let linked = |number| {
         let object = folder.path().join("adds.o");
         let bytes = shapes::adds(bonus(number), 0);
         time_ns(|| {
             std::fs::write(&object, bytes).unwrap();
-            let mut linker = Command::new(JITLINK);
-            peers::run(linker.args(["-noexec", "-entry=adds"]).arg(&object)).unwrap();
+            let mut command = linker.command();
+            peers::run(command.args(["-noexec", "-entry=adds"]).arg(&object)).unwrap();
         })
     };
-    let started = |_| time_ns(|| peers::run(Command::new(JITLINK).arg("--version")).unwrap());
+    let started = |_| time_ns(|| peers::run(linker.command().arg("--version")).unwrap());
     let (linked, started) = ((0..samples).map(linked), (0..samples).map(started));
     vec![
         Taken::warm(
-            "llvm-jitlink, a process that calls nothing",
+            format!("{}, a process that calls nothing", linker.name),
             linked.collect(),
         ),
-        Taken::warm("llvm-jitlink, its start-up alone", started.collect()),
+        Taken::warm(
+            format!("{}, its start-up alone", linker.name),
+            started.collect(),
+        ),
     ]
 }
 
