@@ -81,6 +81,7 @@ const UNSAFE: &[&str] = &[
     "examples/async_worker.rs",
     "examples/filter/compare.rs",
     "examples/prefork.rs",
+    "runtime/src/gate.rs",
     "runtime/src/memory.rs",
     "runtime/src/mailbox.rs",
     "runtime/src/observer.rs",

@@ -49,6 +49,7 @@ impl Build {
                 "-std=c11",
                 "-O1",
                 "-g",
+                "-DJITCAST_CHECKED",
                 "-fsanitize=address,undefined",
                 "-fno-sanitize-recover=all",
             ],

@@ -381,13 +381,16 @@ fn a_process_that_becomes_another_program_is_no_worker_any_more() {
 
 fn clone_without_handlers(socket: &str) {
     let worker = remote::attach(socket);
+    let thread = worker.thread().unwrap();
     let mut guard = Some(worker.enter().unwrap());
     let old = guard.as_ref().unwrap().generation();
     // SAFETY: clone(2) with the flags of a fork; the child does nothing that needs the C library's own handlers.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     let child = finish_fork(pid as i32, || {
         assert!(matches!(worker.enter().map(drop), Err(EnterError::Forked)));
+        assert!(matches!(thread.enter().map(drop), Err(EnterError::Forked)));
         drop(guard.take());
+        assert!(matches!(thread.enter().map(drop), Err(EnterError::Forked)));
     });
     succeeded(child);
     assert_eq!(guard.as_ref().unwrap().generation(), old);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::host::{Host, clif_unit};
 use common::process::PATIENCE;
 use common::{require, role};
-use jitcast::worker::{EnterError, Function, Guard, HostTable, Polled, Worker};
+use jitcast::worker::{EnterError, Function, Guard, HostTable, Polled, Thread, Worker};
 use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publish_generation};
 
 /// The role of a process without membarrier.
@@ -347,6 +347,82 @@ fn threads_that_end_make_room_for_others() {
         });
     }
     const { assert!(ROUNDS * 8 > 3 * jitcast::runtime::mailbox::MAX_THREADS as usize) };
+    await_unpinned(&host);
+}
+
+#[test]
+fn a_thread_that_is_fetched_once_enters_as_its_worker_does() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let worker = attach(&host);
+    let f = handle(&worker, "f");
+    let thread = worker.thread().unwrap();
+    for _ in 0..3 {
+        let new = publish_generation(&host);
+        let guard = thread.enter().unwrap();
+        assert_eq!(f.call(&guard, 0), new.cast_signed());
+        publish_generation(&host);
+        // Guards inside of it are of its generation, whichever way they are entered, and left in any order.
+        let (by_worker, by_thread) = (worker.enter().unwrap(), thread.enter().unwrap());
+        assert_eq!(by_thread.token().depth(), 3);
+        drop(guard);
+        assert_eq!(f.call(&by_worker, 0), new.cast_signed());
+        drop(by_worker);
+        assert_eq!(by_thread.generation(), new);
+        assert_eq!(by_thread.token().depth(), 1);
+    }
+    await_unpinned(&host);
+}
+
+/// What a thread-local variable does with its guard and its thread when the thread ends.
+struct Late {
+    thread: Thread<'static>,
+    guard: Option<Guard<'static>>,
+    found: &'static AtomicU64,
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let ends = matches!(self.thread.enter(), Err(EnterError::ThreadEnds));
+        drop(self.guard.take());
+        self.found
+            .fetch_add(if ends { 1 } else { 1 << 32 }, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn thread_local_variables_that_end_after_their_threads_record_are_told_so() {
+    use std::cell::RefCell;
+    thread_local! {
+        static LATE: RefCell<Option<Late>> = const { RefCell::new(None) };
+    }
+    static FOUND: AtomicU64 = AtomicU64::new(0);
+    const ROUNDS: u64 = 2 * jitcast::runtime::mailbox::MAX_THREADS as u64;
+    let host = Host::sealed();
+    publish_generation(&host);
+    // As long as the process.
+    let worker: &'static Worker = Box::leak(Box::new(attach(&host)));
+    let f = handle(worker, "f");
+    for round in 0..ROUNDS {
+        let ends = std::thread::spawn(move || {
+            LATE.with_borrow_mut(|late| {
+                // Registered before the thread's record, and so dropped after it.
+                let thread = worker.thread().unwrap();
+                let guard = (round % 2 == 0).then(|| thread.enter().unwrap());
+                *late = Some(Late {
+                    thread,
+                    guard,
+                    found: &FOUND,
+                });
+            });
+        });
+        // Its thread-local data, too, are gone then.
+        ends.join().unwrap();
+        // The place of that thread is another's.
+        let guard = worker.enter().unwrap();
+        assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
+    }
+    assert_eq!(FOUND.load(Ordering::Relaxed), ROUNDS);
     await_unpinned(&host);
 }
 

@@ -5,9 +5,69 @@
 //! others stay at the old generation, and makes each replaced cell tell threads apart by their pins. Invariant: whoever is
 //! inside has a pin of a generation at which the gate was open, or let threads stay; and if the thread that applies did not
 //! see that pin, nothing was changed since.
+//!
+//! Threads that membarrier reaches enter by *doors*, one for each, of words that nobody else loads: a guard with nothing new
+//! costs a thread no more than that. Whoever applies shuts them all where it closes the gate, and opens them where it opens that.
 
-use crate::atomic::{AtomicU64, Ordering, Release, fence};
+use crate::atomic::{AtomicPtr, AtomicU64, Ordering, Release, fence};
 use crate::pin;
+
+/// Where a thread finds the word that its generation has to equal.
+pub type HeadPointer = AtomicPtr<AtomicU64>;
+
+/// What a word holds that no generation equals.
+pub const NEVER: u64 = u64::MAX;
+
+/// A thread's door, over its words. One at a time opens and shuts doors.
+#[derive(Clone, Copy, Debug)]
+pub struct Door<'a> {
+    /// The generation that was applied when the door was opened last.
+    generation: &'a AtomicU64,
+    /// The head of the ring; while the door is shut, a word that holds [`NEVER`].
+    head: &'a HeadPointer,
+}
+
+impl<'a> Door<'a> {
+    /// The door over these words.
+    #[inline(always)]
+    pub fn new(generation: &'a AtomicU64, head: &'a HeadPointer) -> Self {
+        Self { generation, head }
+    }
+
+    /// Pins the calling thread, whose door it is, at the generation that is applied, if that is what the head says, and the door
+    /// is open. Else the pin is there, but the thread is not inside. Inline guards of C do the same (`worker/capi/src/inline.h`).
+    ///
+    /// # Safety
+    /// The door has been shut or opened, and the words that it was shut and opened with are there still.
+    #[inline(always)]
+    pub unsafe fn enter(self, pin: &AtomicU64) -> Option<u64> {
+        // Acquire: pairs with the release in `open`. Whoever sees the generation does not see a door that was open before.
+        let generation = self.generation.load(Ordering::Acquire);
+        pin.store(generation, Ordering::Relaxed);
+        pin::light_barrier();
+        // Who shuts the door executes a barrier before it looks at pins: it sees this one, or this load sees that it is shut.
+        // Acquire: pairs with the release in `open`; what was applied is there.
+        let head = self.head.load(Ordering::Acquire);
+        // SAFETY: the caller's promise.
+        let head = unsafe { &*head };
+        // Acquire: pairs with the release store of the head in `Ring::publish`.
+        (head.load(Ordering::Acquire) == generation).then_some(generation)
+    }
+
+    /// Lets the thread in at `generation`, as long as `head` says that.
+    pub fn open(self, generation: u64, head: &AtomicU64) {
+        // Release: cells first, then the number, and then the way in.
+        self.generation.store(generation, Release::Gate.ordering());
+        let head = core::ptr::from_ref(head).cast_mut();
+        self.head.store(head, Release::Gate.ordering());
+    }
+
+    /// Lets the thread in no more. `never` holds [`NEVER`].
+    pub fn shut(self, never: &AtomicU64) {
+        let never = core::ptr::from_ref(never).cast_mut();
+        self.head.store(never, Ordering::Relaxed);
+    }
+}
 
 /// The gate over its words, wherever these lie.
 #[derive(Clone, Copy, Debug)]
@@ -26,29 +86,21 @@ impl<'a> Gate<'a> {
     }
 
     /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin is
-    /// there, but the thread is not inside. `fenced` as in [`pin::enter`]. Inline guards of C do the same
-    /// (`worker/capi/src/inline.h`).
-    #[inline(always)]
-    pub fn enter(self, pin: &AtomicU64, head: &AtomicU64, fenced: bool) -> Option<u64> {
-        Self::pinned(self.applied, pin, head, fenced)
-    }
-
-    /// [`Gate::enter`], for who has the gate's first word at hand.
-    #[inline(always)]
-    pub fn pinned(
-        gate: &AtomicU64,
-        pin: &AtomicU64,
-        head: &AtomicU64,
-        fenced: bool,
-    ) -> Option<u64> {
+    /// there, but the thread is not inside. For threads without a door, and for who holds the worker's state.
+    pub fn enter(self, pin: &AtomicU64, head: &AtomicU64) -> Option<u64> {
         // Acquire: pairs with the release in `open`; what was applied is there.
-        let applied = gate.load(Ordering::Acquire);
+        let applied = self.applied.load(Ordering::Acquire);
         if applied == 0 {
             return None;
         }
-        let newest = pin::enter(pin, applied, head, fenced);
+        let newest = pin::enter(pin, applied, head, true);
         // Who closes the gate executes a barrier before it looks at pins: it sees this one, or this load sees the 0.
-        (newest == applied && gate.load(Ordering::Relaxed) == applied).then_some(applied)
+        (newest == applied && self.applied.load(Ordering::Relaxed) == applied).then_some(applied)
+    }
+
+    /// Whether it is open.
+    pub fn is_open(self) -> bool {
+        self.applied.load(Ordering::Relaxed) != 0
     }
 
     /// Pins the calling thread, whose pin is 0, at the generation that threads may stay at, if there is one. `floor` as in

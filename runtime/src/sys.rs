@@ -64,6 +64,35 @@ impl Mapping {
         Ok(Self::own(base, len_bytes))
     }
 
+    /// The part from `at` on, which becomes a mapping of its own; this one ends there.
+    ///
+    /// # Panics
+    /// If `at` is not on a page's edge inside.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        assert!(at.is_multiple_of(4096) && 0 < at && at < self.len_bytes);
+        // SAFETY: inside the mapping (checked).
+        let base = unsafe { self.base.add(at) };
+        let len_bytes = self.len_bytes - at;
+        self.len_bytes = at;
+        Self { base, len_bytes }
+    }
+
+    /// Maps `fd` from its start over this mapping, shared, readable and writable.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn share(self, fd: BorrowedFd<'_>) -> io::Result<Self> {
+        #[cfg(tsan)]
+        if let Some(base) = crate::tsan::first(fd, self.len_bytes) {
+            return Ok(Self { base, len_bytes: self.len_bytes });
+        }
+        // SAFETY: nobody has a view of it, since its owner gives it away.
+        unsafe { self.replace(fd) }?;
+        #[cfg(tsan)]
+        crate::tsan::note(fd, self.base.as_ptr(), self.len_bytes);
+        Ok(self)
+    }
+
     /// Reserves `len_bytes` of address space, inaccessible, at `hint` if nothing is there.
     ///
     /// # Errors

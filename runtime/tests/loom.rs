@@ -9,7 +9,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use jitcast_runtime::atomic::{AtomicU64, Ordering, fence};
-use jitcast_runtime::gate::Gate;
+use jitcast_runtime::gate::{Door, Gate, HeadPointer, NEVER};
 use jitcast_runtime::pin;
 use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
 use loom::sync::Arc;
@@ -527,7 +527,7 @@ fn saying_what_is_applied(says_last: bool, looks_last: bool) {
         let shared = Arc::clone(&shared);
         thread::spawn(move || {
             let gate = Gate::new(&shared.applied, &shared.staying);
-            let inside = gate.enter(&shared.pin, &shared.head, true).or_else(|| {
+            let inside = gate.enter(&shared.pin, &shared.head).or_else(|| {
                 pin::leave(&shared.pin, 0);
                 gate.stay(&shared.pin, &shared.floor)
             });
@@ -585,11 +585,14 @@ fn saying_it_too_early_or_looking_too_early_is_caught() {
     assert!(fails(|| saying_what_is_applied(true, false)));
 }
 
-/// What a worker's threads share: the gate, the head, a pin, and two cells of functions that a publication replaces together.
+/// What a worker's threads share: the gate, a door, the head, a pin, and two cells of functions that a publication replaces together.
 /// A cell holds a version, or 16 times the version before it plus the new one: a selector.
 struct Cells {
     applied: AtomicU64,
     staying: AtomicU64,
+    generation: AtomicU64,
+    door_head: HeadPointer,
+    never: AtomicU64,
     head: AtomicU64,
     floor: AtomicU64,
     pin: AtomicU64,
@@ -598,19 +601,28 @@ struct Cells {
 
 /// Generation 1 is applied, and 2 published.
 impl Cells {
-    fn new() -> Self {
-        Self {
+    fn new() -> Arc<Self> {
+        let cells = Arc::new(Self {
             applied: AtomicU64::new(1),
             staying: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            door_head: HeadPointer::new(core::ptr::null_mut()),
+            never: AtomicU64::new(NEVER),
             head: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             pin: AtomicU64::new(0),
             cells: [AtomicU64::new(1), AtomicU64::new(1)],
-        }
+        });
+        cells.door().open(1, &cells.head);
+        cells
     }
 
     fn gate(&self) -> Gate<'_> {
         Gate::new(&self.applied, &self.staying)
+    }
+
+    fn door(&self) -> Door<'_> {
+        Door::new(&self.generation, &self.door_head)
     }
 
     /// Calls through both cells under one guard, if the thread gets in.
@@ -645,6 +657,7 @@ impl Cells {
             cell.store(value, Ordering::Release);
         }
         self.gate().open(2);
+        self.door().open(2, &self.head);
         // The last one that is inside at 1 has left: cells lead straight to the new versions.
         fence(Ordering::SeqCst);
         let pin = self.pin.load(Ordering::Acquire);
@@ -661,7 +674,7 @@ fn transition(
     close: impl Fn(&Cells),
     selects: bool,
 ) {
-    let shared = Arc::new(Cells::new());
+    let shared = Cells::new();
     let caller = {
         let shared = Arc::clone(&shared);
         thread::spawn(move || (0..2).for_each(|_| shared.call_both(enter)))
@@ -670,11 +683,19 @@ fn transition(
     caller.join().unwrap();
 }
 
+/// By the thread's door.
 fn enter(cells: &Cells) -> Option<u64> {
-    cells.gate().enter(&cells.pin, &cells.head, false)
+    // SAFETY: it was opened and shut with words of `cells`.
+    unsafe { cells.door().enter(&cells.pin) }
+}
+
+/// By the gate itself, as a thread without a door.
+fn enter_by_gate(cells: &Cells) -> Option<u64> {
+    cells.gate().enter(&cells.pin, &cells.head)
 }
 
 fn close(cells: &Cells) {
+    cells.door().shut(&cells.never);
     cells.gate().close();
     fence(Ordering::SeqCst);
 }
@@ -682,26 +703,28 @@ fn close(cells: &Cells) {
 #[test]
 fn calls_under_one_guard_are_of_one_generation() {
     explore("transition", || transition(enter, close, true));
+    explore("transition by the gate", || {
+        transition(enter_by_gate, close, true)
+    });
 }
 
 #[test]
 fn cells_that_do_not_tell_threads_apart_are_caught() {
     assert!(fails(|| transition(enter, close, false)));
+    assert!(fails(|| transition(enter_by_gate, close, false)));
 }
 
 #[test]
 fn a_transition_without_either_half_of_its_barrier_is_caught() {
     let no_fence = |cells: &Cells| {
-        let applied = cells.applied.load(Ordering::Acquire);
-        cells.pin.store(applied, Ordering::Relaxed);
-        let open = cells.head.load(Ordering::Acquire) == applied && applied != 0;
-        (open && cells.applied.load(Ordering::Relaxed) == applied).then_some(applied)
+        let generation = cells.generation.load(Ordering::Acquire);
+        cells.pin.store(generation, Ordering::Relaxed);
+        // SAFETY: as in `enter`.
+        let head = unsafe { &*cells.door_head.load(Ordering::Acquire) };
+        (head.load(Ordering::Acquire) == generation).then_some(generation)
     };
-    assert!(
-        fails(move || transition(no_fence, close, true)),
-        "the thread's half"
-    );
     let no_barrier = |cells: &Cells| {
+        cells.door().shut(&cells.never);
         cells.applied.store(0, Ordering::Relaxed);
         cells.staying.store(0, Ordering::Relaxed);
     };
@@ -709,4 +732,52 @@ fn a_transition_without_either_half_of_its_barrier_is_caught() {
         fails(move || transition(enter, no_barrier, true)),
         "the half of who applies"
     );
+}
+
+#[test]
+fn a_door_that_opens_too_early_is_caught() {
+    let early = |cells: &Cells| {
+        close(cells);
+        cells.door().open(2, &cells.head);
+    };
+    assert!(fails(move || transition(enter, early, true)));
+}
+
+/// Both cells are led elsewhere in a generation in which nothing is published, as for a worker that is given a seat: only if nobody
+/// is inside.
+fn rewriting(close: impl Fn(&Cells)) {
+    let shared = Cells::new();
+    let caller = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            if enter(&shared).is_some() {
+                let [one, other] =
+                    [0, 1].map(|cell: usize| shared.cells[cell].load(Ordering::Relaxed));
+                assert_eq!(one, other, "led elsewhere under a guard");
+            }
+            pin::leave(&shared.pin, 0);
+        })
+    };
+    close(&shared);
+    if shared.pin.load(Ordering::Acquire) == 0 {
+        let lead = |cell: &AtomicU64| cell.store(3, Ordering::Relaxed);
+        shared.cells.iter().for_each(lead);
+    }
+    shared.gate().open(1);
+    shared.door().open(1, &shared.head);
+    caller.join().unwrap();
+}
+
+#[test]
+fn a_shut_door_keeps_threads_out_though_nothing_is_new() {
+    explore("shut door", || rewriting(close));
+}
+
+#[test]
+fn a_door_that_is_not_shut_is_caught() {
+    let open = |cells: &Cells| {
+        cells.gate().close();
+        fence(Ordering::SeqCst);
+    };
+    assert!(fails(move || rewriting(open)));
 }

@@ -84,7 +84,7 @@ impl Inner {
         };
         let result = self.resync(&mut state, &mut others);
         self.finish(&mut state, &others, &result);
-        self.mailbox().release(thread);
+        self.release_thread(thread);
         result.map(|_| ())
     }
 
@@ -129,8 +129,9 @@ impl Inner {
     /// The same, by who holds the state.
     pub(crate) fn enter_held(&self, state: &mut State, thread: u32) -> Result<(), UpdateError> {
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
-        if self.life().gate().enter(word, self.head(), true).is_some() {
+        if self.life().gate().enter(word, self.head()).is_some() {
             // Another thread has applied it.
+            self.admit(thread);
             return Ok(());
         }
         let result = loop {
@@ -151,6 +152,7 @@ impl Inner {
         match result {
             Ok(generation) => {
                 word.store(generation, Ordering::Release);
+                self.admit(thread);
                 Ok(())
             }
             Err(error) => {
@@ -162,8 +164,7 @@ impl Inner {
 
     /// Closes the gate, and sees who is inside. Until [`Inner::finish`] opens it, nobody enters but at what is applied.
     pub(crate) fn close(&self, state: &State, thread: u32) -> Others {
-        let gate = self.life().gate();
-        gate.close();
+        self.close_gate();
         // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
         // this thread sees the floor that it announced before it reused anything.
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
@@ -236,7 +237,7 @@ impl Inner {
         if self.awaits_seat(state) {
             self.life().gate().shut();
         } else {
-            self.life().gate().open(*generation);
+            self.open_gate(*generation);
         }
         // Whoever stays at what was applied before, has its pin seen by those who see this: it found the gate still shut.
         fence(Ordering::SeqCst);
@@ -278,7 +279,7 @@ impl Inner {
         };
         self.life().moving().store(newest, Ordering::Relaxed);
         let alive = if settled { ALIVE } else { MOVING };
-        self.life().alive().store(alive, Ordering::Relaxed);
+        self.set_alive(alive);
     }
 
     /// If no thread but that of record `thread`, which is about to leave, is inside at a generation before the newest: every cell

@@ -91,8 +91,9 @@ pub(crate) fn attach(endpoint: Endpoint<'_>, setup: &Setup) -> Result<Attachment
 pub(crate) struct Asking {
     socket: OwnedFd,
     request: AttachRequest,
-    /// For the worker that comes of it.
+    /// For the worker that comes of it: what a fork wipes, and where its mailbox is to be mapped.
     life: LifePage,
+    mailbox: Mapping,
 }
 
 impl Asking {
@@ -105,14 +106,15 @@ impl Asking {
         // While the compiler process is at it: what does not depend on the answer. The processor's features are looked at in `finish`;
         // where a hypervisor answers for it, the first look takes long.
         CpuFeatures::host();
-        let life = LifePage::new().map_err(|cause| AttachError::System {
-            step: "mmap of the life page",
+        let (life, mailbox) = LifePage::new().map_err(|cause| AttachError::System {
+            step: "mmap of what a fork wipes",
             cause,
         })?;
         Ok(Self {
             socket,
             request,
             life,
+            mailbox,
         })
     }
 
@@ -131,7 +133,7 @@ impl Asking {
         let sealed = reply.sealed == 1;
         let (header, geometry) = check_segment(&segment, sealed)?;
         check_shared_data(&shared_data, sealed, &geometry)?;
-        let mailbox = map_mailbox(&mailbox_fd)?;
+        let mailbox = map_mailbox(&mailbox_fd, Some(self.mailbox))?;
         let link = LinkParts {
             socket: self.socket,
             mailbox: mailbox_fd,
@@ -174,8 +176,11 @@ pub(crate) fn stated(label: &str) -> &str {
     &label[..label.floor_char_boundary(MAX_LABEL_BYTES)]
 }
 
-/// Maps a mailbox, checked.
-pub(crate) fn map_mailbox(mailbox_fd: &OwnedFd) -> Result<Mailbox, AttachError> {
+/// Maps a mailbox, checked, at `place` or anywhere.
+pub(crate) fn map_mailbox(
+    mailbox_fd: &OwnedFd,
+    place: Option<Mapping>,
+) -> Result<Mailbox, AttachError> {
     let step = |step| move |cause| AttachError::System { step, cause };
     let stat = rustix::fs::fstat(mailbox_fd)
         .map_err(std::io::Error::from)
@@ -183,8 +188,11 @@ pub(crate) fn map_mailbox(mailbox_fd: &OwnedFd) -> Result<Mailbox, AttachError> 
     if stat.st_size.cast_unsigned() < u64::from(MAILBOX_BYTES) {
         return Err(protocol("the mailbox is too short"));
     }
-    let mapping = Mapping::shared(mailbox_fd.as_fd(), MAILBOX_BYTES as usize, true)
-        .map_err(step("mmap of the mailbox"))?;
+    let mapped = match place {
+        Some(place) => place.share(mailbox_fd.as_fd()),
+        None => Mapping::shared(mailbox_fd.as_fd(), MAILBOX_BYTES as usize, true),
+    };
+    let mapping = mapped.map_err(step("mmap of the mailbox"))?;
     mapping
         .advise(MappingAdvice::LinuxDontDump)
         .map_err(step("madvise of the mailbox"))?;

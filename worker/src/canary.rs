@@ -123,7 +123,7 @@ impl Inner {
         if let Ok(state) = self.state().try_lock()
             && self.has_other_seat(&state)
         {
-            self.life().gate().close();
+            self.close_gate();
         }
     }
 
@@ -131,7 +131,7 @@ impl Inner {
     pub(crate) fn await_seat(&self, state: &mut State) {
         if !state.canaries.is_empty() {
             state.seats.looks = LOOKS;
-            self.life().gate().close();
+            self.close_gate();
         }
     }
 

@@ -132,7 +132,7 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
     if let Some(spare) = &spare {
         copy(&worker, &spare.mailbox, thread, pinned);
     }
-    let life = worker.life().save();
+    let life = worker.life().save(thread);
     // SAFETY: the state lies in the worker, which is kept beside the guard, and outlives it.
     let state =
         unsafe { core::mem::transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(state) };
@@ -211,7 +211,7 @@ extern "C" fn in_parent() {
         if known {
             pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
         } else {
-            worker.mailbox().release(thread);
+            worker.release_thread(thread);
         }
         worker.link().ask_ahead(&mut talk);
         drop((state, talk));
@@ -249,16 +249,17 @@ extern "C" fn in_child() {
         {
             worker.link().begin_anew(&mut talk);
             worker.set_number(spare.number);
-            worker.life().restore(&life, state.applied);
+            worker.life().restore(&life, thread);
+            worker.open_gate(state.applied);
             worker.await_seat(&mut state);
             if state.tools.begin_anew() {
                 // The next guard makes files of its own.
-                worker.life().gate().close();
+                worker.close_gate();
             }
             if known && !seeded(Fault::ChildUnpinned) {
                 pin::leave(worker.mailbox().thread(thread, ThreadWord::Pin), pin);
             } else if !known {
-                worker.mailbox().release(thread);
+                worker.release_thread(thread);
             }
         } else {
             let_go(&worker);

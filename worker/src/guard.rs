@@ -5,12 +5,13 @@
 //! record in the mailbox holds the generation that it runs at, and nothing that generation can reach is
 //! reused.
 
+use core::hint::cold_path;
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use jitcast_runtime::gate::Gate;
 use jitcast_runtime::mailbox::{MAX_THREADS, ThreadWord, Word};
 use jitcast_runtime::pin;
 
@@ -42,14 +43,20 @@ pub struct Guard<'a> {
     _not_send: PhantomData<*const ()>,
 }
 
-/// A thread's record in a worker's mailbox. What entering touches comes first: hosts in C are given its address.
+/// What the library knows of a thread in a worker, besides its words and its record in the mailbox.
 #[derive(Debug)]
-#[repr(C)]
 pub(crate) struct ThreadRecord {
-    pub(crate) words: ThreadWords,
+    /// The thread's words: in the worker, or orphaned ones after the end of the thread.
+    words: Cell<NonNull<ThreadWords>>,
     /// The worker, and whose record this is.
     pub(crate) owner: Weak<Inner>,
     index: u32,
+    /// Whether its door has been opened, by [`Inner::admit`].
+    admitted: Cell<bool>,
+    /// Whether it applies something, and so holds something like a guard, whatever its pin says.
+    applies: Cell<bool>,
+    /// How many [`Thread`]s there are that point here.
+    handles: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
     /// How often this thread left while threads were inside at different generations.
@@ -63,8 +70,29 @@ pub(crate) struct ThreadRecord {
 thread_local! {
     /// This thread's records, one for each worker that it entered. Boxed, since guards point at them.
     static RECORDS: RefCell<Records> = const { RefCell::new(Records(Vec::new())) };
-    /// The record used last.
-    static LAST: Cell<*const ThreadRecord> = const { Cell::new(core::ptr::null()) };
+    /// The worker entered last, and this thread's record for it.
+    static LAST: Cell<Last> = const { Cell::new(Last::NONE) };
+}
+
+/// A worker and the calling thread's record for it. As long as there is the record, no other worker has that one's address.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    worker: *const Inner,
+    record: *const ThreadRecord,
+}
+
+impl Last {
+    const NONE: Self = Self {
+        worker: core::ptr::null(),
+        record: core::ptr::null(),
+    };
+
+    fn of(record: &ThreadRecord) -> Self {
+        Self {
+            worker: record.owner.as_ptr(),
+            record,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -74,19 +102,25 @@ struct Records(
 
 impl Drop for Records {
     fn drop(&mut self) {
-        LAST.set(core::ptr::null());
+        LAST.set(Last::NONE);
         for record in self.0.drain(..) {
             let worker = record.owner.upgrade();
-            if let Some(worker) = worker.filter(|worker| worker.is_attached_here()) {
-                // The end of a thread leaves its guards, those that were forgotten too.
-                worker.find_pin(None);
-                worker.mailbox().release(record.index);
+            let mut held = record.handles.get() > 0;
+            if let Some(worker) = worker {
+                // What a child that is no worker inherited, nobody knows there.
+                held |= !worker.is_attached_here() || record.depth(&worker) > 0;
+                if worker.is_attached_here() {
+                    // The end of a thread leaves its guards, those that were forgotten too.
+                    worker.find_pin(None);
+                    worker.release_thread(record.index);
+                }
             }
             let keep = record.keep.take();
-            if record.words.depth.get() > 0 {
+            if held {
                 // A guard in another thread-local may be dropped after this: it finds its record, and never
-                // gets to touch a pin that is another thread's by then.
-                record.words.depth.set(u32::MAX / 2);
+                // gets to touch words and a pin that are another thread's by then.
+                let orphaned = Box::leak(Box::new(ThreadWords::orphaned()));
+                record.words.set(NonNull::from(orphaned));
                 std::mem::forget(record);
             }
             drop(keep);
@@ -102,12 +136,40 @@ impl Worker {
     #[inline(always)]
     pub fn enter(&self) -> Result<Guard<'_>, EnterError> {
         let last = LAST.get();
-        // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
-        let record = match unsafe { last.as_ref() } {
-            Some(record) if record.is_of(self.inner()) => record,
-            _ => self.record()?,
+        let record = if core::ptr::eq(last.worker, self.inner()) {
+            // SAFETY: `LAST` points to a record of this thread, which lives until the thread ends.
+            unsafe { &*last.record }
+        } else {
+            self.record()?
         };
         self.enter_with(record)
+    }
+
+    /// What the calling thread enters guards by without looking for its record each time: about half of what a guard costs that
+    /// finds nothing new.
+    ///
+    /// # Errors
+    /// [`EnterError`].
+    ///
+    /// ```
+    /// # use jitcast_worker::{EnterError, Function, Worker};
+    /// fn sum(worker: &Worker, score: &Function<extern "C" fn(i64) -> i64>, n: i64) -> Result<i64, EnterError> {
+    ///     let thread = worker.thread()?;
+    ///     let mut sum = 0;
+    ///     for number in 0..n {
+    ///         sum += score.call(&thread.enter()?, number); // each call of what is newest
+    ///     }
+    ///     Ok(sum)
+    /// }
+    /// ```
+    pub fn thread(&self) -> Result<Thread<'_>, EnterError> {
+        let record = self.record()?;
+        record.handles.set(record.handles.get() + 1);
+        Ok(Thread {
+            worker: self,
+            record,
+            _not_send: PhantomData,
+        })
     }
 
     /// Looks for what is new and applies it, unless this thread is inside a guard: then nothing is applied, whatever is new. What is
@@ -117,9 +179,9 @@ impl Worker {
     /// [`EnterError`].
     pub fn poll(&self) -> Result<Polled, EnterError> {
         let (inner, record) = (self.inner(), self.record()?);
-        if record.words.depth.get() > 0 {
+        if record.depth(inner) > 0 {
             let generation = record.pin(inner).load(Ordering::Relaxed);
-            let newest = record.head(inner).load(Ordering::Acquire);
+            let newest = inner.watched_head().load(Ordering::Acquire);
             return Ok(Polled::Inside { generation, newest });
         }
         let before = inner.mailbox().word(Word::Applied).load(Ordering::Relaxed);
@@ -154,95 +216,118 @@ impl Worker {
             if seeded(Fault::PinCounted) {
                 return;
             }
-            record.words.depth.set(token.depth());
-            if token.depth() == 0 {
+            record.words().nested.set(token.depth().saturating_sub(1));
+            if token.depth() == 0 && !record.applies.get() {
                 record.leave(self.inner());
             }
         }
     }
 
     #[inline(always)]
-    fn enter_with(&self, record: &ThreadRecord) -> Result<Guard<'_>, EnterError> {
-        let depth = record.words.depth.get();
-        let inner = self.inner();
-        if depth > 0 {
-            if record.alive(inner).load(Ordering::Relaxed) == 0 {
-                self.enter_slowly(record)?;
-            }
-        } else if let Some(polls) = record.words.polls.get().checked_sub(1) {
-            record.words.polls.set(polls);
-            let (pin, head) = (record.pin(inner), record.head(inner));
-            if Gate::pinned(record.applied(inner), pin, head, false).is_none() {
-                self.enter_slowly(record)?;
-            }
-        } else {
-            self.enter_seldom(record)?;
+    fn enter_with<'a>(&'a self, record: &ThreadRecord) -> Result<Guard<'a>, EnterError> {
+        let (inner, words) = (self.inner(), record.words());
+        let Some(polls) = words.polls.get().checked_sub(1) else {
+            cold_path();
+            self.enter_otherwise(record)?;
+            return Ok(self.guard(record));
+        };
+        let pin = record.pin_by_words(inner);
+        if pin.load(Ordering::Relaxed) != 0 {
+            cold_path();
+            words.nested.set(words.nested.get() + 1);
+            return Ok(self.guard(record));
         }
-        record.words.depth.set(depth + 1);
-        Ok(Guard {
+        words.polls.set(polls);
+        // SAFETY: a thread that has polls left has been admitted; its door is shut and opened with words of its worker's.
+        if unsafe { words.door().enter(pin) }.is_none() {
+            cold_path();
+            self.enter_slowly(record)?;
+        }
+        Ok(self.guard(record))
+    }
+
+    #[inline(always)]
+    fn guard(&self, record: &ThreadRecord) -> Guard<'_> {
+        Guard {
             worker: self,
             thread: core::ptr::from_ref(record),
             _not_send: PhantomData,
-        })
-    }
-
-    /// Enters where the fast path's polls have run out: always, in a worker whose guards execute a fence.
-    #[cold]
-    pub(crate) fn enter_seldom(&self, record: &ThreadRecord) -> Result<(), EnterError> {
-        if record.count_slowly(self.inner()) {
-            self.tend_seldom();
         }
-        self.pin_thread(record)
     }
 
-    /// Pins the thread, which is outside, at what is applied.
-    pub(crate) fn pin_thread(&self, record: &ThreadRecord) -> Result<(), EnterError> {
-        let inner = self.inner();
-        let (pin, head, fenced) = (record.pin(inner), record.head(inner), inner.fenced());
-        if Gate::pinned(record.applied(inner), pin, head, fenced).is_none() {
+    /// Enters where the fast path does not: because the thread's polls have run out (it has none where guards execute a fence), or
+    /// for any other reason.
+    #[cold]
+    pub(crate) fn enter_otherwise(&self, record: &ThreadRecord) -> Result<(), EnterError> {
+        let (inner, words) = (self.inner(), record.words());
+        if !inner.is_attached_here() {
+            return Err(EnterError::Forked);
+        }
+        if words.is_orphaned() {
+            return Err(EnterError::ThreadEnds);
+        }
+        if words.polls.get() > 0 {
+            // Its door did not let it in; the pin may be there already.
+            return self.enter_slowly(record);
+        }
+        if record.depth(inner) > 0 {
+            words.nested.set(words.nested.get() + 1);
+            return Ok(());
+        }
+        if !record.admitted.get() {
             self.enter_slowly(record)?;
-        } else if fenced {
+            record.admitted.set(inner.fenced() || words.polls.get() > 0);
+            if inner.fenced() {
+                record.count_slowly(inner);
+            }
+            return Ok(());
+        }
+        if record.count_slowly(inner) {
+            inner.mailbox().count_entered();
+            self.tend();
+        }
+        let pin = record.pin(inner);
+        let entered = if inner.fenced() {
+            inner.life().gate().enter(pin, inner.watched_head())
+        } else {
+            // SAFETY: as in `enter_with`.
+            unsafe { words.door().enter(pin) }
+        };
+        if entered.is_none() {
+            return self.enter_slowly(record);
+        }
+        if inner.fenced() {
             record.serialise_if_needed(inner);
         }
         Ok(())
     }
 
-    /// Everything but the common case: a forked child, another thread that applies, something new.
+    /// Everything but the common case, for a thread that is outside, though it may have stored its pin: something new, another thread that
+    /// applies, a thread that has not been admitted.
     #[cold]
     fn enter_slowly(&self, record: &ThreadRecord) -> Result<(), EnterError> {
         let inner = self.inner();
-        if !inner.is_attached_here() {
-            return Err(EnterError::Forked);
+        // While this thread waits for another that applies, it is not inside.
+        pin::leave(record.pin(inner), 0);
+        if inner.starting().here().is_some() {
+            return Err(EnterError::WhileEnding);
         }
-        if record.words.depth.get() == 0 {
-            if inner.starting().here().is_some() {
-                return Err(EnterError::WhileEnding);
-            }
-            // While this thread waits for another that applies, it is not inside.
-            pin::leave(record.pin(inner), 0);
-            // Constructors may enter guards too.
-            record.words.depth.set(1);
-            let caught_up = inner.catch_up(record.index);
-            record.words.depth.set(0);
-            caught_up?;
-            if inner.fenced() {
-                record.serialise_if_needed(inner);
-            }
+        // Constructors may enter guards too.
+        record.applies.set(true);
+        let caught_up = inner.catch_up(record.index);
+        record.applies.set(false);
+        record.words().nested.set(0);
+        caught_up?;
+        if inner.fenced() {
+            record.serialise_if_needed(inner);
         }
         Ok(())
-    }
-
-    fn tend_seldom(&self) {
-        if self.inner().is_attached_here() {
-            self.inner().mailbox().count_entered();
-        }
-        self.tend();
     }
 
     /// The index of this thread's record; `None`: it is inside, or can have none.
     pub(crate) fn thread_outside(&self) -> Option<u32> {
         let record = self.record().ok()?;
-        (record.words.depth.get() == 0).then_some(record.index)
+        (record.depth(self.inner()) == 0).then_some(record.index)
     }
 
     /// This thread's record, made if need be.
@@ -255,19 +340,19 @@ impl Worker {
             return Ok(record);
         }
         let record = self.register_thread()?;
-        LAST.set(record);
         // SAFETY: records are boxed and live until the thread ends; `&self` does not outlive that on this
         // thread.
-        Ok(unsafe { &*record })
+        let record = unsafe { &*record };
+        LAST.set(Last::of(record));
+        Ok(record)
     }
 
     /// This thread's record, if there is one; a forked child's too.
     pub(crate) fn known_record(&self) -> Result<Option<&ThreadRecord>, EnterError> {
         let last = LAST.get();
-        // SAFETY: `LAST` is null or points to a record of this thread, which lives until the thread ends.
-        let last = unsafe { last.as_ref() };
-        if let Some(record) = last.filter(|record| record.is_of(self.inner())) {
-            return Ok(Some(record));
+        if core::ptr::eq(last.worker, self.inner()) {
+            // SAFETY: `LAST` points to a record of this thread, which lives until the thread ends.
+            return Ok(Some(unsafe { &*last.record }));
         }
         let known = RECORDS.try_with(|records| {
             let records = records.borrow();
@@ -278,10 +363,11 @@ impl Worker {
         let Some(record) = known.map_err(|_| EnterError::ThreadEnds)? else {
             return Ok(None);
         };
-        LAST.set(record);
         // SAFETY: records are boxed and live until the thread ends; `&self` does not outlive that on this
         // thread.
-        Ok(Some(unsafe { &*record }))
+        let record = unsafe { &*record };
+        LAST.set(Last::of(record));
+        Ok(Some(record))
     }
 
     fn register_thread(&self) -> Result<*const ThreadRecord, EnterError> {
@@ -335,7 +421,7 @@ pub(crate) fn generation_inside(worker: &Arc<Inner>) -> Option<u64> {
     let find = |records: &RefCell<Records>| {
         let records = records.borrow();
         let mut known = records.0.iter();
-        let record = known.find(|record| record.is_of(worker) && record.words.depth.get() > 0)?;
+        let record = known.find(|record| record.is_of(worker) && record.depth(worker) > 0)?;
         Some(record.pin(worker).load(Ordering::Relaxed))
     };
     RECORDS.try_with(find).ok().flatten()
@@ -352,57 +438,74 @@ pub(crate) fn adopt(worker: Arc<Inner>, index: u32) {
     word.store(tid.into(), Ordering::Relaxed);
     let record = ThreadRecord::new(&worker, Arc::downgrade(&worker), index);
     worker.find_pin(Some(record.pin(&worker)));
-    record.words.depth.set(1);
     record.keep.replace(Some(worker));
     RECORDS.with_borrow_mut(|records| records.0.push(record));
 }
 
 impl ThreadRecord {
     fn new(inner: &Inner, owner: Weak<Inner>, index: u32) -> Box<Self> {
-        Box::new(Self {
-            words: ThreadWords::new(inner, index),
+        let words = inner.life().thread(index);
+        let record = Box::new(Self {
+            words: Cell::new(words),
             owner,
             index,
+            admitted: Cell::new(false),
+            applies: Cell::new(false),
+            handles: Cell::new(0),
             serialised: Cell::new(0),
             leaves: Cell::new(0),
             slow_polls: Cell::new(0),
             keep: RefCell::new(None),
-        })
+        });
+        record
+            .words()
+            .begin(&raw const *record, inner.life().never());
+        record
     }
 
+    /// The thread's words.
     #[inline(always)]
-    fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        debug_assert!(self.is_of(inner));
-        // SAFETY: the word lies in the mailbox of the record's worker, which is `inner`: whoever has a record
-        // for a worker compared the two. The mailbox lives as long as the worker.
-        unsafe { self.words.pin.as_ref() }
+    pub(crate) fn words(&self) -> &ThreadWords {
+        // SAFETY: words of the worker's, which lives as long as anybody asks its records for anything, or leaked ones; of them, other
+        // threads store to atomics alone.
+        unsafe { self.words.get().as_ref() }
     }
 
-    #[inline(always)]
-    fn head<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
+    /// The thread's pin.
+    pub(crate) fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
         debug_assert!(self.is_of(inner));
+        inner.mailbox().thread(self.index, ThreadWord::Pin)
+    }
+
+    /// The same, for a thread whose words are not orphaned.
+    #[inline(always)]
+    fn pin_by_words<'a>(&'a self, inner: &'a Inner) -> &'a AtomicU64 {
         if cfg!(tsan) {
-            // Control stays where it was, and the worker looks elsewhere (`jitcast_runtime`, `tsan.rs`).
-            return inner.head();
+            // The mailbox is where the compiler process, which is this process too, has it mapped.
+            return self.pin(inner);
         }
-        // SAFETY: as for `pin`; the word lies in the worker's window.
-        unsafe { self.words.head.as_ref() }
+        // SAFETY: the words are a worker's.
+        unsafe { self.words().pin() }
     }
 
-    /// The gate's word.
-    #[inline(always)]
-    fn applied<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        debug_assert!(self.is_of(inner));
-        // SAFETY: as for `pin`; the word lies in the worker's own page, which stays where it is.
-        unsafe { self.words.applied.as_ref() }
+    /// How many guards the thread holds.
+    pub(crate) fn depth(&self, inner: &Inner) -> u32 {
+        let outermost = self.applies.get() || self.pin(inner).load(Ordering::Relaxed) != 0;
+        self.words().nested.get() + u32::from(outermost)
     }
 
-    /// The word that says whether this process is the one that attached.
-    #[inline(always)]
-    fn alive<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
-        debug_assert!(self.is_of(inner));
-        // SAFETY: as for `applied`.
-        unsafe { self.words.alive.as_ref() }
+    /// Leaves a guard that nobody holds: whether there was one.
+    pub(crate) fn leave_one(&self, inner: &Inner) -> bool {
+        let nested = &self.words().nested;
+        if !inner.is_attached_here() || self.depth(inner) == 0 {
+            return false;
+        }
+        match nested.get().checked_sub(1) {
+            Some(fewer) => nested.set(fewer),
+            None if self.applies.get() => return false,
+            None => self.leave(inner),
+        }
+        true
     }
 
     /// Whether this is a record for `inner`: it keeps that worker's place in memory, so that no other one has it.
@@ -414,7 +517,17 @@ impl ThreadRecord {
     /// The outermost guard is left.
     #[inline(always)]
     pub(crate) fn leave(&self, inner: &Inner) {
-        match self.alive(inner).load(Ordering::Relaxed) {
+        if self.words().alive.load(Ordering::Relaxed) == ALIVE {
+            pin::leave(self.pin_by_words(inner), 0);
+        } else {
+            self.leave_otherwise(inner);
+        }
+    }
+
+    #[cold]
+    fn leave_otherwise(&self, inner: &Inner) {
+        match inner.life().alive().load(Ordering::Relaxed) {
+            // It has not been admitted.
             ALIVE => pin::leave(self.pin(inner), 0),
             MOVING => self.leave_slowly(inner),
             // In a child that was forked under the guard, the pin is the parent's: hands off.
@@ -423,7 +536,6 @@ impl ThreadRecord {
     }
 
     /// While threads are inside at different generations: whoever leaves an older one may be the last.
-    #[cold]
     fn leave_slowly(&self, inner: &Inner) {
         /// The others look now and then: the last one may have left when somebody else was busy with the worker's state.
         const SELDOM: u32 = 64;
@@ -460,7 +572,7 @@ impl Guard<'_> {
     /// What [`Worker::unwind`] takes to leave what was entered after this guard, should those guards never be
     /// dropped.
     pub fn token(&self) -> Token {
-        Token::new(self.record().words.depth.get())
+        Token::new(self.record().depth(self.worker.inner()))
     }
 
     #[inline(always)]
@@ -477,13 +589,48 @@ impl Guard<'_> {
 }
 
 impl Drop for Guard<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         let record = self.record();
-        let depth = record.words.depth.get() - 1;
-        record.words.depth.set(depth);
-        if depth == 0 {
-            record.leave(self.worker.inner());
+        let nested = &record.words().nested;
+        match nested.get() {
+            0 => record.leave(self.worker.inner()),
+            guards => {
+                cold_path();
+                nested.set(guards - 1);
+            }
         }
+    }
+}
+
+/// The calling thread in a worker ([`Worker::thread`]): enters guards as [`Worker::enter`] does. Stays in its thread.
+#[derive(Debug)]
+pub struct Thread<'a> {
+    worker: &'a Worker,
+    record: *const ThreadRecord,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl<'a> Thread<'a> {
+    /// Enters a guard, as [`Worker::enter`].
+    ///
+    /// # Errors
+    /// [`EnterError`].
+    #[inline(always)]
+    pub fn enter(&self) -> Result<Guard<'a>, EnterError> {
+        self.worker.enter_with(self.record())
+    }
+
+    #[inline(always)]
+    fn record(&self) -> &ThreadRecord {
+        // SAFETY: the record lives until this thread ends, or longer while a `Thread` points to it, which cannot leave the thread.
+        unsafe { &*self.record }
+    }
+}
+
+impl Drop for Thread<'_> {
+    fn drop(&mut self) {
+        let handles = &self.record().handles;
+        handles.set(handles.get() - 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The page that a fork wipes: the generation that every guard compares with the head of the ring.
+//! What a fork wipes: the gate, and what the threads' guards touch.
 //!
 //! Invariant: in the process that attached, `alive` is not 0; in any child of it all words are 0, so a guard
 //! there takes the slow path before it stores anything.
@@ -6,8 +6,13 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use jitcast_runtime::gate::Gate;
+use jitcast_runtime::gate::{Door, Gate, NEVER};
+use jitcast_runtime::mailbox::{
+    HEADER_BYTES, MAILBOX_BYTES, MAX_THREADS, THREAD_BYTES, ThreadWord,
+};
 use jitcast_runtime::sys::{Mapping, MappingAdvice};
+
+use crate::thread_words::ThreadWords;
 
 /// The process that attached. Hosts in C compare with it too ([`crate::thread_words`]).
 pub(crate) const ALIVE: u64 = 1;
@@ -15,23 +20,64 @@ pub(crate) const ALIVE: u64 = 1;
 /// The same, while threads are inside at different generations.
 pub(crate) const MOVING: u64 = 2;
 
-/// What the page held.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Life([u64; 3]);
+/// Where the first thread's words are: the worker's own come before, in the same page.
+const THREADS_AT: usize = 64;
 
-/// The page.
+/// What a fork wipes, bytes. The worker's mailbox is mapped right behind.
+const BYTES: usize = (THREADS_AT + (MAX_THREADS * THREAD_BYTES) as usize).next_multiple_of(4096);
+
+/// From a thread's words to its pin, bytes: there are as many of both, at the same distances.
+pub(crate) const TO_PIN_BYTES: usize =
+    BYTES + HEADER_BYTES as usize + ThreadWord::Pin as usize * 8 - THREADS_AT;
+
+const _: () = assert!(size_of::<ThreadWords>() <= THREAD_BYTES as usize);
+
+/// What the words of the worker and of one thread held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    worker: [u64; 3],
+    thread: crate::thread_words::Saved,
+}
+
+/// The words.
 #[derive(Debug)]
 pub(crate) struct LifePage {
     mapping: Mapping,
 }
 
 impl LifePage {
-    pub(crate) fn new() -> io::Result<Self> {
-        let mapping = Mapping::anonymous(4096)?;
+    /// The words, and the place where the mailbox is to be mapped.
+    pub(crate) fn new() -> io::Result<(Self, Mapping)> {
+        let mut mapping = Mapping::anonymous(BYTES + MAILBOX_BYTES as usize)?;
+        let mailbox = mapping.split_off(BYTES);
         mapping.advise(MappingAdvice::LinuxWipeOnFork)?;
         let page = Self { mapping };
         page.alive().store(ALIVE, Ordering::Relaxed);
-        Ok(page)
+        page.never().store(NEVER, Ordering::Relaxed);
+        Ok((page, mailbox))
+    }
+
+    /// The words of the thread of record `index`, for that thread. Others have [`LifePage::door`] and
+    /// [`LifePage::set_alive`].
+    pub(crate) fn thread(&self, index: u32) -> core::ptr::NonNull<ThreadWords> {
+        let at = THREADS_AT + (index.min(MAX_THREADS - 1) * THREAD_BYTES) as usize;
+        // SAFETY: inside the mapping, whose length counts so many threads.
+        unsafe { self.mapping.base().add(at) }.cast()
+    }
+
+    /// Calls `each` with the words that other threads than its own may load and store, of the first `count` threads.
+    pub(crate) fn for_threads(&self, count: u64, mut each: impl FnMut(Door<'_>, &AtomicU64)) {
+        for index in 0..count.min(MAX_THREADS.into()) as u32 {
+            let words = self.thread(index).as_ptr();
+            // SAFETY: mapped read-write while self lives, aligned; this and the two that follow are atomics, which alone of what
+            // lies there are referred to.
+            let generation = unsafe { &(*words).generation };
+            // SAFETY: as above.
+            let head = unsafe { &(*words).head };
+            // SAFETY: as above.
+            let alive = unsafe { &(*words).alive };
+            each(Door::new(generation, head), alive);
+        }
     }
 
     /// What threads enter through.
@@ -58,17 +104,28 @@ impl LifePage {
         self.word(4)
     }
 
-    /// What a fork wipes.
-    pub(crate) fn save(&self) -> Life {
-        Life([1, 2, 4].map(|index| self.word(index).load(Ordering::Relaxed)))
+    /// What a fork wipes that the thread of record `thread`, which forks, goes on with.
+    pub(crate) fn save(&self, thread: u32) -> Life {
+        Life {
+            worker: [1, 2, 4].map(|index| self.word(index).load(Ordering::Relaxed)),
+            // SAFETY: the calling thread's.
+            thread: unsafe { self.thread(thread).as_ref() }.save(),
+        }
     }
 
-    /// Puts back what a fork wiped, and opens the gate at `applied`.
-    pub(crate) fn restore(&self, life: &Life, applied: u64) {
-        for (index, value) in [1, 2, 4].into_iter().zip(life.0) {
+    /// Puts it back. The gate stays closed.
+    pub(crate) fn restore(&self, life: &Life, thread: u32) {
+        for (index, value) in [1, 2, 4].into_iter().zip(life.worker) {
             self.word(index).store(value, Ordering::Relaxed);
         }
-        self.gate().open(applied);
+        self.never().store(NEVER, Ordering::Relaxed);
+        // SAFETY: the calling thread's.
+        unsafe { self.thread(thread).as_ref() }.restore(life.thread, self.never());
+    }
+
+    /// What doors are shut with.
+    pub(crate) fn never(&self) -> &AtomicU64 {
+        self.word(5)
     }
 
     /// The newest generation applied that put text where other text had been.
@@ -78,7 +135,7 @@ impl LifePage {
 
     #[inline(always)]
     fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: `index` is 0 to 4, inside the page.
+        // SAFETY: `index` is 0 to 5, before the threads' words.
         let word = unsafe { self.mapping.base().cast::<u64>().add(index) };
         // SAFETY: mapped read-write while self lives, aligned, accessed atomically only.
         unsafe { AtomicU64::from_ptr(word.as_ptr()) }

@@ -778,7 +778,7 @@ fn spare_of(frame: Frame) -> io::Result<Spare> {
     let [mailbox, socket] = <[OwnedFd; 2]>::try_from(frame.fds).map_err(|_| invalid())?;
     Ok(Spare {
         number: reply.worker,
-        mailbox: attach::map_mailbox(&mailbox).map_err(io::Error::other)?,
+        mailbox: attach::map_mailbox(&mailbox, None).map_err(io::Error::other)?,
         descriptor: Watched::new(mailbox)?,
         socket: Watched::new(socket)?,
     })

@@ -1,20 +1,24 @@
 //! What a guard touches, laid out for C: the inline functions of the C header do on these words what
 //! [`Worker::enter`] and a guard's drop do.
 //!
-//! Invariant: the words come first in a thread's record, and what they refer to stays where it is while the worker lives: a
-//! renewal and a fork map other memory over the same addresses.
+//! A guard that finds nothing new touches a cache line of these words, its pin, which lies at a fixed distance from them in the mailbox, and
+//! the head of the ring. Invariant: they stay where they are while the worker lives, since a renewal and a fork map other memory
+//! over the same addresses; and they are zeros, so that no guard enters by them, in a child that is no worker and where no thread
+//! has them.
 
-use core::ptr::NonNull;
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
 use std::cell::Cell;
 use std::mem::offset_of;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use jitcast_runtime::mailbox::ThreadWord;
+use jitcast_runtime::gate::{Door, HeadPointer};
+use jitcast_runtime::mailbox::Word;
 
 use crate::error::EnterError;
 use crate::fault::{Fault, seeded};
 use crate::guard::ThreadRecord;
-use crate::life::ALIVE;
+use crate::life::{ALIVE, TO_PIN_BYTES};
 use crate::worker::{Inner, Worker};
 
 /// How deep a thread was inside before a guard was entered: for hosts that leave by longjmp.
@@ -46,6 +50,11 @@ pub const THREAD_ALIVE: u64 = 1;
 
 const _: () = assert!(THREAD_ALIVE == ALIVE);
 
+/// From a thread's words to its pin, bytes.
+pub const THREAD_TO_PIN: usize = 73664;
+
+const _: () = assert!(THREAD_TO_PIN == TO_PIN_BYTES);
+
 /// Of so many polls of a thread, one tends the worker.
 const POLLS: u32 = 1 << 16;
 
@@ -53,48 +62,122 @@ const POLLS: u32 = 1 << 16;
 #[derive(Debug)]
 #[repr(C)]
 pub struct ThreadWords {
-    /// The thread's pin in the worker's mailbox.
-    pub(crate) pin: NonNull<AtomicU64>,
-    /// The head of the ring.
-    pub(crate) head: NonNull<AtomicU64>,
-    /// The gate: the applied generation, or 0.
-    pub(crate) applied: NonNull<AtomicU64>,
+    /// The generation that was applied when the thread's door was opened last.
+    pub(crate) generation: AtomicU64,
+    /// The head of the ring; while the thread's door is shut, a word that no generation equals.
+    pub(crate) head: HeadPointer,
     /// 1 in the process that attached, 0 in a child that is no worker, 2 while threads are inside at
     /// different generations.
-    pub(crate) alive: NonNull<AtomicU64>,
-    /// How many guards this thread holds. The pin is set while it is not 0: guards may be left in any order.
-    pub(crate) depth: Cell<u32>,
+    pub(crate) alive: AtomicU64,
+    /// How many guards this thread holds besides the outermost one. The pin is set while it holds any: guards may be left in any
+    /// order.
+    pub(crate) nested: Cell<u32>,
     /// How often this thread enters before it has to go the slow way; always 0 in a worker whose guards execute a fence, which is
     /// done there.
     pub(crate) polls: Cell<u32>,
+    /// What the library knows of the thread.
+    pub(crate) record: Cell<*const c_void>,
 }
 
 const _: () = {
-    assert!(offset_of!(ThreadRecord, words) == 0);
     assert!(size_of::<ThreadWords>() == 40 && align_of::<ThreadWords>() == 8);
-    assert!(offset_of!(ThreadWords, pin) == 0);
+    assert!(offset_of!(ThreadWords, generation) == 0);
     assert!(offset_of!(ThreadWords, head) == 8);
-    assert!(offset_of!(ThreadWords, applied) == 16);
-    assert!(offset_of!(ThreadWords, alive) == 24);
-    assert!(offset_of!(ThreadWords, depth) == 32);
-    assert!(offset_of!(ThreadWords, polls) == 36);
+    assert!(offset_of!(ThreadWords, alive) == 16);
+    assert!(offset_of!(ThreadWords, nested) == 24);
+    assert!(offset_of!(ThreadWords, polls) == 28);
+    assert!(offset_of!(ThreadWords, record) == 32);
 };
 
+/// What a thread's words held before a fork.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Saved {
+    alive: u64,
+    nested: u32,
+    polls: u32,
+    record: *const c_void,
+}
+
 impl ThreadWords {
-    pub(crate) fn new(inner: &Inner, index: u32) -> Self {
-        let head = if seeded(Fault::HeadMistaken) {
-            inner.life().applied()
-        } else {
-            inner.head()
-        };
+    /// Words of no thread, which hold more guards than are ever left.
+    pub(crate) fn orphaned() -> Self {
         Self {
-            pin: NonNull::from(inner.mailbox().thread(index, ThreadWord::Pin)),
-            head: NonNull::from(head),
-            applied: NonNull::from(inner.life().applied()),
-            alive: NonNull::from(inner.life().alive()),
-            depth: Cell::new(0),
-            polls: Cell::new(if inner.fenced() { 0 } else { POLLS - 1 }),
+            generation: AtomicU64::new(0),
+            head: HeadPointer::new(ptr::null_mut()),
+            alive: AtomicU64::new(0),
+            nested: Cell::new(u32::MAX / 2),
+            polls: Cell::new(0),
+            record: Cell::new(ptr::null()),
         }
+    }
+
+    /// Whether they are those of a thread that has ended.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.record.get().is_null()
+    }
+
+    /// Makes them those of `record`'s thread, which has yet to be admitted. `never` is what doors are shut with.
+    pub(crate) fn begin(&self, record: *const ThreadRecord, never: &AtomicU64) {
+        self.nested.set(0);
+        self.record.set(record.cast());
+        // Whoever opens doors meanwhile may find this one shut after: then the thread is let in when it is admitted.
+        self.door().shut(never);
+    }
+
+    /// Makes them nobody's.
+    pub(crate) fn end(&self) {
+        self.polls.set(0);
+        self.nested.set(0);
+        self.record.set(ptr::null());
+    }
+
+    /// What a fork wipes.
+    pub(crate) fn save(&self) -> Saved {
+        Saved {
+            alive: self.alive.load(Ordering::Relaxed),
+            nested: self.nested.get(),
+            polls: self.polls.get(),
+            record: self.record.get(),
+        }
+    }
+
+    /// Puts it back, with the door shut.
+    pub(crate) fn restore(&self, saved: Saved, never: &AtomicU64) {
+        self.door().shut(never);
+        self.alive.store(saved.alive, Ordering::Relaxed);
+        self.nested.set(saved.nested);
+        self.record.set(saved.record);
+        self.polls.set(saved.polls);
+    }
+
+    /// The thread's door.
+    #[inline(always)]
+    pub(crate) fn door(&self) -> Door<'_> {
+        Door::new(&self.generation, &self.head)
+    }
+
+    /// The thread's pin.
+    ///
+    /// # Safety
+    /// These words are a worker's, not orphaned.
+    #[inline(always)]
+    pub(crate) unsafe fn pin(&self) -> &AtomicU64 {
+        // SAFETY: the worker's mailbox is mapped at this distance, as long as its words, and is as long as theirs (`life.rs`).
+        let pin = unsafe { ptr::from_ref(self).byte_add(THREAD_TO_PIN) };
+        // SAFETY: mapped while the worker lives, aligned, accessed atomically only.
+        unsafe { &*pin.cast() }
+    }
+
+    /// The record of the calling thread, whose words these are; an error in a child that is no worker.
+    ///
+    /// # Safety
+    /// `words` are the calling thread's.
+    unsafe fn record<'a>(words: NonNull<Self>) -> Result<&'a ThreadRecord, EnterError> {
+        // SAFETY: the caller's promise; they are there until the thread ends or the worker is gone.
+        let words = unsafe { words.as_ref() };
+        // SAFETY: null, or a record of this thread, which lives until the thread ends.
+        let record = unsafe { words.record.get().cast::<ThreadRecord>().as_ref() };
+        record.ok_or(EnterError::Forked)
     }
 
     /// What is left to do where the fast path does not let a thread in: something new, a closed gate, a fence, a forked child,
@@ -106,31 +189,23 @@ impl ThreadWords {
     /// # Safety
     /// `words` are the calling thread's, as [`Worker::thread_words`] gave them.
     pub unsafe fn enter_otherwise(words: NonNull<Self>) -> Result<Token, EnterError> {
-        // SAFETY: the words come first in a record of this thread (asserted above), which lives until the thread ends; the
-        // pointer was made from one to the whole record.
-        let record = unsafe { words.cast::<ThreadRecord>().as_ref() };
+        // SAFETY: the caller's promise.
+        let record = unsafe { Self::record(words) }?;
         let worker = Worker::of(record.owner.upgrade().ok_or(EnterError::Detached)?);
-        let depth = record.words.depth.get();
-        if depth == 0 {
-            if record.words.polls.get() == 0 {
-                worker.enter_seldom(record)?;
-            } else {
-                worker.pin_thread(record)?;
-            }
-        } else if !worker.inner().is_attached_here() {
-            return Err(EnterError::Forked);
-        }
-        record.words.depth.set(depth + 1);
-        Ok(Token::new(depth + 1))
+        worker.enter_otherwise(record)?;
+        Ok(Token::new(record.depth(worker.inner())))
     }
 
     /// Leaves a guard where the fast path does not: whether there was one.
     ///
+    /// # Errors
+    /// [`EnterError`].
+    ///
     /// # Safety
     /// As for [`ThreadWords::enter_otherwise`].
     pub unsafe fn leave_otherwise(words: NonNull<Self>) -> Result<bool, EnterError> {
-        // SAFETY: as in `enter_otherwise`.
-        let record = unsafe { words.cast::<ThreadRecord>().as_ref() };
+        // SAFETY: the caller's promise.
+        let record = unsafe { Self::record(words) }?;
         let worker = record.owner.upgrade().ok_or(EnterError::Detached)?;
         Ok(record.leave_one(&worker))
     }
@@ -140,24 +215,76 @@ impl ThreadRecord {
     /// Counts a poll that the fast path does not count: whether it is the time to tend the worker.
     pub(crate) fn count_slowly(&self, inner: &Inner) -> bool {
         if !inner.fenced() {
-            self.words.polls.set(POLLS - 1);
+            self.words().polls.set(POLLS - 1);
             return true;
         }
         let polls = self.slow_polls.get().wrapping_add(1);
         self.slow_polls.set(polls);
         polls.is_multiple_of(POLLS)
     }
+}
 
-    /// Leaves a guard that nobody holds: whether there was one.
-    fn leave_one(&self, inner: &Inner) -> bool {
-        let Some(depth) = self.words.depth.get().checked_sub(1) else {
-            return false;
-        };
-        self.words.depth.set(depth);
-        if depth == 0 {
-            self.leave(inner);
+impl Inner {
+    /// The word that guards look at.
+    pub(crate) fn watched_head(&self) -> &AtomicU64 {
+        if seeded(Fault::HeadMistaken) {
+            self.life().applied()
+        } else {
+            self.head()
         }
-        true
+    }
+
+    /// Gives the record `index` of the calling thread back.
+    pub(crate) fn release_thread(&self, index: u32) {
+        // SAFETY: the calling thread's.
+        unsafe { self.life().thread(index).as_ref() }.end();
+        self.mailbox().release(index);
+    }
+
+    /// Closes the gate, and shuts the threads' doors. By who holds the worker's state; a barrier that reaches every thread follows
+    /// before anybody looks at pins.
+    pub(crate) fn close_gate(&self) {
+        let never = self.life().never();
+        let threads = self.mailbox().word(Word::Threads).load(Ordering::Acquire);
+        self.life().for_threads(threads, |door, _| door.shut(never));
+        self.life().gate().close();
+    }
+
+    /// Opens them at `generation`. By who holds the worker's state.
+    pub(crate) fn open_gate(&self, generation: u64) {
+        let threads = self.mailbox().word(Word::Threads).load(Ordering::Acquire);
+        self.life().gate().open(generation);
+        let head = self.watched_head();
+        self.life()
+            .for_threads(threads, |door, _| door.open(generation, head));
+    }
+
+    /// Says to all threads whether this is the process that attached, and whether some are inside at different generations. By who
+    /// holds the worker's state.
+    pub(crate) fn set_alive(&self, alive: u64) {
+        let threads = self.mailbox().word(Word::Threads).load(Ordering::Acquire);
+        self.life().alive().store(alive, Ordering::Relaxed);
+        self.life()
+            .for_threads(threads, |_, word| word.store(alive, Ordering::Relaxed));
+    }
+
+    /// Lets the thread of record `index`, which calls, enter by its door from now on, and leave. By who holds the worker's state.
+    pub(crate) fn admit(&self, index: u32) {
+        // SAFETY: the calling thread's.
+        let words = unsafe { self.life().thread(index).as_ref() };
+        let alive = self.life().alive().load(Ordering::Relaxed);
+        words.alive.store(alive, Ordering::Relaxed);
+        if self.fenced() {
+            return;
+        }
+        if self.life().gate().is_open() {
+            let applied = self.life().applied().load(Ordering::Relaxed);
+            words.door().open(applied, self.watched_head());
+        }
+        if words.polls.get() == 0 {
+            // This one was the first.
+            words.polls.set(POLLS - 2);
+        }
     }
 }
 
@@ -168,7 +295,7 @@ impl Worker {
     /// # Errors
     /// [`EnterError`].
     pub fn thread_words(&self) -> Result<NonNull<ThreadWords>, EnterError> {
-        self.record().map(|record| NonNull::from(record).cast())
+        self.record().map(|record| NonNull::from(record.words()))
     }
 
     /// Leaves a guard that was forgotten ([`core::mem::forget`]) or entered by [`ThreadWords`]: whether the thread was inside.
@@ -183,6 +310,6 @@ impl Worker {
     /// How deep the calling thread is inside.
     pub fn token(&self) -> Token {
         let record = self.known_record().ok().flatten();
-        Token::new(record.map_or(0, |record| record.words.depth.get()))
+        Token::new(record.map_or(0, |record| record.depth(self.inner())))
     }
 }

@@ -35,36 +35,31 @@ long guards(jitcast_thread *thread, long count)
     return 0;
 }
 
-/* Parts of a guard, on the words of the thread: what it looks at besides the head, and whether it knows that it is nested. */
-enum { GATE = 1, DEPTH = 2 };
+/* Parts of a guard, on the words of the thread: the door by which it enters, and guards inside of guards. */
+enum { DOOR = 1, NESTING = 2 };
 
 static inline long parts(jitcast_thread *thread, long count, const int what)
 {
-    uint64_t applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
+    uint64_t *const pin = jitcast_thread_pin(thread);
+    uint64_t generation = __atomic_load_n(&thread->generation, __ATOMIC_ACQUIRE);
+    const uint64_t *head = __atomic_load_n(&thread->head, __ATOMIC_ACQUIRE);
     for (; count > 0; count--) {
-        if ((what & DEPTH) != 0 && JITCAST_SELDOM(thread->depth != 0))
+        if ((what & NESTING) != 0 && JITCAST_SELDOM(__atomic_load_n(pin, __ATOMIC_RELAXED) != 0))
             return count;
-        if ((what & GATE) != 0) {
-            applied = __atomic_load_n(thread->applied, __ATOMIC_ACQUIRE);
-            if (JITCAST_SELDOM(applied == 0))
-                return count;
-        }
-        __atomic_store_n(thread->pin, applied, __ATOMIC_RELAXED);
+        if ((what & DOOR) != 0)
+            generation = __atomic_load_n(&thread->generation, __ATOMIC_ACQUIRE);
+        __atomic_store_n(pin, generation, __ATOMIC_RELAXED);
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
-        if (JITCAST_SELDOM(__atomic_load_n(thread->head, __ATOMIC_ACQUIRE) != applied))
+        if ((what & DOOR) != 0)
+            head = __atomic_load_n(&thread->head, __ATOMIC_ACQUIRE);
+        if (JITCAST_SELDOM(__atomic_load_n(head, __ATOMIC_ACQUIRE) != generation))
             return count;
-        if ((what & GATE) != 0 && JITCAST_SELDOM(__atomic_load_n(thread->applied, __ATOMIC_RELAXED) != applied))
-            return count;
-        if ((what & DEPTH) != 0)
-            thread->depth = 1;
         __asm__ volatile("" ::: "memory");
-        if ((what & DEPTH) != 0 && JITCAST_SELDOM(thread->depth != 1))
+        if ((what & NESTING) != 0 && JITCAST_SELDOM(thread->nested != 0))
             return count;
-        if ((what & GATE) != 0 && JITCAST_SELDOM(__atomic_load_n(thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE))
+        if ((what & DOOR) != 0 && JITCAST_SELDOM(__atomic_load_n(&thread->alive, __ATOMIC_RELAXED) != JITCAST_THREAD_ALIVE))
             return count;
-        if ((what & DEPTH) != 0)
-            thread->depth = 0;
-        __atomic_store_n(thread->pin, (uint64_t)0, __ATOMIC_RELEASE);
+        __atomic_store_n(pin, (uint64_t)0, __ATOMIC_RELEASE);
     }
     return 0;
 }
@@ -74,14 +69,14 @@ long head_alone(jitcast_thread *thread, long count)
     return parts(thread, count, 0);
 }
 
-long head_and_gate(jitcast_thread *thread, long count)
+long head_and_door(jitcast_thread *thread, long count)
 {
-    return parts(thread, count, GATE);
+    return parts(thread, count, DOOR);
 }
 
-long head_gate_and_depth(jitcast_thread *thread, long count)
+long head_door_and_nesting(jitcast_thread *thread, long count)
 {
-    return parts(thread, count, GATE | DEPTH);
+    return parts(thread, count, DOOR | NESTING);
 }
 
 long empty(void *nothing, long count)

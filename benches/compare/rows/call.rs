@@ -123,9 +123,17 @@ fn samples(plan: crate::measure::Plan) -> usize {
 
 fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {
     let samples = samples(recorder.plan);
+    let thread = worker.thread().unwrap();
     let mut contestants: Vec<Contestant<'_>> = vec![
         Box::new(move || {
-            let once = |_| per_repetition_ns(CALLS, || drop(black_box(worker).enter().unwrap()));
+            let once = |_| per_repetition_ns(CALLS, || drop(thread.enter().unwrap()));
+            vec![Taken::warm(
+                "jitcast, from Rust, by its thread",
+                (0..samples).map(once).collect(),
+            )]
+        }),
+        Box::new(move || {
+            let once = |_| per_repetition_ns(CALLS, || drop(worker.enter().unwrap()));
             vec![Taken::warm(
                 "jitcast, from Rust",
                 (0..samples).map(once).collect(),
@@ -156,8 +164,11 @@ fn guards(recorder: &mut Recorder, worker: &Worker, made: Option<&Made>) {
             ("jitcast, from C, inline", c"guards"),
             ("empty loop, in C", c"empty"),
             ("limit: a pin and a look at the head, in C", c"head_alone"),
-            ("limit: and at the gate, in C", c"head_and_gate"),
-            ("limit: and counting how deep, in C", c"head_gate_and_depth"),
+            ("limit: and by a door, in C", c"head_and_door"),
+            (
+                "limit: and with guards in guards, in C",
+                c"head_door_and_nesting",
+            ),
         ] {
             let of_c = made.host_loop(name);
             contestants.push(Box::new(move || {

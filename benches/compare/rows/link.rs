@@ -40,7 +40,11 @@ impl Present {
             } else {
                 return true;
             };
-            let what = if shape.sections { "sections" } else { "objects" };
+            let what = if shape.sections {
+                "sections"
+            } else {
+                "objects"
+            };
             let count = shape.objects.max(shape.functions_each);
             recorder.skip(&format!("{} of {count} {what}", linker.name), why);
             false
@@ -245,7 +249,12 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
         recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
         if relocations <= 100_000 {
             for (row, name, shape, inputs) in [
-                (SECTIONS, "a section for each function", sectioned, &sections),
+                (
+                    SECTIONS,
+                    "a section for each function",
+                    sectioned,
+                    &sections,
+                ),
                 (OBJECTS, "many objects", many, &objects),
             ] {
                 let mut contestants = vec![in_memory(inputs, name, relocations)];

@@ -128,7 +128,7 @@ pub unsafe extern "C" fn jitcast_unwind(
 
 /// What jitcast_thread_enter calls where the common case does not hold. Not to be called otherwise.
 ///
-/// Errors: those of jitcast_enter; JITCAST_STATUS_DETACHED.
+/// Errors: those of jitcast_enter.
 ///
 /// # Safety
 /// `thread` is null or the calling thread's; `token` is null or can be stored to.
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn jitcast_enter_slowly(
 
 /// What jitcast_thread_leave calls where the common case does not hold. Not to be called otherwise.
 ///
-/// Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_INSIDE; JITCAST_STATUS_DETACHED.
+/// Errors: JITCAST_STATUS_INVALID_ARGUMENT; JITCAST_STATUS_NOT_INSIDE; JITCAST_STATUS_FORKED, in a child that is no worker.
 ///
 /// # Safety
 /// `thread` is null or the calling thread's.

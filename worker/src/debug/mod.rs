@@ -109,7 +109,7 @@ impl Inner {
         if let Ok(state) = self.state().try_lock()
             && (state.tools.word != word || state.tools.changed)
         {
-            self.life().gate().close();
+            self.close_gate();
         }
     }
 
