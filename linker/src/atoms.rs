@@ -11,6 +11,7 @@ use crate::classify::immediate_len;
 use crate::fixup::{Fixup, Target};
 use crate::input::Area;
 use crate::layout::Spot;
+use crate::object_file::ask_ahead;
 use crate::order;
 use crate::plan::Plan;
 use crate::relocation::Resolved;
@@ -83,8 +84,9 @@ struct Home {
 impl Atoms {
     /// The ranges of all functions and objects.
     pub(crate) fn of(unit: &Unit<'_>) -> Self {
-        let mut list = Vec::new();
+        let mut list = Vec::with_capacity(unit.chunks.len());
         for (number, object) in unit.objects.iter().enumerate() {
+            ask_ahead(&unit.objects, number);
             for (index, symbol) in (0..).zip(object.symbols.symbols()) {
                 let kind = symbol.st_type();
                 if matches!(kind, elf::STT_FUNC | elf::STT_OBJECT)

@@ -11,6 +11,7 @@ use object::read::elf::Sym as _;
 use crate::error::LinkError;
 use crate::input::{Area, Placement};
 use crate::layout::Spot;
+use crate::object_file::ask_ahead;
 use crate::order;
 use crate::prepared::Prepared;
 use crate::resolve::SymbolUse;
@@ -26,8 +27,9 @@ pub(crate) struct Named<'a> {
 
 /// Every function that is placed, sorted; of several names for one place, a global one.
 pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkError> {
-    let mut found = Vec::new();
+    let mut found = Vec::with_capacity(unit.chunks.len());
     for number in 0..unit.objects.len() {
+        ask_ahead(&unit.objects, number);
         let symbols = unit.objects[number].symbols.symbols();
         for (index, symbol) in (0..).zip(symbols) {
             if !matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC) {

@@ -3,6 +3,7 @@
 //! Invariant: what is kept here was checked against the file's length; sizes, alignments and the links
 //! between sections are sound. Symbols and relocations are borrowed and checked where they are used.
 
+use jitcast_runtime::memory::prefetch;
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, Rela64, SectionHeader64, Sym64};
 use object::read::elf::{FileHeader as _, SectionHeader as _, SectionTable, Sym as _, SymbolTable};
@@ -58,6 +59,30 @@ struct Reader<'a> {
 
 fn corrupt(error: object::Error) -> Problem {
     Problem::Corrupt(error.to_string())
+}
+
+/// How many objects ahead the processor is told what will be read.
+const AHEAD: usize = 3;
+
+/// Asks for the symbols of the objects that come after object `number`: there may be more of them than caches hold.
+pub(crate) fn ask_ahead(objects: &[Box<ObjectFile<'_>>], number: usize) {
+    if let Some(next) = objects.get(number + 2 * AHEAD) {
+        prefetch(core::ptr::from_ref(&next.symbols).addr());
+    }
+    if let Some(next) = objects.get(number + AHEAD) {
+        ask_for(next.symbols.symbols());
+    }
+}
+
+/// Asks for the beginning of `list`.
+pub(crate) fn ask_for<T>(list: &[T]) {
+    /// A cache line, bytes.
+    const LINE: usize = 64;
+    /// What comes later, the processor sees coming.
+    const MOST: usize = 16 * LINE;
+    let start = list.as_ptr().addr();
+    let end = start + size_of_val(list).min(MOST);
+    (start..end).step_by(LINE).for_each(prefetch);
 }
 
 impl<'a> ObjectFile<'a> {

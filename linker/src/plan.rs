@@ -13,7 +13,7 @@ use crate::fixup::{Detour, Field, Fixup, Target};
 use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
 use crate::mutant::{Mutant, makes};
-use crate::object_file::Relocations;
+use crate::object_file::{ObjectFile, Relocations, ask_ahead};
 use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation, Resolved};
 use crate::request::{Request, Symbols, read};
 use crate::unit::{Meaning, Own, Unit};
@@ -47,7 +47,17 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
         ..Plan::default()
     };
     let mut symbols = Symbols::default();
+    let relocations = |object: &ObjectFile<'_>| -> usize {
+        object
+            .relocations
+            .iter()
+            .map(|table| table.entries.len())
+            .sum()
+    };
+    plan.fixups
+        .reserve(unit.objects.iter().map(|object| relocations(object)).sum());
     for (number, object) in unit.objects.iter().enumerate() {
+        ask_ahead(&unit.objects, number);
         symbols.begin(object.symbols.len());
         for table in &object.relocations {
             if let Some(chunk) = unit.chunk_of(number, table.section) {

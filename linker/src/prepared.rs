@@ -7,7 +7,7 @@ use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
 use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
 use crate::names::{self, Named};
 use crate::needs;
-use crate::object_file::ObjectFile;
+use crate::object_file::{ObjectFile, ask_for};
 use crate::plan::{self, Plan};
 use crate::startup::{self, Order};
 use crate::thunk;
@@ -83,8 +83,14 @@ impl<'a> Prepared<'a> {
     ///
     /// Whatever cannot be linked correctly, named with its place.
     pub fn read(unit: &'a str, inputs: &[Input<'a>], options: &Options) -> Result<Self, LinkError> {
-        let files: Result<_, LinkError> = inputs.iter().map(File::read).collect();
-        Self::of(unit, files?, options)
+        let mut files = Vec::with_capacity(inputs.len());
+        for (number, input) in inputs.iter().enumerate() {
+            if let Some(next) = inputs.get(number + 2) {
+                ask_for(next.bytes);
+            }
+            files.push(File::read(input)?);
+        }
+        Self::of(unit, files, options)
     }
 
     /// As [`Prepared::read`], of files that have been read already.
