@@ -17,7 +17,7 @@ use crate::prepared::{File, Kind};
 use crate::reach;
 use crate::relocation::{self, Resolved};
 use crate::resolve::{Global, Globals, Strength, SymbolUse, Value};
-use crate::section::{self, Role, Section};
+use crate::section::{self, Role};
 use crate::startup::Startup;
 use crate::unwind::{self, Frames};
 
@@ -214,9 +214,9 @@ impl<'a> Unit<'a> {
 
     /// Makes a chunk of each section that is placed, and of each common symbol.
     fn cut(&mut self, options: &Options) -> Result<(), LinkError> {
-        let placed = |section: &&Section<'_>| section.role.is_placed();
-        let placed = |object: &Box<ObjectFile<'_>>| object.sections.iter().filter(placed).count();
-        self.chunks.reserve(self.objects.iter().map(placed).sum());
+        let sections = self.objects.iter().flat_map(|object| &object.sections);
+        let placed = sections.filter(|section| section.role.is_placed());
+        self.chunks.reserve(placed.count());
         for (number, object) in (0..).zip(&self.objects) {
             let patched = patched_sections(object);
             let mut chunk_of = vec![NONE; object.sections.len()];
