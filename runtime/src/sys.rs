@@ -61,6 +61,8 @@ impl Mapping {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: as in `shared`.
         let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len_bytes, prot, MapFlags::PRIVATE) }?;
+        #[cfg(tsan)]
+        crate::tsan::keep(base.cast(), len_bytes);
         Ok(Self::own(base, len_bytes))
     }
 

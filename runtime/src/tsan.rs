@@ -51,18 +51,30 @@ pub(crate) fn first(fd: BorrowedFd<'_>, len_bytes: usize) -> Option<NonNull<u8>>
 
 /// Notes a mapping of what is behind `fd`, from its start.
 pub(crate) fn note(fd: BorrowedFd<'_>, base: *mut u8, len_bytes: usize) {
-    let Some(file) = identity(fd) else { return };
+    if let Some(file) = identity(fd) {
+        add(file, base, len_bytes);
+    }
+}
+
+/// Has private memory stay: system calls are made without the C library, so that ThreadSanitizer does not see that other memory is at
+/// its address later.
+pub(crate) fn keep(base: *mut u8, len_bytes: usize) {
+    // No file has this number.
+    add([u64::MAX; 2], base, len_bytes);
+}
+
+fn add(file: [u64; 2], base: *mut u8, len_bytes: usize) {
     let object = Box::leak(Box::new(Object {
         file,
         base: base.expose_provenance(),
         len_bytes,
         next: ptr::null_mut(),
     }));
-    let add = |first| {
+    let push = |first| {
         object.next = first;
         Some(ptr::from_mut(object))
     };
-    let _ = OBJECTS.fetch_update(Ordering::Release, Ordering::Relaxed, add);
+    let _ = OBJECTS.fetch_update(Ordering::Release, Ordering::Relaxed, push);
 }
 
 /// Whether the mapping at `base` has to stay.

@@ -7,6 +7,7 @@
 
 use core::hint::cold_path;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,15 +40,15 @@ use crate::worker::{Inner, Worker};
 #[must_use = "published code is entered only while the guard lives"]
 pub struct Guard<'a> {
     worker: &'a Worker,
-    thread: *const ThreadRecord,
+    words: &'a ThreadWords,
     _not_send: PhantomData<*const ()>,
 }
 
 /// What the library knows of a thread in a worker, besides its words and its record in the mailbox.
 #[derive(Debug)]
 pub(crate) struct ThreadRecord {
-    /// The thread's words: in the worker, or orphaned ones after the end of the thread.
-    words: Cell<NonNull<ThreadWords>>,
+    /// The thread's words, in the worker.
+    words: NonNull<ThreadWords>,
     /// The worker, and whose record this is.
     pub(crate) owner: Weak<Inner>,
     index: u32,
@@ -55,7 +56,7 @@ pub(crate) struct ThreadRecord {
     admitted: Cell<bool>,
     /// Whether it applies something, and so holds something like a guard, whatever its pin says.
     applies: Cell<bool>,
-    /// How many [`Thread`]s there are that point here.
+    /// How many [`Thread`]s there are of it.
     handles: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     serialised: Cell<u64>,
@@ -68,36 +69,36 @@ pub(crate) struct ThreadRecord {
 }
 
 thread_local! {
-    /// This thread's records, one for each worker that it entered. Boxed, since guards point at them.
+    /// This thread's records, one for each worker that it entered. Boxed, since the threads' words point at them.
     static RECORDS: RefCell<Records> = const { RefCell::new(Records(Vec::new())) };
-    /// The worker entered last, and this thread's record for it.
+    /// The worker entered last, and this thread's words in it.
     static LAST: Cell<Last> = const { Cell::new(Last::NONE) };
 }
 
-/// A worker and the calling thread's record for it. As long as there is the record, no other worker has that one's address.
+/// A worker and the calling thread's words in it. As long as there is a record of it, no other worker has that one's address.
 #[derive(Clone, Copy, Debug)]
 struct Last {
     worker: *const Inner,
-    record: *const ThreadRecord,
+    words: *const ThreadWords,
 }
 
 impl Last {
     const NONE: Self = Self {
         worker: core::ptr::null(),
-        record: core::ptr::null(),
+        words: core::ptr::null(),
     };
 
     fn of(record: &ThreadRecord) -> Self {
         Self {
             worker: record.owner.as_ptr(),
-            record,
+            words: record.words.as_ptr(),
         }
     }
 }
 
 #[derive(Debug)]
 struct Records(
-    #[expect(clippy::vec_box, reason = "guards point at the records")] Vec<Box<ThreadRecord>>,
+    #[expect(clippy::vec_box, reason = "words point at the records")] Vec<Box<ThreadRecord>>,
 );
 
 impl Drop for Records {
@@ -105,24 +106,14 @@ impl Drop for Records {
         LAST.set(Last::NONE);
         for record in self.0.drain(..) {
             let worker = record.owner.upgrade();
-            let mut held = record.handles.get() > 0;
-            if let Some(worker) = worker {
-                // What a child that is no worker inherited, nobody knows there.
-                held |= !worker.is_attached_here() || record.depth(&worker) > 0;
-                if worker.is_attached_here() {
-                    // The end of a thread leaves its guards, those that were forgotten too.
-                    worker.find_pin(None);
-                    worker.release_thread(record.index);
-                }
+            if let Some(worker) = worker.filter(|worker| worker.is_attached_here()) {
+                worker.find_pin(None);
+                let held = record.handles.get() > 0 || record.depth(&worker) > 0;
+                // The end of a thread leaves its guards, those that were forgotten too.
+                worker.end_thread(record.index, held);
             }
             let keep = record.keep.take();
-            if held {
-                // A guard in another thread-local may be dropped after this: it finds its record, and never
-                // gets to touch words and a pin that are another thread's by then.
-                let orphaned = Box::leak(Box::new(ThreadWords::orphaned()));
-                record.words.set(NonNull::from(orphaned));
-                std::mem::forget(record);
-            }
+            drop(record);
             drop(keep);
         }
     }
@@ -136,13 +127,13 @@ impl Worker {
     #[inline(always)]
     pub fn enter(&self) -> Result<Guard<'_>, EnterError> {
         let last = LAST.get();
-        let record = if core::ptr::eq(last.worker, self.inner()) {
-            // SAFETY: `LAST` points to a record of this thread, which lives until the thread ends.
-            unsafe { &*last.record }
+        let words = if core::ptr::eq(last.worker, self.inner()) {
+            // SAFETY: words of this worker, which are there as long as it is.
+            unsafe { &*last.words }
         } else {
-            self.record()?
+            self.record()?.words()
         };
-        self.enter_with(record)
+        self.enter_with(words)
     }
 
     /// What the calling thread enters guards by without looking for its record each time: about half of what a guard costs that
@@ -167,7 +158,7 @@ impl Worker {
         record.handles.set(record.handles.get() + 1);
         Ok(Thread {
             worker: self,
-            record,
+            words: record.words(),
             _not_send: PhantomData,
         })
     }
@@ -218,61 +209,58 @@ impl Worker {
             }
             record.words().nested.set(token.depth().saturating_sub(1));
             if token.depth() == 0 && !record.applies.get() {
-                record.leave(self.inner());
+                self.inner().leave(record.words());
             }
         }
     }
 
     #[inline(always)]
-    fn enter_with<'a>(&'a self, record: &ThreadRecord) -> Result<Guard<'a>, EnterError> {
-        let (inner, words) = (self.inner(), record.words());
+    fn enter_with<'a>(&'a self, words: &'a ThreadWords) -> Result<Guard<'a>, EnterError> {
+        let entered = Guard {
+            worker: self,
+            words,
+            _not_send: PhantomData,
+        };
+        let entered = ManuallyDrop::new(entered);
         let Some(polls) = words.polls.get().checked_sub(1) else {
             cold_path();
-            self.enter_otherwise(record)?;
-            return Ok(self.guard(record));
+            self.enter_otherwise(words)?;
+            return Ok(ManuallyDrop::into_inner(entered));
         };
-        let pin = record.pin_by_words(inner);
+        let pin = self.inner().pin_of(words);
         if pin.load(Ordering::Relaxed) != 0 {
             cold_path();
             words.nested.set(words.nested.get() + 1);
-            return Ok(self.guard(record));
+            return Ok(ManuallyDrop::into_inner(entered));
         }
         words.polls.set(polls);
         // SAFETY: a thread that has polls left has been admitted; its door is shut and opened with words of its worker's.
         if unsafe { words.door().enter(pin) }.is_none() {
             cold_path();
-            self.enter_slowly(record)?;
+            // It is outside, though its pin is there.
+            pin::leave(pin, 0);
+            self.enter_otherwise(words)?;
         }
-        Ok(self.guard(record))
+        Ok(ManuallyDrop::into_inner(entered))
     }
 
-    #[inline(always)]
-    fn guard(&self, record: &ThreadRecord) -> Guard<'_> {
-        Guard {
-            worker: self,
-            thread: core::ptr::from_ref(record),
-            _not_send: PhantomData,
-        }
-    }
-
-    /// Enters where the fast path does not: because the thread's polls have run out (it has none where guards execute a fence), or
-    /// for any other reason.
+    /// Enters where the fast path does not, a thread whose pin says whether it is inside: because its polls have run out (it has none where
+    /// guards execute a fence), or for any other reason.
     #[cold]
-    pub(crate) fn enter_otherwise(&self, record: &ThreadRecord) -> Result<(), EnterError> {
-        let (inner, words) = (self.inner(), record.words());
+    pub(crate) fn enter_otherwise(&self, words: &ThreadWords) -> Result<(), EnterError> {
+        let inner = self.inner();
         if !inner.is_attached_here() {
             return Err(EnterError::Forked);
         }
-        if words.is_orphaned() {
-            return Err(EnterError::ThreadEnds);
-        }
-        if words.polls.get() > 0 {
-            // Its door did not let it in; the pin may be there already.
-            return self.enter_slowly(record);
-        }
+        // SAFETY: whoever enters has the calling thread's words.
+        let record = unsafe { words.record() }.ok_or(EnterError::ThreadEnds)?;
         if record.depth(inner) > 0 {
             words.nested.set(words.nested.get() + 1);
             return Ok(());
+        }
+        if words.polls.get() > 0 {
+            // Its door did not let it in.
+            return self.enter_slowly(record);
         }
         if !record.admitted.get() {
             self.enter_slowly(record)?;
@@ -350,9 +338,11 @@ impl Worker {
     /// This thread's record, if there is one; a forked child's too.
     pub(crate) fn known_record(&self) -> Result<Option<&ThreadRecord>, EnterError> {
         let last = LAST.get();
-        if core::ptr::eq(last.worker, self.inner()) {
-            // SAFETY: `LAST` points to a record of this thread, which lives until the thread ends.
-            return Ok(Some(unsafe { &*last.record }));
+        if core::ptr::eq(last.worker, self.inner()) && self.inner().is_attached_here() {
+            // SAFETY: words of this worker, which are there as long as it is.
+            let words = unsafe { &*last.words };
+            // SAFETY: the calling thread's, since its end resets `LAST`.
+            return Ok(unsafe { words.record() });
         }
         let known = RECORDS.try_with(|records| {
             let records = records.borrow();
@@ -379,6 +369,7 @@ impl Worker {
             .as_raw_nonzero()
             .get()
             .unsigned_abs();
+        inner.release_ended_threads();
         let index = inner
             .mailbox()
             .claim(tid.into())
@@ -446,7 +437,7 @@ impl ThreadRecord {
     fn new(inner: &Inner, owner: Weak<Inner>, index: u32) -> Box<Self> {
         let words = inner.life().thread(index);
         let record = Box::new(Self {
-            words: Cell::new(words),
+            words,
             owner,
             index,
             admitted: Cell::new(false),
@@ -466,26 +457,15 @@ impl ThreadRecord {
     /// The thread's words.
     #[inline(always)]
     pub(crate) fn words(&self) -> &ThreadWords {
-        // SAFETY: words of the worker's, which lives as long as anybody asks its records for anything, or leaked ones; of them, other
-        // threads store to atomics alone.
-        unsafe { self.words.get().as_ref() }
+        // SAFETY: words of the worker's, which lives as long as anybody asks its records for anything; of them, other threads store
+        // to atomics alone.
+        unsafe { self.words.as_ref() }
     }
 
     /// The thread's pin.
     pub(crate) fn pin<'a>(&self, inner: &'a Inner) -> &'a AtomicU64 {
         debug_assert!(self.is_of(inner));
         inner.mailbox().thread(self.index, ThreadWord::Pin)
-    }
-
-    /// The same, for a thread whose words are not orphaned.
-    #[inline(always)]
-    fn pin_by_words<'a>(&'a self, inner: &'a Inner) -> &'a AtomicU64 {
-        if cfg!(tsan) {
-            // The mailbox is where the compiler process, which is this process too, has it mapped.
-            return self.pin(inner);
-        }
-        // SAFETY: the words are a worker's.
-        unsafe { self.words().pin() }
     }
 
     /// How many guards the thread holds.
@@ -503,7 +483,7 @@ impl ThreadRecord {
         match nested.get().checked_sub(1) {
             Some(fewer) => nested.set(fewer),
             None if self.applies.get() => return false,
-            None => self.leave(inner),
+            None => inner.leave(self.words()),
         }
         true
     }
@@ -512,27 +492,6 @@ impl ThreadRecord {
     #[inline(always)]
     fn is_of(&self, inner: &Inner) -> bool {
         core::ptr::eq(self.owner.as_ptr(), inner)
-    }
-
-    /// The outermost guard is left.
-    #[inline(always)]
-    pub(crate) fn leave(&self, inner: &Inner) {
-        if self.words().alive.load(Ordering::Relaxed) == ALIVE {
-            pin::leave(self.pin_by_words(inner), 0);
-        } else {
-            self.leave_otherwise(inner);
-        }
-    }
-
-    #[cold]
-    fn leave_otherwise(&self, inner: &Inner) {
-        match inner.life().alive().load(Ordering::Relaxed) {
-            // It has not been admitted.
-            ALIVE => pin::leave(self.pin(inner), 0),
-            MOVING => self.leave_slowly(inner),
-            // In a child that was forked under the guard, the pin is the parent's: hands off.
-            _ => {}
-        }
     }
 
     /// While threads are inside at different generations: whoever leaves an older one may be the last.
@@ -558,10 +517,53 @@ impl ThreadRecord {
     }
 }
 
+impl Inner {
+    /// The pin of the thread that has these words.
+    #[inline(always)]
+    pub(crate) fn pin_of<'a>(&'a self, words: &'a ThreadWords) -> &'a AtomicU64 {
+        if cfg!(tsan) {
+            // The mailbox is where the compiler process, which is this process too, has it mapped.
+            let index = self.life().index_of(words);
+            return self.mailbox().thread(index, ThreadWord::Pin);
+        }
+        // SAFETY: words of this worker's.
+        unsafe { words.pin() }
+    }
+
+    /// The outermost guard is left of the calling thread, which has these words.
+    #[inline(always)]
+    pub(crate) fn leave(&self, words: &ThreadWords) {
+        if words.alive.load(Ordering::Relaxed) == ALIVE {
+            pin::leave(self.pin_of(words), 0);
+        } else {
+            self.leave_otherwise(words);
+        }
+    }
+
+    #[cold]
+    fn leave_otherwise(&self, words: &ThreadWords) {
+        match self.life().alive().load(Ordering::Relaxed) {
+            // It has not been admitted.
+            ALIVE => pin::leave(self.pin_of(words), 0),
+            MOVING => {
+                // SAFETY: the calling thread's.
+                if let Some(record) = unsafe { words.record() } {
+                    record.leave_slowly(self);
+                }
+            }
+            // In a child that was forked under the guard, the pin is the parent's: hands off.
+            _ => {}
+        }
+    }
+}
+
 impl Guard<'_> {
     /// The generation that this thread runs at.
     pub fn generation(&self) -> u64 {
-        self.pin().load(Ordering::Relaxed)
+        self.worker
+            .inner()
+            .pin_of(self.words)
+            .load(Ordering::Relaxed)
     }
 
     /// The worker that was entered.
@@ -572,29 +574,18 @@ impl Guard<'_> {
     /// What [`Worker::unwind`] takes to leave what was entered after this guard, should those guards never be
     /// dropped.
     pub fn token(&self) -> Token {
-        Token::new(self.record().depth(self.worker.inner()))
-    }
-
-    #[inline(always)]
-    fn record(&self) -> &ThreadRecord {
-        // SAFETY: the record lives until this thread ends, or longer while a guard of it is held, and the
-        // guard cannot leave the thread.
-        unsafe { &*self.thread }
-    }
-
-    #[inline(always)]
-    fn pin(&self) -> &AtomicU64 {
-        self.record().pin(self.worker.inner())
+        // SAFETY: the calling thread's.
+        let record = unsafe { self.words.record() };
+        Token::new(record.map_or(0, |record| record.depth(self.worker.inner())))
     }
 }
 
 impl Drop for Guard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        let record = self.record();
-        let nested = &record.words().nested;
+        let nested = &self.words.nested;
         match nested.get() {
-            0 => record.leave(self.worker.inner()),
+            0 => self.worker.inner().leave(self.words),
             guards => {
                 cold_path();
                 nested.set(guards - 1);
@@ -607,7 +598,7 @@ impl Drop for Guard<'_> {
 #[derive(Debug)]
 pub struct Thread<'a> {
     worker: &'a Worker,
-    record: *const ThreadRecord,
+    words: &'a ThreadWords,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -618,19 +609,15 @@ impl<'a> Thread<'a> {
     /// [`EnterError`].
     #[inline(always)]
     pub fn enter(&self) -> Result<Guard<'a>, EnterError> {
-        self.worker.enter_with(self.record())
-    }
-
-    #[inline(always)]
-    fn record(&self) -> &ThreadRecord {
-        // SAFETY: the record lives until this thread ends, or longer while a `Thread` points to it, which cannot leave the thread.
-        unsafe { &*self.record }
+        self.worker.enter_with(self.words)
     }
 }
 
 impl Drop for Thread<'_> {
     fn drop(&mut self) {
-        let handles = &self.record().handles;
-        handles.set(handles.get() - 1);
+        // SAFETY: the calling thread's; `None` after its end.
+        if let Some(record) = unsafe { self.words.record() } {
+            record.handles.set(record.handles.get() - 1);
+        }
     }
 }

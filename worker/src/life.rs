@@ -65,6 +65,13 @@ impl LifePage {
         unsafe { self.mapping.base().add(at) }.cast()
     }
 
+    /// Whose words these are, which are of this worker.
+    pub(crate) fn index_of(&self, words: &ThreadWords) -> u32 {
+        let first = self.mapping.base().addr().get() + THREADS_AT;
+        let distance = core::ptr::from_ref(words).addr() - first;
+        (distance / THREAD_BYTES as usize) as u32
+    }
+
     /// Calls `each` with the words that other threads than its own may load and store, of the first `count` threads.
     pub(crate) fn for_threads(&self, count: u64, mut each: impl FnMut(Door<'_>, &AtomicU64)) {
         for index in 0..count.min(MAX_THREADS.into()) as u32 {

@@ -10,10 +10,12 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use std::cell::Cell;
 use std::mem::offset_of;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::gate::{Door, HeadPointer};
-use jitcast_runtime::mailbox::Word;
+use jitcast_runtime::mailbox::{ThreadWord, Word};
+use jitcast_runtime::pin;
 
 use crate::error::EnterError;
 use crate::fault::{Fault, seeded};
@@ -99,23 +101,6 @@ pub(crate) struct Saved {
 }
 
 impl ThreadWords {
-    /// Words of no thread, which hold more guards than are ever left.
-    pub(crate) fn orphaned() -> Self {
-        Self {
-            generation: AtomicU64::new(0),
-            head: HeadPointer::new(ptr::null_mut()),
-            alive: AtomicU64::new(0),
-            nested: Cell::new(u32::MAX / 2),
-            polls: Cell::new(0),
-            record: Cell::new(ptr::null()),
-        }
-    }
-
-    /// Whether they are those of a thread that has ended.
-    pub(crate) fn is_orphaned(&self) -> bool {
-        self.record.get().is_null()
-    }
-
     /// Makes them those of `record`'s thread, which has yet to be admitted. `never` is what doors are shut with.
     pub(crate) fn begin(&self, record: *const ThreadRecord, never: &AtomicU64) {
         self.nested.set(0);
@@ -124,10 +109,10 @@ impl ThreadWords {
         self.door().shut(never);
     }
 
-    /// Makes them nobody's.
-    pub(crate) fn end(&self) {
+    /// Makes them nobody's. `held`: the thread may have guards still, which are left when it ends, and leave nothing any more.
+    pub(crate) fn end(&self, held: bool) {
         self.polls.set(0);
-        self.nested.set(0);
+        self.nested.set(if held { u32::MAX / 2 } else { 0 });
         self.record.set(ptr::null());
     }
 
@@ -168,16 +153,25 @@ impl ThreadWords {
         unsafe { &*pin.cast() }
     }
 
-    /// The record of the calling thread, whose words these are; an error in a child that is no worker.
+    /// What the library knows of the calling thread; `None` after its end, and in a child that is no worker.
+    ///
+    /// # Safety
+    /// They are the calling thread's.
+    pub(crate) unsafe fn record(&self) -> Option<&ThreadRecord> {
+        // SAFETY: null, or a record of this thread, which lives until the thread ends.
+        unsafe { self.record.get().cast::<ThreadRecord>().as_ref() }
+    }
+
+    /// The words and the record of the calling thread; an error in a child that is no worker.
     ///
     /// # Safety
     /// `words` are the calling thread's.
-    unsafe fn record<'a>(words: NonNull<Self>) -> Result<&'a ThreadRecord, EnterError> {
+    unsafe fn known<'a>(words: NonNull<Self>) -> Result<(&'a Self, &'a ThreadRecord), EnterError> {
         // SAFETY: the caller's promise; they are there until the thread ends or the worker is gone.
         let words = unsafe { words.as_ref() };
-        // SAFETY: null, or a record of this thread, which lives until the thread ends.
-        let record = unsafe { words.record.get().cast::<ThreadRecord>().as_ref() };
-        record.ok_or(EnterError::Forked)
+        // SAFETY: the caller's promise.
+        let record = unsafe { words.record() };
+        Ok((words, record.ok_or(EnterError::Forked)?))
     }
 
     /// What is left to do where the fast path does not let a thread in: something new, a closed gate, a fence, a forked child,
@@ -190,9 +184,9 @@ impl ThreadWords {
     /// `words` are the calling thread's, as [`Worker::thread_words`] gave them.
     pub unsafe fn enter_otherwise(words: NonNull<Self>) -> Result<Token, EnterError> {
         // SAFETY: the caller's promise.
-        let record = unsafe { Self::record(words) }?;
+        let (words, record) = unsafe { Self::known(words) }?;
         let worker = Worker::of(record.owner.upgrade().ok_or(EnterError::Detached)?);
-        worker.enter_otherwise(record)?;
+        worker.enter_otherwise(words)?;
         Ok(Token::new(record.depth(worker.inner())))
     }
 
@@ -205,7 +199,7 @@ impl ThreadWords {
     /// As for [`ThreadWords::enter_otherwise`].
     pub unsafe fn leave_otherwise(words: NonNull<Self>) -> Result<bool, EnterError> {
         // SAFETY: the caller's promise.
-        let record = unsafe { Self::record(words) }?;
+        let (_, record) = unsafe { Self::known(words) }?;
         let worker = record.owner.upgrade().ok_or(EnterError::Detached)?;
         Ok(record.leave_one(&worker))
     }
@@ -236,9 +230,36 @@ impl Inner {
 
     /// Gives the record `index` of the calling thread back.
     pub(crate) fn release_thread(&self, index: u32) {
+        self.end_thread(index, false);
+    }
+
+    /// The calling thread, of record `index`, ends. If it may have guards `held`, in thread-local variables that end later, its record and
+    /// its words become no other thread's before it is gone.
+    pub(crate) fn end_thread(&self, index: u32, held: bool) {
         // SAFETY: the calling thread's.
-        unsafe { self.life().thread(index).as_ref() }.end();
-        self.mailbox().release(index);
+        unsafe { self.life().thread(index).as_ref() }.end(held);
+        if held {
+            pin::leave(self.mailbox().thread(index, ThreadWord::Pin), 0);
+            let ended = self.ended().lock();
+            ended.unwrap_or_else(PoisonError::into_inner).push(index);
+        } else {
+            self.mailbox().release(index);
+        }
+    }
+
+    /// Gives back the records of threads that are gone.
+    pub(crate) fn release_ended_threads(&self) {
+        let Ok(mut ended) = self.ended().try_lock() else {
+            return;
+        };
+        ended.retain(|index| {
+            let tid = self.mailbox().thread(*index, ThreadWord::Tid);
+            let lives = is_thread(tid.load(Ordering::Relaxed));
+            if !lives {
+                self.mailbox().release(*index);
+            }
+            lives
+        });
     }
 
     /// Closes the gate, and shuts the threads' doors. By who holds the worker's state; a barrier that reaches every thread follows
@@ -312,4 +333,13 @@ impl Worker {
         let record = self.known_record().ok().flatten();
         Token::new(record.map_or(0, |record| record.depth(self.inner())))
     }
+}
+
+/// Whether a thread of this process has this id. (0: a fork has left it behind.)
+fn is_thread(tid: u64) -> bool {
+    let process = std::process::id();
+    // SAFETY: signal 0 is sent to nobody (tgkill(2)).
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, tid as libc::pid_t, 0) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    tid != 0 && (sent == 0 || error != Some(libc::ESRCH))
 }

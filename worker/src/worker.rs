@@ -169,6 +169,8 @@ pub(crate) struct Inner {
     listing: Listing,
     mailbox: Mailbox,
     life: LifePage,
+    /// The records of threads that ended with guards held, until they are gone.
+    ended: Mutex<Vec<u32>>,
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
@@ -248,6 +250,7 @@ impl Worker {
             window,
             mailbox: attachment.mailbox,
             life: attachment.life,
+            ended: Mutex::default(),
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
@@ -419,6 +422,10 @@ impl Inner {
     #[inline(always)]
     pub(crate) fn life(&self) -> &LifePage {
         &self.life
+    }
+
+    pub(crate) fn ended(&self) -> &Mutex<Vec<u32>> {
+        &self.ended
     }
 
     #[inline(always)]
