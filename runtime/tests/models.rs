@@ -99,14 +99,15 @@ proptest! {
                 for commits in [false, true] {
                     let used = heap.used_bytes(Area::Control);
                     let mut txn = heap.begin(memory, &Backed, generation);
-                    let places = txn.alloc_together(&vec![16; batch.len()]).unwrap();
-                    let records: Vec<_> = places.iter().map(|place| place.offset()).collect();
+                    let mut record = |_| txn.alloc(Area::Control, 16, 8).unwrap().offset();
+                    let records: Vec<_> = batch.iter().map(&mut record).collect();
                     for (record, key) in records.iter().zip(batch) {
                         memory.store(*record, *key);
                         memory.store(SegmentOffset::new(record.get() + 8), generation);
                     }
                     let after = if at_once {
-                        index::insert_all(&mut txn, root, &records).unwrap()
+                        let mut changes: Vec<_> = batch.iter().copied().zip(records).collect();
+                        index::change(&mut txn, root, &mut changes).unwrap()
                     } else {
                         let insert = |root, record: &SegmentOffset| index::insert(&mut txn, root, *record).unwrap();
                         records.iter().fold(root, insert)
@@ -157,11 +158,19 @@ proptest! {
                 record
             };
             if at_once.contains(&number) {
-                // Those that are there already are put in anew, too.
-                let keys: BTreeSet<_> = batch.into_iter().map(|(key, _)| key).collect();
-                let records: Vec<_> = keys.iter().map(|key| write(&mut txn, *key)).collect();
-                root = index::insert_all(&mut txn, root, &records).unwrap();
-                model.extend(keys.into_iter().map(|key| (key, generation)));
+                // Those that are there already are put in anew, too; some are taken out that were never there.
+                let batch: BTreeMap<_, _> = batch.into_iter().collect();
+                let mut changes = Vec::new();
+                for (key, keep) in batch {
+                    if keep {
+                        changes.push((key, write(&mut txn, key)));
+                        model.insert(key, generation);
+                    } else {
+                        changes.push((key, SegmentOffset::NONE));
+                        model.remove(&key);
+                    }
+                }
+                root = index::change(&mut txn, root, &mut changes).unwrap();
             } else {
                 for (key, keep) in batch {
                     if keep {
