@@ -27,7 +27,8 @@ impl<'a> Txn<'a> {
             backing,
             generation,
             taken: Default::default(),
-            given: Vec::new(),
+            // As much as replacing a small unit gives.
+            given: Vec::with_capacity(32),
             reused_text: false,
             committed: false,
         }
@@ -70,12 +71,15 @@ impl Txn<'_> {
     /// # Errors
     /// [`SegmentFull`].
     pub fn alloc(&mut self, area: Area, len_bytes: u32, align_bytes: u32) -> Result<Region, SegmentFull> {
+        if len_bytes == 0 {
+            return Ok(Region { start: self.heap.geometry.allocated(area).start, len_bytes });
+        }
         let Some(region) = self.find(area, len_bytes, align_bytes) else {
             return Err(self.heap.full(area, len_bytes.into(), None));
         };
         self.taken[area.index()].add(region);
         let mut backed = self.heap.back(area, region, self.backing);
-        if area == Area::CallCells && region.len_bytes > 0 && backed.is_ok() {
+        if area == Area::CallCells && backed.is_ok() {
             let stubs = self.heap.stubs_of(region);
             backed = self.heap.back(Area::Stubs, stubs, self.backing);
         }
@@ -84,7 +88,7 @@ impl Txn<'_> {
             return Err(full);
         }
         if area == Area::Text {
-            self.reused_text |= region.len_bytes > 0 && region.start < self.heap.fresh_text;
+            self.reused_text |= region.start < self.heap.fresh_text;
         }
         Ok(region)
     }
