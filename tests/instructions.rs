@@ -1,4 +1,4 @@
-//! How many instructions linking, attaching, applying and polling take: what a change costs shows on a noisy machine too, and
+//! How many instructions linking, publishing, attaching, applying and polling take: what a change costs shows on a noisy machine too, and
 //! whether the cost grows linearly.
 //!
 //! They are counted by valgrind's callgrind, in the build that the tests run, and compared with what is written down in
@@ -21,7 +21,7 @@ use common::host::Host;
 use common::process::Process;
 use common::scratch::Scratch;
 use common::{require, role};
-use jitcast::compiler::{CompilerOptions, UnitSource};
+use jitcast::compiler::{Compiler, CompilerOptions, Threads, UnitSource};
 use jitcast::runtime::cpu::CpuFeatures;
 use jitcast::worker::Worker;
 use units::{adders, publish};
@@ -55,6 +55,7 @@ fn this_binary_plays_the_roles_of_its_tests() {
     role::play(&[
         ("compiler", compile),
         ("linking", |_| linking()),
+        ("publishing", |_| publishing()),
         ("working", working),
     ]);
 }
@@ -113,7 +114,7 @@ fn linking() {
     role::report(DONE);
 }
 
-// What workers do.
+// What is published.
 
 /// So many functions in one unit.
 fn one_unit(name: &str, functions: usize, bonus: i32) -> Vec<UnitSource> {
@@ -129,6 +130,34 @@ fn many_units(name: &str, units: usize, bonus: i32) -> Vec<UnitSource> {
     let names = (0..units).map(|index| format!("{name}_{index}"));
     names.map(|name| adders(&name, &[(&name, bonus)])).collect()
 }
+
+fn publishing() {
+    let compiler = Compiler::create(&CompilerOptions {
+        // One thread does it all, and is counted; what is replaced is freed now and then.
+        threads: Threads::new(1),
+        reclaim_above_bytes: 64 << 10,
+        ..CompilerOptions::with_window(1 << 30).unwrap()
+    });
+    let compiler = compiler.unwrap();
+    let publish = |batch: &[UnitSource]| drop(compiler.publish(batch).unwrap());
+    // What the first publication of a process finds out is not to be counted.
+    publish(&one_unit("other", 10, 0));
+    let versions = [1, 2].map(|bonus| one_unit("tiny", 1, bonus));
+    publish(&versions[0]);
+    count("publish: a function, replaced, 100 times", || {
+        for number in 1..=100 {
+            publish(black_box(&versions[number % 2]));
+        }
+    });
+    for (what, bonus) in [("new", 1), ("replaced", 2)] {
+        let batch = one_unit("many", 1000, bonus);
+        let case = format!("publish: 1000 functions in one unit, {what}");
+        count(&case, || publish(black_box(&batch)));
+    }
+    role::report(DONE);
+}
+
+// What workers do.
 
 /// The compiler process, which is not counted. It publishes what it is told to.
 fn compile(_: &str) {
@@ -253,6 +282,7 @@ fn a_change_that_costs_a_tenth_is_seen() {
         return;
     }
     let mut counts = count_role("linking", "", |what| panic!("{what}?"));
+    counts.extend(count_role("publishing", "", |what| panic!("{what}?")));
     let mut compiler = role::start("compiler", "");
     let socket = role::next_report(&mut compiler);
     counts.extend(count_role("working", &socket, |what| {

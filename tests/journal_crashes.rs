@@ -285,6 +285,9 @@ fn kill_at(place: &Place, point: &str, then: Option<&str>) {
         // The disk may be busy with what others wrote: no reason to keep a processor busy too.
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
+    // The log may be written anew after the last version, which the worker sees before.
+    restarted.send("end");
+    restarted.finish().succeeded();
     let log = std::fs::metadata(place.scratch.path("journal/log")).unwrap();
     assert!(log.len() > 0, "{point}");
     assert!(

@@ -109,12 +109,20 @@ impl Compiler {
         let Some(dead) = dead else {
             let segment = Segment::restore(&segment, instance, hash_seed)?;
             let (state, journal) = past.replay(storage, &segment, options.retain)?;
-            return Ok(Self::new(options, segment, state, Some(journal)));
+            return Ok(Self::again(options, segment, state, journal));
         };
         let made = Segment::restore_beside(&segment, instance, hash_seed)?;
         let (mut state, journal) = past.replay(storage, &made, options.retain)?;
         let segment = adoption::adopt_or_replace((made, &mut state), dead, &segment)?;
-        Ok(Self::new(options, segment, state, Some(journal)))
+        Ok(Self::again(options, segment, state, journal))
+    }
+
+    /// What was published is there again, and so is what waited to be freed: it does not wait for the next publication, which
+    /// would lie behind it.
+    fn again(options: &CompilerOptions, segment: Segment, state: State, journal: Journal) -> Self {
+        let compiler = Self::new(options, segment, state, Some(journal));
+        compiler.free_surplus(&mut compiler.state.lock());
+        compiler
     }
 
     /// Nothing is published yet.
@@ -364,10 +372,14 @@ impl Compiler {
 
     /// Frees and rewrites what has grown too large.
     pub(crate) fn tidy(&self, state: &mut State) {
+        self.free_surplus(state);
+        self.compact(state);
+    }
+
+    fn free_surplus(&self, state: &mut State) {
         if state.heap.retired_bytes() > self.reclaim_above_bytes {
             self.reclaim(state);
         }
-        self.compact(state);
     }
 
     fn link_and_commit(

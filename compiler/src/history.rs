@@ -263,7 +263,10 @@ impl History {
                 generation,
                 published_ns,
             };
-            let old = self.published.insert(unit.name.clone(), published);
+            let old = match self.published.get_mut(&unit.name) {
+                Some(known) => Some(std::mem::replace(known, published)),
+                None => self.published.insert(unit.name.clone(), published),
+            };
             before.insert(unit.name.clone(), old.map(|old| old.unit));
         }
         for name in removed {

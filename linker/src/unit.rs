@@ -150,21 +150,28 @@ impl<'a> Unit<'a> {
                 }
             }
         }
-        if let Some((name, bytes)) = options.support {
-            let dialect = Dialect::Elf;
-            archives.add(&Input {
-                name,
-                bytes,
-                dialect,
-            })?;
-        }
+        let mut support = options.support;
         let mut next = 0;
         while let Some(&global) = unit.globals.pending.get(next) {
             next += 1;
             let global = &unit.globals.list[global as usize];
-            if global.strength == Strength::Undefined
-                && let Some(member) = archives.pull(global.name)?
+            if global.strength != Strength::Undefined {
+                continue;
+            }
+            let mut member = archives.pull(global.name)?;
+            // It comes after all others, and most units want nothing that they have not.
+            if member.is_none()
+                && let Some((name, bytes)) = support.take()
             {
+                let dialect = Dialect::Elf;
+                archives.add(&Input {
+                    name,
+                    bytes,
+                    dialect,
+                })?;
+                member = archives.pull(global.name)?;
+            }
+            if let Some(member) = member {
                 unit.add(Box::new(member))?;
             }
         }

@@ -62,13 +62,62 @@ pub struct Edit {
     root: Root,
     replaced_root: SegmentOffset,
     cells: BTreeMap<u32, CellValue>,
+    units: Changes,
+    asked: Changes,
+    texts: Changes,
+    canaries: Changes,
+    overlay: Changes,
+    symbols: Changes,
+    imports: Changes,
     flags: u64,
+}
+
+/// What becomes of the records of one index: under each key that changes the new one, or none. They are put into the index all at
+/// once, so that each of its nodes is written once.
+#[derive(Debug, Default)]
+struct Changes(BTreeMap<u64, SegmentOffset>);
+
+impl Changes {
+    /// The record under `key`, of the index at `root` with the changes so far.
+    fn get(&self, txn: &Txn<'_>, root: SegmentOffset, key: u64) -> Option<SegmentOffset> {
+        match self.0.get(&key) {
+            Some(record) => Some(*record).filter(|record| !record.is_none()),
+            None => own(index::get(txn.memory(), root, key)),
+        }
+    }
+
+    fn put(&mut self, key: u64, record: SegmentOffset) {
+        self.0.insert(key, record);
+    }
+
+    fn remove(&mut self, key: u64) {
+        self.0.insert(key, SegmentOffset::NONE);
+    }
+
+    /// Makes the index at `root` what it becomes.
+    fn apply(self, txn: &mut Txn<'_>, root: &mut SegmentOffset) -> Result<(), SegmentFull> {
+        let mut changes: Vec<_> = self.0.into_iter().collect();
+        *root = index::change(txn, *root, &mut changes)?;
+        Ok(())
+    }
 }
 
 impl Edit {
     /// Starts from `root` at `root_at` (none for a fresh segment).
     pub fn new(root: Root, root_at: SegmentOffset) -> Self {
-        Self { root, replaced_root: root_at, cells: BTreeMap::new(), flags: 0 }
+        Self {
+            root,
+            replaced_root: root_at,
+            cells: BTreeMap::new(),
+            units: Changes::default(),
+            asked: Changes::default(),
+            texts: Changes::default(),
+            canaries: Changes::default(),
+            overlay: Changes::default(),
+            symbols: Changes::default(),
+            imports: Changes::default(),
+            flags: 0,
+        }
     }
 
     /// Raises [`record_flags`].
@@ -87,7 +136,7 @@ impl Edit {
     /// [`SegmentFull`].
     pub fn put_unit(&mut self, txn: &mut Txn<'_>, record: &UnitRecord, name: &str) -> Result<(), SegmentFull> {
         let at = write(txn, record, &[name])?;
-        self.root.units = index::insert(txn, self.root.units, at)?;
+        self.units.put(record.key, at);
         self.root.unit_count += 1;
         Ok(())
     }
@@ -98,7 +147,7 @@ impl Edit {
     /// [`SegmentFull`].
     pub fn put_asked(&mut self, txn: &mut Txn<'_>, record: &AskedRecord, name: &str) -> Result<(), SegmentFull> {
         let at = write(txn, record, &[name])?;
-        self.root.asked = index::insert(txn, self.root.asked, at)?;
+        self.asked.put(record.key, at);
         self.root.asked_count += 1;
         Ok(())
     }
@@ -108,7 +157,7 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn remove_asked(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
-        if let Some(at) = own(index::get(txn.memory(), self.root.asked, key)) {
+        if let Some(at) = self.asked.get(txn, self.root.asked, key) {
             let record: AskedRecord = own(txn.memory().read(at));
             self.remove_text(txn, SegmentOffset::new(record.text.start))?;
             let len_bytes = size_of::<AskedRecord>() as u32 + record.name_len;
@@ -126,7 +175,7 @@ impl Edit {
             ] {
                 txn.retire(area, Region { start: stored.start, len_bytes: stored.len_bytes });
             }
-            self.root.asked = index::remove(txn, self.root.asked, key)?;
+            self.asked.remove(key);
             self.root.asked_count -= 1;
             self.flags |= record_flags::ASKED;
         }
@@ -139,20 +188,20 @@ impl Edit {
     /// [`SegmentFull`].
     pub fn put_text(&mut self, txn: &mut Txn<'_>, record: &TextRecord, name: &str) -> Result<(), SegmentFull> {
         let at = write(txn, record, &[name])?;
-        self.root.texts = index::insert(txn, self.root.texts, at)?;
+        self.texts.put(record.key, at);
         Ok(())
     }
 
     /// Removes what is known of the text at `text`, with its tables.
     fn remove_text(&mut self, txn: &mut Txn<'_>, text: SegmentOffset) -> Result<(), SegmentFull> {
         let key = index::by_place(text);
-        if let Some(at) = own(index::get(txn.memory(), self.root.texts, key)) {
+        if let Some(at) = self.texts.get(txn, self.root.texts, key) {
             let record: TextRecord = own(txn.memory().read(at));
             let len_bytes = size_of::<TextRecord>() as u32 + record.name_len;
             for region in [StoredRegion { start: at.get(), len_bytes }, record.frames, record.names] {
                 txn.retire(Area::Control, Region { start: region.start, len_bytes: region.len_bytes });
             }
-            self.root.texts = index::remove(txn, self.root.texts, key)?;
+            self.texts.remove(key);
         }
         Ok(())
     }
@@ -167,14 +216,14 @@ impl Edit {
         key: u64,
         keep: bool,
     ) -> Result<(), SegmentFull> {
-        if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
+        if let Some(at) = self.units.get(txn, self.root.units, key) {
             let record: UnitRecord = own(txn.memory().read(at));
             // Code that is kept may still run, and be unwound through.
             if !keep && record.flags & UNIT_KEPT == 0 {
                 self.remove_text(txn, SegmentOffset::new(record.text.start))?;
             }
             retire_unit(txn, at, keep);
-            self.root.units = index::remove(txn, self.root.units, key)?;
+            self.units.remove(key);
             self.root.unit_count -= 1;
         }
         Ok(())
@@ -185,12 +234,12 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn renew_unit(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
-        if let Some(at) = own(index::get(txn.memory(), self.root.units, key)) {
+        if let Some(at) = self.units.get(txn, self.root.units, key) {
             let old: UnitRecord = own(txn.memory().read(at));
             let name = own(trailing_text::<UnitRecord>(txn.memory(), at, 0, old.name_len));
             let record = UnitRecord { generation: txn.generation(), ..old };
             let renewed = write(txn, &record, &[&name])?;
-            self.root.units = index::insert(txn, self.root.units, renewed)?;
+            self.units.put(record.key, renewed);
             let len_bytes = size_of::<UnitRecord>() as u32 + old.name_len;
             txn.retire(Area::Control, Region { start: at.get(), len_bytes });
             self.flags |= record_flags::RESYNC;
@@ -204,7 +253,7 @@ impl Edit {
     /// [`SegmentFull`].
     pub fn put_canary(&mut self, txn: &mut Txn<'_>, record: &CanaryRecord, label: &str) -> Result<(), SegmentFull> {
         let at = write(txn, record, &[label])?;
-        self.root.canaries = index::insert(txn, self.root.canaries, at)?;
+        self.canaries.put(record.key, at);
         self.flags |= record_flags::RESYNC;
         Ok(())
     }
@@ -214,11 +263,11 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn remove_canary(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
-        if let Some(at) = own(index::get(txn.memory(), self.root.canaries, key)) {
+        if let Some(at) = self.canaries.get(txn, self.root.canaries, key) {
             let record: CanaryRecord = own(txn.memory().read(at));
             let len_bytes = size_of::<CanaryRecord>() as u32 + record.label_len;
             txn.retire(Area::Control, Region { start: at.get(), len_bytes });
-            self.root.canaries = index::remove(txn, self.root.canaries, key)?;
+            self.canaries.remove(key);
             self.flags |= record_flags::RESYNC;
         }
         Ok(())
@@ -235,18 +284,18 @@ impl Edit {
         name: &str,
         signature: &str,
     ) -> Result<(), SegmentFull> {
-        if let Some(old) = own(index::get(txn.memory(), self.root.overlay, record.key)) {
+        if let Some(old) = self.overlay.get(txn, self.root.overlay, record.key) {
             retire_symbol(txn, old);
         }
         let at = write(txn, record, &[name, signature])?;
-        self.root.overlay = index::insert(txn, self.root.overlay, at)?;
+        self.overlay.put(record.key, at);
         self.flags |= record_flags::RESYNC;
         Ok(())
     }
 
     /// The record of a canary's symbol.
     pub fn overlay(&self, txn: &Txn<'_>, key: u64) -> Option<SymbolRecord> {
-        let at = own(index::get(txn.memory(), self.root.overlay, key))?;
+        let at = self.overlay.get(txn, self.root.overlay, key)?;
         Some(own(txn.memory().read(at)))
     }
 
@@ -255,9 +304,9 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn remove_overlay(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
-        if let Some(old) = own(index::get(txn.memory(), self.root.overlay, key)) {
+        if let Some(old) = self.overlay.get(txn, self.root.overlay, key) {
             retire_symbol(txn, old);
-            self.root.overlay = index::remove(txn, self.root.overlay, key)?;
+            self.overlay.remove(key);
             self.flags |= record_flags::RESYNC;
         }
         Ok(())
@@ -274,7 +323,7 @@ impl Edit {
         name: &str,
         signature: &str,
     ) -> Result<(), SegmentFull> {
-        match own(index::get(txn.memory(), self.root.symbols, record.key)) {
+        match self.symbols.get(txn, self.root.symbols, record.key) {
             Some(old) => retire_symbol(txn, old),
             None => {
                 self.root.symbol_count += 1;
@@ -282,13 +331,13 @@ impl Edit {
             }
         }
         let at = write(txn, record, &[name, signature])?;
-        self.root.symbols = index::insert(txn, self.root.symbols, at)?;
+        self.symbols.put(record.key, at);
         Ok(())
     }
 
     /// The record of a published symbol.
     pub fn symbol(&self, txn: &Txn<'_>, key: u64) -> Option<SymbolRecord> {
-        let at = own(index::get(txn.memory(), self.root.symbols, key))?;
+        let at = self.symbols.get(txn, self.root.symbols, key)?;
         Some(own(txn.memory().read(at)))
     }
 
@@ -297,9 +346,9 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn remove_symbol(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
-        if let Some(old) = own(index::get(txn.memory(), self.root.symbols, key)) {
+        if let Some(old) = self.symbols.get(txn, self.root.symbols, key) {
             retire_symbol(txn, old);
-            self.root.symbols = index::remove(txn, self.root.symbols, key)?;
+            self.symbols.remove(key);
             self.root.symbol_count -= 1;
             // Handles of the name must let go of its cell, which only a look at the directory tells.
             self.flags |= record_flags::NAMES | record_flags::RESYNC;
@@ -312,7 +361,7 @@ impl Edit {
     /// # Errors
     /// [`SegmentFull`].
     pub fn put_import(&mut self, txn: &mut Txn<'_>, record: &ImportRecord, name: &str) -> Result<(), SegmentFull> {
-        match own(index::get(txn.memory(), self.root.imports, record.key)) {
+        match self.imports.get(txn, self.root.imports, record.key) {
             Some(old) => {
                 let len_bytes = size_of::<ImportRecord>() as u32 + own(txn.memory().read::<ImportRecord>(old)).name_len;
                 txn.retire(Area::Control, Region { start: old.get(), len_bytes });
@@ -320,13 +369,13 @@ impl Edit {
             None => self.root.import_count += 1,
         }
         let at = write(txn, record, &[name])?;
-        self.root.imports = index::insert(txn, self.root.imports, at)?;
+        self.imports.put(record.key, at);
         self.flags |= record_flags::RESYNC;
         Ok(())
     }
 
-    /// Writes the pages of cells and, last, the root, with the time that it is then. What it returns is committed by storing the
-    /// root, then publishing the record.
+    /// Writes the indexes, the pages of cells and, last, the root, with the time that it is then. What it returns is committed by
+    /// storing the root, then publishing the record.
     ///
     /// # Errors
     /// [`SegmentFull`].
@@ -335,20 +384,32 @@ impl Edit {
         txn: &mut Txn<'_>,
         now_ns: impl FnOnce() -> u64,
     ) -> Result<(Root, SegmentOffset, Record), SegmentFull> {
-        self.write_pages(txn)?;
+        let mut root = self.root;
+        for (changes, root) in [
+            (&mut self.units, &mut root.units),
+            (&mut self.asked, &mut root.asked),
+            (&mut self.texts, &mut root.texts),
+            (&mut self.canaries, &mut root.canaries),
+            (&mut self.overlay, &mut root.overlay),
+            (&mut self.symbols, &mut root.symbols),
+            (&mut self.imports, &mut root.imports),
+        ] {
+            std::mem::take(changes).apply(txn, root)?;
+        }
+        root.cells = self.write_pages(txn)?;
         if !self.replaced_root.is_none() {
             let len_bytes = size_of::<Root>() as u32;
             txn.retire(Area::Control, Region { start: self.replaced_root.get(), len_bytes });
         }
         let at = txn.alloc(Area::Control, size_of::<Root>() as u32, 8)?.offset();
-        self.root.generation = txn.generation();
-        self.root.published_ns = now_ns();
+        root.generation = txn.generation();
+        root.published_ns = now_ns();
         if txn.reused_text() {
-            self.root.reused_text = txn.generation();
+            root.reused_text = txn.generation();
             self.flags |= record_flags::SERIALISE;
         }
-        txn.memory().write(at, &self.root);
-        Ok((self.root, at, self.record(txn.generation(), at)))
+        txn.memory().write(at, &root);
+        Ok((root, at, self.record(txn.generation(), at)))
     }
 
     fn record(&self, generation: u64, root_at: SegmentOffset) -> Record {
@@ -366,31 +427,37 @@ impl Edit {
         record
     }
 
-    fn write_pages(&mut self, txn: &mut Txn<'_>) -> Result<(), SegmentFull> {
-        let keys = self.cells.keys().map(|index| index / CELLS_PER_PAGE);
-        let mut keys: Vec<_> = keys.collect();
-        keys.dedup();
+    /// Writes the pages with changed cells; returns the root of their index.
+    fn write_pages(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
+        /// What a page takes of the nodes of the index, about, bytes.
+        const NODES_BYTES: u32 = 16;
+        let mut pages: Vec<(u64, SegmentOffset)> = Vec::new();
+        for index in self.cells.keys() {
+            let key = u64::from(index / CELLS_PER_PAGE);
+            if pages.last().is_none_or(|(last, _)| *last != key) {
+                pages.push((key, SegmentOffset::NONE));
+            }
+        }
         // Whoever attaches reads all of them.
-        let places = txn.alloc_together(&vec![CELL_PAGE_BYTES; keys.len()])?;
+        txn.gather(pages.len() as u32 * (CELL_PAGE_BYTES + NODES_BYTES));
         let mut cells = self.cells.iter().peekable();
-        for (key, place) in keys.into_iter().zip(&places) {
-            let mut page = CellPage { key: key.into(), generation: txn.generation(), values: [0; 64] };
+        for (key, place) in &mut pages {
+            let mut page = CellPage { key: *key, generation: txn.generation(), values: [0; 64] };
             if let Some(old) = own(index::get(txn.memory(), self.root.cells, page.key)) {
                 page.values = own(read_page(txn.memory(), old)).values;
                 txn.retire(Area::Control, Region { start: old.get(), len_bytes: CELL_PAGE_BYTES });
             }
-            while let Some((index, value)) = cells.next_if(|(index, _)| **index / CELLS_PER_PAGE == key) {
+            while let Some((index, value)) = cells.next_if(|(index, _)| u64::from(**index / CELLS_PER_PAGE) == *key) {
                 page.values[(index % CELLS_PER_PAGE) as usize] = value.bits();
             }
-            let at = place.offset();
+            let at = txn.alloc(Area::Control, CELL_PAGE_BYTES, 8)?.offset();
             let head = [page.key, page.generation];
             txn.memory().write_bytes(at, head.as_bytes());
             let values = at.checked_add(16).expect("inside the area");
             txn.memory().write_bytes(values, page.values.as_bytes());
+            *place = at;
         }
-        let pages: Vec<_> = places.iter().map(|place| place.offset()).collect();
-        self.root.cells = index::insert_all(txn, self.root.cells, &pages)?;
-        Ok(())
+        index::change(txn, self.root.cells, &mut pages)
     }
 }
 
@@ -442,7 +509,9 @@ impl<'a> PageInPlace<'a> {
 }
 
 fn write<R: SharedRecord>(txn: &mut Txn<'_>, record: &R, texts: &[&str]) -> Result<SegmentOffset, SegmentFull> {
-    let mut bytes = record.as_bytes().to_vec();
+    let texts_len: usize = texts.iter().map(|text| text.len()).sum();
+    let mut bytes = Vec::with_capacity(size_of::<R>() + texts_len);
+    bytes.extend_from_slice(record.as_bytes());
     texts.iter().for_each(|text| bytes.extend_from_slice(text.as_bytes()));
     let region = txn.alloc(Area::Control, bytes.len() as u32, 8)?;
     txn.memory().write_bytes(region.offset(), &bytes);

@@ -40,27 +40,33 @@ pub struct Name<'a> {
 pub fn frame_table(unit: u32, frames: &[Frame]) -> Vec<u8> {
     let entries = frames.iter();
     let entries = entries.map(|frame| (frame.start, frame.len_bytes, u64::from(frame.fde.get())));
-    table(unit, frames.len(), entries)
+    table(unit, (frames.len(), 0), entries)
 }
 
 /// The table of `names`, which are sorted, of unit number `unit`.
 pub fn name_table(unit: u32, names: &[Name<'_>]) -> Vec<u8> {
-    let mut text = String::new();
+    let stored = |name: &Name<'_>| name.name.floor_char_boundary(MAX_NAME_BYTES);
     let mut at = u64::from(HEAD_BYTES) + names.len() as u64 * u64::from(ENTRY_BYTES);
     let entries = names.iter().map(|name| {
-        let stored = &name.name[..name.name.floor_char_boundary(MAX_NAME_BYTES)];
-        text.push_str(stored);
-        let place = at;
-        at += stored.len() as u64;
-        (name.start, name.len_bytes, (stored.len() as u64) << 32 | place & u64::from(u32::MAX))
+        let (place, len_bytes) = (at, stored(name) as u64);
+        at += len_bytes;
+        (name.start, name.len_bytes, len_bytes << 32 | place & u64::from(u32::MAX))
     });
-    let mut bytes = table(unit, names.len(), entries);
-    bytes.extend_from_slice(text.as_bytes());
+    let text_len = names.iter().map(stored).sum();
+    let mut bytes = table(unit, (names.len(), text_len), entries);
+    for name in names {
+        bytes.extend_from_slice(&name.name.as_bytes()[..stored(name)]);
+    }
     bytes
 }
 
-fn table(unit: u32, count: usize, entries: impl Iterator<Item = (SegmentOffset, u32, u64)>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD_BYTES as usize + count * ENTRY_BYTES as usize);
+/// A table of `count` entries, with room for `more_bytes` after it.
+fn table(
+    unit: u32,
+    (count, more_bytes): (usize, usize),
+    entries: impl Iterator<Item = (SegmentOffset, u32, u64)>,
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES as usize + count * ENTRY_BYTES as usize + more_bytes);
     let head = u64::from(unit) << 32 | count as u64;
     bytes.extend_from_slice(&head.to_le_bytes());
     for (start, len_bytes, what) in entries {

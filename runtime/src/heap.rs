@@ -7,8 +7,10 @@
 
 mod redo;
 mod renew;
+mod taken;
+mod txn;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::geometry::{Area, GRANULE_BYTES, Geometry, Region};
 use crate::memory::Memory;
@@ -16,6 +18,7 @@ use crate::pin;
 use crate::space::Space;
 
 pub use redo::{Effects, HeapImage, Inconsistent, RedoError};
+pub use txn::Txn;
 
 /// An area has no room left, or the system has no memory to back it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,16 +121,7 @@ impl Heap {
     ) -> Txn<'a> {
         // Some of what it stores to was freed by `reclaim`.
         pin::before_reuse();
-        Txn {
-            heap: self,
-            memory,
-            backing,
-            generation,
-            taken: HashMap::new(),
-            given: Vec::new(),
-            reused_text: false,
-            committed: false,
-        }
+        Txn::new(self, (memory, backing), generation)
     }
 
     /// First offset of `area` past what is backed by memory.
@@ -202,23 +196,29 @@ impl Heap {
     /// Frees what was retired by generations up to `oldest_pin`, but for shared data: every thread that is inside a guard
     /// is pinned to at least that generation, and whoever enters from now on sees a newer root.
     pub fn reclaim(&mut self, oldest_pin: u64) {
-        while let Some(retired) = self.retired.pop_front_if(|retired| retired.generation <= oldest_pin) {
-            self.free(retired);
-        }
+        let count = self.retired.partition_point(|retired| retired.generation <= oldest_pin);
+        let retired = self.retired.drain(..count).collect();
+        self.free(retired);
     }
 
     /// The same of shared data: no thread of any worker, at whichever object, is inside at a generation before `oldest`, nor
     /// can be again.
     pub fn reclaim_shared(&mut self, oldest: u64) {
-        while let Some(retired) = self.retired_shared.pop_front_if(|retired| retired.generation <= oldest) {
-            self.free(retired);
-        }
+        let count = self.retired_shared.partition_point(|retired| retired.generation <= oldest);
+        let retired = self.retired_shared.drain(..count).collect();
+        self.free(retired);
     }
 
-    fn free(&mut self, Retired { generation, area, region }: Retired) {
-        self.floor = self.floor.max(generation);
-        self.retired_bytes -= u64::from(region.len_bytes);
-        self.spaces[area.index()].free(region);
+    fn free(&mut self, retired: Vec<Retired>) {
+        for Retired { generation, region, .. } in &retired {
+            self.floor = self.floor.max(*generation);
+            self.retired_bytes -= u64::from(region.len_bytes);
+        }
+        let mut ranges = retired.into_iter().map(|retired| (retired.area, retired.region)).collect();
+        merge(&mut ranges);
+        for (area, range) in ranges {
+            self.spaces[area.index()].free(range);
+        }
     }
 
     fn retired_of(&mut self, area: Area) -> &mut VecDeque<Retired> {
@@ -288,139 +288,13 @@ impl Heap {
     }
 }
 
-/// What one publication takes and retires.
-pub struct Txn<'a> {
-    heap: &'a mut Heap,
-    memory: &'a Memory,
-    backing: &'a dyn Backing,
-    generation: u64,
-    taken: HashMap<(Area, u32), u32>,
-    given: Vec<(Area, Region)>,
-    reused_text: bool,
-    committed: bool,
-}
-
-impl Txn<'_> {
-    /// The generation that is being written.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The segment's memory.
-    pub fn memory(&self) -> &Memory {
-        self.memory
-    }
-
-    /// Whether text was taken where other text had been: workers must serialise before they enter it.
-    pub fn reused_text(&self) -> bool {
-        self.reused_text
-    }
-
-    /// First offset of `area` past what is backed by memory.
-    pub fn extent(&self, area: Area) -> u32 {
-        self.heap.extent(area)
-    }
-
-    /// Takes `len_bytes` of `area`, aligned (a power of two), backed by memory.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn alloc(&mut self, area: Area, len_bytes: u32, align_bytes: u32) -> Result<Region, SegmentFull> {
-        // Control is divided in words: no record may begin inside another's last word.
-        let len_bytes = if area == Area::Control { len_bytes.next_multiple_of(8) } else { len_bytes };
-        let Some(region) = self.heap.spaces[area.index()].alloc(len_bytes, align_bytes) else {
-            return Err(self.heap.full(area, len_bytes.into(), None));
-        };
-        if region.len_bytes > 0 {
-            self.taken.insert((area, region.start), region.len_bytes);
-        }
-        let mut backed = self.heap.back(area, region, self.backing);
-        if area == Area::CallCells && region.len_bytes > 0 && backed.is_ok() {
-            let stubs = self.heap.stubs_of(region);
-            backed = self.heap.back(Area::Stubs, stubs, self.backing);
-        }
-        if let Err(full) = backed {
-            self.retire(area, region);
-            return Err(full);
-        }
-        if area == Area::Text {
-            self.reused_text |= region.len_bytes > 0 && region.start < self.heap.fresh_text;
-        }
-        Ok(region)
-    }
-
-    /// Takes a range of control for each of `lens_bytes`, multiples of eight, which are going to be read together: if they are many,
-    /// one after another, as far as there is room for that, so that they share pages of memory.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn alloc_together(&mut self, lens_bytes: &[u32]) -> Result<Vec<Region>, SegmentFull> {
-        /// Fewer are put wherever there is room: they are freed one by one, and what is left between them is of use to few.
-        const MANY: usize = 16;
-        let sum = lens_bytes.iter().try_fold(0u32, |sum, len_bytes| sum.checked_add(*len_bytes));
-        let all = sum.filter(|_| lens_bytes.len() >= MANY).map(|all| self.alloc(Area::Control, all, 8));
-        let Some(Ok(Region { mut start, .. })) = all else {
-            return lens_bytes.iter().map(|len_bytes| self.alloc(Area::Control, *len_bytes, 8)).collect();
-        };
-        self.taken.remove(&(Area::Control, start));
-        let piece = |&len_bytes: &u32| {
-            let region = Region { start, len_bytes };
-            start = region.end();
-            self.taken.insert((Area::Control, region.start), len_bytes);
-            region
-        };
-        Ok(lens_bytes.iter().map(piece).collect())
-    }
-
-    /// Gives `region` of the shared data, which was taken, what it starts with: the bytes of `template`, in control, then
-    /// zeros.
-    ///
-    /// # Errors
-    /// [`SegmentFull`] if the system has no memory for it.
-    pub fn fill(&self, region: Region, template: Region) -> Result<(), SegmentFull> {
-        let refused = |cause: std::io::Error| {
-            self.heap.full(Area::SharedData, region.len_bytes.into(), Some(cause.to_string()))
-        };
-        if region.len_bytes == 0 { Ok(()) } else { self.backing.fill(region, template).map_err(refused) }
-    }
-
-    /// Gives `region` up: once the transaction is committed and no pin is older, it is reused. What the
-    /// transaction itself took is free at once.
-    pub fn retire(&mut self, area: Area, region: Region) {
-        if region.len_bytes == 0 {
-            return;
-        }
-        let region = if area == Area::Control {
-            Region { len_bytes: region.len_bytes.next_multiple_of(8), ..region }
-        } else {
-            region
-        };
-        if self.taken.get(&(area, region.start)) == Some(&region.len_bytes) {
-            self.taken.remove(&(area, region.start));
-            self.heap.spaces[area.index()].free(region);
-        } else {
-            self.given.push((area, region));
-        }
-    }
-
-    /// Ends the transaction: what it took is published, what it gave waits for pins.
-    pub fn commit(mut self) {
-        self.committed = true;
-        let heap = &mut *self.heap;
-        for &(area, region) in &self.given {
-            heap.retired_bytes += u64::from(region.len_bytes);
-            heap.retired_of(area).push_back(Retired { generation: self.generation, area, region });
-        }
-        heap.fresh_text = heap.fresh_text.max(heap.spaces[Area::Text.index()].watermark());
-    }
-}
-
-impl Drop for Txn<'_> {
-    fn drop(&mut self) {
-        if !self.committed {
-            for (&(area, start), &len_bytes) in &self.taken {
-                self.heap.spaces[area.index()].free(Region { start, len_bytes });
-            }
-        }
-    }
+/// Sorts ranges, and makes one of those that follow one another: what one publication took lies together, and mostly goes together.
+fn merge(ranges: &mut Vec<(Area, Region)>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|(area, range), (last_area, last)| {
+        let follows = area == last_area && Region::new(last.start, last.len_bytes).is_some_and(|last| last.end() == range.start);
+        let merged = last.len_bytes.checked_add(range.len_bytes).filter(|_| follows);
+        last.len_bytes = merged.unwrap_or(last.len_bytes);
+        merged.is_some()
+    });
 }

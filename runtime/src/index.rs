@@ -49,12 +49,6 @@ impl Node {
     }
 
     fn write(&self, txn: &mut Txn<'_>) -> Result<SegmentOffset, SegmentFull> {
-        let region = txn.alloc(Area::Control, self.len_bytes(), 8)?;
-        self.write_at(txn, region.offset());
-        Ok(region.offset())
-    }
-
-    fn write_at(&self, txn: &Txn<'_>, at: SegmentOffset) {
         let mut words = [0u64; 2 + FANOUT];
         words[0] = u64::from(self.records) << 32 | u64::from(self.bitmap);
         words[1] = self.newest;
@@ -63,18 +57,17 @@ impl Node {
             words[count] = self.children[slot].into();
             count += 1;
         }
+        let at = txn.alloc(Area::Control, self.len_bytes(), 8)?.offset();
         txn.memory().write_bytes(at, zerocopy::IntoBytes::as_bytes(&words[..count]));
+        Ok(at)
     }
 
-    fn set(&mut self, slot: usize, child: u32, record: bool) {
-        self.bitmap |= 1 << slot;
-        self.records = self.records & !(1 << slot) | u32::from(record) << slot;
-        self.children[slot] = child;
-    }
-
-    fn clear(&mut self, slot: usize) {
-        self.bitmap &= !(1 << slot);
-        self.records &= !(1 << slot);
+    /// Puts `child` into `slot`; none empties it.
+    fn put(&mut self, slot: usize, child: SegmentOffset, is_record: bool) {
+        let is_there = !child.is_none();
+        self.bitmap = self.bitmap & !(1 << slot) | u32::from(is_there) << slot;
+        self.records = self.records & !(1 << slot) | u32::from(is_there && is_record) << slot;
+        self.children[slot] = child.get();
     }
 
     fn has(&self, slot: usize) -> bool {
@@ -319,143 +312,7 @@ pub fn insert(
     record: SegmentOffset,
 ) -> Result<SegmentOffset, SegmentFull> {
     let key = own(key_of(txn.memory(), record.get()));
-    insert_below(txn, root, key, record.get(), 0)
-}
-
-fn insert_below(
-    txn: &mut Txn<'_>,
-    at: SegmentOffset,
-    key: u64,
-    record: u32,
-    depth: u32,
-) -> Result<SegmentOffset, SegmentFull> {
-    let mut node = if at.is_none() { Node::EMPTY } else { own(Node::read(txn.memory(), at)) };
-    let slot = slot_of(key, depth);
-    node.newest = txn.generation();
-    if !node.has(slot) {
-        node.set(slot, record, true);
-    } else if !node.is_record(slot) {
-        let child = insert_below(txn, SegmentOffset::new(node.children[slot]), key, record, depth + 1)?;
-        node.children[slot] = child.get();
-    } else {
-        let other = node.children[slot];
-        let other_key = own(key_of(txn.memory(), other));
-        if other_key == key {
-            node.children[slot] = record;
-        } else {
-            let child = split(txn, (other_key, other), (key, record), depth + 1)?;
-            node.set(slot, child.get(), false);
-        }
-    }
-    replace(txn, at, &node)
-}
-
-/// A node that tells two records apart.
-fn split(
-    txn: &mut Txn<'_>,
-    old: (u64, u32),
-    new: (u64, u32),
-    depth: u32,
-) -> Result<SegmentOffset, SegmentFull> {
-    let mut node = Node { newest: txn.generation(), ..Node::EMPTY };
-    let (old_slot, new_slot) = (slot_of(old.0, depth), slot_of(new.0, depth));
-    if old_slot == new_slot {
-        let child = split(txn, old, new, depth + 1)?;
-        node.set(old_slot, child.get(), false);
-    } else {
-        node.set(old_slot, old.1, true);
-        node.set(new_slot, new.1, true);
-    }
-    node.write(txn)
-}
-
-/// As [`insert`], of many records of different keys: each node that changes is written once, and all of them lie together. So what a
-/// publication brings is read from few pages of memory.
-///
-/// # Errors
-/// [`SegmentFull`]; the transaction is then to be dropped.
-pub fn insert_all(
-    txn: &mut Txn<'_>,
-    root: SegmentOffset,
-    records: &[SegmentOffset],
-) -> Result<SegmentOffset, SegmentFull> {
-    if records.is_empty() {
-        return Ok(root);
-    }
-    let keyed = |record: &SegmentOffset| (own(key_of(txn.memory(), record.get())), record.get());
-    let mut records: Vec<_> = records.iter().map(keyed).collect();
-    records.sort_unstable_by(|(key, _), (other, _)| by_path(*key, *other));
-    let mut drafts = Vec::new();
-    draft(txn, root, &records, 0, &mut drafts);
-    let lens_bytes: Vec<_> = drafts.iter().map(|draft| draft.node.len_bytes()).collect();
-    let places = txn.alloc_together(&lens_bytes)?;
-    for (draft, place) in drafts.iter_mut().zip(&places) {
-        for slot in bits(draft.drafted) {
-            let child = draft.node.children[slot];
-            draft.node.children[slot] = places[child as usize].start;
-        }
-        draft.node.write_at(txn, place.offset());
-        if !draft.replaced.is_none() {
-            retire(txn, draft.replaced);
-        }
-    }
-    // The last that was drafted: those below it come first.
-    Ok(places.last().map_or(root, |place| place.offset()))
-}
-
-/// A node that is not written yet.
-struct Draft {
-    node: Node,
-    /// Which of its children are numbers of drafts.
-    drafted: u32,
-    /// What it is written in place of.
-    replaced: SegmentOffset,
-}
-
-/// The order in which a walk comes to records.
-fn by_path(key: u64, other: u64) -> core::cmp::Ordering {
-    let depth = (key ^ other).trailing_zeros() / BITS;
-    slot_of(key, depth).cmp(&slot_of(other, depth))
-}
-
-/// Drafts the node at `at` with `records`, in the order of their paths, put in; returns the number of its draft.
-fn draft(
-    txn: &Txn<'_>,
-    at: SegmentOffset,
-    records: &[(u64, u32)],
-    depth: u32,
-    drafts: &mut Vec<Draft>,
-) -> u32 {
-    let mut node = if at.is_none() { Node::EMPTY } else { own(Node::read(txn.memory(), at)) };
-    node.newest = txn.generation();
-    let mut drafted = 0;
-    for group in records.chunk_by(|(key, _), (other, _)| slot_of(*key, depth) == slot_of(*other, depth)) {
-        let slot = slot_of(group[0].0, depth);
-        let (mut below, mut stays) = (SegmentOffset::NONE, None);
-        if node.has(slot) && node.is_record(slot) {
-            let other = (own(key_of(txn.memory(), node.children[slot])), node.children[slot]);
-            stays = Some(other).filter(|(key, _)| group.iter().all(|(new, _)| new != key));
-        } else if node.has(slot) {
-            below = SegmentOffset::new(node.children[slot]);
-        }
-        let child = match (group, stays) {
-            ([(_, record)], None) if below.is_none() => {
-                node.set(slot, *record, true);
-                continue;
-            }
-            (group, None) => draft(txn, below, group, depth + 1, drafts),
-            (group, Some(other)) => {
-                let mut group = group.to_vec();
-                let place = group.partition_point(|(key, _)| by_path(*key, other.0).is_lt());
-                group.insert(place, other);
-                draft(txn, below, &group, depth + 1, drafts)
-            }
-        };
-        node.set(slot, child, false);
-        drafted |= 1 << slot;
-    }
-    drafts.push(Draft { node, drafted, replaced: at });
-    drafts.len() as u32 - 1
+    change(txn, root, &mut [(key, record)])
 }
 
 /// Takes `key` out; returns the new root. A key that is not there changes nothing.
@@ -466,46 +323,80 @@ pub fn remove(txn: &mut Txn<'_>, root: SegmentOffset, key: u64) -> Result<Segmen
     if own(get(txn.memory(), root, key)).is_none() {
         return Ok(root);
     }
-    remove_below(txn, root, key, 0)
+    change(txn, root, &mut [(key, SegmentOffset::NONE)])
 }
 
-fn remove_below(
+/// Many changes at once, of different keys: puts the record of each under its key, or takes the key out where there is none. Each
+/// node that changes is written once, one after another. So what a publication brings is read from few pages of memory.
+///
+/// # Errors
+/// [`SegmentFull`]; the transaction is then to be dropped.
+pub fn change(
+    txn: &mut Txn<'_>,
+    root: SegmentOffset,
+    changes: &mut [(u64, SegmentOffset)],
+) -> Result<SegmentOffset, SegmentFull> {
+    if changes.is_empty() {
+        return Ok(root);
+    }
+    changes.sort_unstable_by(|(key, _), (other, _)| by_path(*key, *other));
+    change_below(txn, root, changes, 0)
+}
+
+/// The order in which a walk comes to records.
+fn by_path(key: u64, other: u64) -> core::cmp::Ordering {
+    let depth = (key ^ other).trailing_zeros() / BITS;
+    slot_of(key, depth).cmp(&slot_of(other, depth))
+}
+
+/// Writes what the node at `at` becomes with `changes`, which are in the order of their paths; the node itself stays as it is while
+/// an older root reaches it. If nothing is left, there is none.
+fn change_below(
     txn: &mut Txn<'_>,
     at: SegmentOffset,
-    key: u64,
+    changes: &[(u64, SegmentOffset)],
     depth: u32,
 ) -> Result<SegmentOffset, SegmentFull> {
-    let mut node = own(Node::read(txn.memory(), at));
-    let slot = slot_of(key, depth);
-    if node.is_record(slot) {
-        node.clear(slot);
-    } else {
-        let child = remove_below(txn, SegmentOffset::new(node.children[slot]), key, depth + 1)?;
-        if child.is_none() {
-            node.clear(slot);
-        } else {
-            node.children[slot] = child.get();
+    let mut node = if at.is_none() { Node::EMPTY } else { own(Node::read(txn.memory(), at)) };
+    let replaced = Region { start: at.get(), len_bytes: if at.is_none() { 0 } else { node.len_bytes() } };
+    if changes.iter().any(|(_, record)| !record.is_none()) {
+        node.newest = txn.generation();
+    }
+    for group in changes.chunk_by(|(key, _), (other, _)| slot_of(*key, depth) == slot_of(*other, depth)) {
+        let slot = slot_of(group[0].0, depth);
+        if node.has(slot) && !node.is_record(slot) {
+            let child = change_below(txn, SegmentOffset::new(node.children[slot]), group, depth + 1)?;
+            node.put(slot, child, false);
+            continue;
+        }
+        // What is there already and stays.
+        let other = SegmentOffset::new(node.children[slot]);
+        let other = node.has(slot).then(|| (own(key_of(txn.memory(), other.get())), other));
+        let other = other.filter(|(key, _)| group.iter().all(|(new, _)| new != key));
+        let mut several: Vec<_>;
+        let there = match (group, other) {
+            ([change], None) => std::slice::from_ref(change),
+            (_, None) if group.iter().all(|(_, record)| !record.is_none()) => group,
+            _ => {
+                several = group.iter().copied().filter(|(_, record)| !record.is_none()).collect();
+                if let Some(other) = other {
+                    let place = several.partition_point(|(key, _)| by_path(*key, other.0).is_lt());
+                    several.insert(place, other);
+                }
+                &several
+            }
+        };
+        match there {
+            [] => node.put(slot, SegmentOffset::NONE, false),
+            [(_, record)] => node.put(slot, *record, true),
+            _ => {
+                let child = change_below(txn, SegmentOffset::NONE, there, depth + 1)?;
+                node.put(slot, child, false);
+            }
         }
     }
-    if node.bitmap == 0 {
-        retire(txn, at);
-        return Ok(SegmentOffset::NONE);
-    }
-    replace(txn, at, &node)
-}
-
-/// Writes `node` instead of the one at `at`, which stays as it is while an older root reaches it.
-fn replace(txn: &mut Txn<'_>, at: SegmentOffset, node: &Node) -> Result<SegmentOffset, SegmentFull> {
-    let written = node.write(txn)?;
-    if !at.is_none() {
-        retire(txn, at);
-    }
-    Ok(written)
-}
-
-fn retire(txn: &mut Txn<'_>, at: SegmentOffset) {
-    let len_bytes = own(Node::read(txn.memory(), at)).len_bytes();
-    txn.retire(Area::Control, Region { start: at.get(), len_bytes });
+    txn.retire(Area::Control, replaced);
+    if node.bitmap == 0 { Ok(SegmentOffset::NONE) } else { node.write(txn) }
 }
 
 /// The compiler process is the only writer of the index; what it reads back is what it wrote.

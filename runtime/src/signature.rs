@@ -215,10 +215,11 @@ impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(")?;
         for (index, param) in self.params.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{param}")?;
+            f.write_str(if index == 0 { "" } else { ", " })?;
+            f.write_str(param.name())?;
         }
-        write!(f, ") -> {}", self.returns.map_or("void", Type::name))
+        f.write_str(") -> ")?;
+        f.write_str(self.returns.map_or("void", Type::name))
     }
 }
 

@@ -5,12 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use jitcast_runtime::atomic::AtomicU64;
+use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::{Area, Geometry, MIN_WINDOW_BYTES, Region};
 use jitcast_runtime::heap::{Backing, Heap, Txn};
 use jitcast_runtime::memory::{Corrupt, HeapMemory};
+use jitcast_runtime::records::{Root, SymbolRecord};
 use jitcast_runtime::ring::{RECORD_WORDS, Record, Ring};
 use jitcast_runtime::{SegmentOffset, index};
 use proptest::prelude::*;
+use zerocopy::FromZeros;
 
 /// Memory that needs no backing.
 struct Backed;
@@ -23,6 +26,47 @@ impl Backing for Backed {
     fn fill(&self, _range: Region, _template: Region) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Records are put into their indexes at the end of an edit; it counts and gives up what there would be without that.
+#[test]
+fn an_edit_sees_what_it_has_changed() {
+    let geometry = Geometry::new(MIN_WINDOW_BYTES.into()).unwrap();
+    let heap_memory = HeapMemory::new(geometry.shared());
+    let mut heap = Heap::new(&geometry);
+    let symbol = |size| SymbolRecord {
+        key: 7,
+        generation: 2,
+        size,
+        name_len: 1,
+        ..SymbolRecord::new_zeroed()
+    };
+    let mut txn = heap.begin(heap_memory.memory(), &Backed, 2);
+    let mut edit = Edit::new(Root::new_zeroed(), SegmentOffset::NONE);
+    for size in [1, 2] {
+        edit.put_symbol(&mut txn, &symbol(size), "f", "").unwrap();
+        assert_eq!(edit.symbol(&txn, 7).map(|found| found.size), Some(size));
+    }
+    let (root, root_at, _) = edit.finish(&mut txn, || 0).unwrap();
+    assert_eq!(root.symbol_count, 1);
+    txn.commit();
+    // The one record, a node for it, and the root.
+    let sizes = [size_of::<SymbolRecord>() + 8, 24, size_of::<Root>()];
+    assert_eq!(
+        heap.used_bytes(Area::Control),
+        sizes.iter().sum::<usize>() as u64
+    );
+
+    let mut txn = heap.begin(heap_memory.memory(), &Backed, 3);
+    let mut edit = Edit::new(root, root_at);
+    edit.remove_symbol(&mut txn, 7).unwrap();
+    assert!(edit.symbol(&txn, 7).is_none());
+    edit.remove_symbol(&mut txn, 7).unwrap();
+    let (root, ..) = edit.finish(&mut txn, || 0).unwrap();
+    assert_eq!((root.symbol_count, root.symbols), (0, SegmentOffset::NONE));
+    txn.commit();
+    heap.reclaim(u64::MAX);
+    assert_eq!(heap.used_bytes(Area::Control), size_of::<Root>() as u64);
 }
 
 /// What happens to the ring.
@@ -99,14 +143,15 @@ proptest! {
                 for commits in [false, true] {
                     let used = heap.used_bytes(Area::Control);
                     let mut txn = heap.begin(memory, &Backed, generation);
-                    let places = txn.alloc_together(&vec![16; batch.len()]).unwrap();
-                    let records: Vec<_> = places.iter().map(|place| place.offset()).collect();
+                    let mut record = |_| txn.alloc(Area::Control, 16, 8).unwrap().offset();
+                    let records: Vec<_> = batch.iter().map(&mut record).collect();
                     for (record, key) in records.iter().zip(batch) {
                         memory.store(*record, *key);
                         memory.store(SegmentOffset::new(record.get() + 8), generation);
                     }
                     let after = if at_once {
-                        index::insert_all(&mut txn, root, &records).unwrap()
+                        let mut changes: Vec<_> = batch.iter().copied().zip(records).collect();
+                        index::change(&mut txn, root, &mut changes).unwrap()
                     } else {
                         let insert = |root, record: &SegmentOffset| index::insert(&mut txn, root, *record).unwrap();
                         records.iter().fold(root, insert)
@@ -157,11 +202,19 @@ proptest! {
                 record
             };
             if at_once.contains(&number) {
-                // Those that are there already are put in anew, too.
-                let keys: BTreeSet<_> = batch.into_iter().map(|(key, _)| key).collect();
-                let records: Vec<_> = keys.iter().map(|key| write(&mut txn, *key)).collect();
-                root = index::insert_all(&mut txn, root, &records).unwrap();
-                model.extend(keys.into_iter().map(|key| (key, generation)));
+                // Those that are there already are put in anew, too; some are taken out that were never there.
+                let batch: BTreeMap<_, _> = batch.into_iter().collect();
+                let mut changes = Vec::new();
+                for (key, keep) in batch {
+                    if keep {
+                        changes.push((key, write(&mut txn, key)));
+                        model.insert(key, generation);
+                    } else {
+                        changes.push((key, SegmentOffset::NONE));
+                        model.remove(&key);
+                    }
+                }
+                root = index::change(&mut txn, root, &mut changes).unwrap();
             } else {
                 for (key, keep) in batch {
                     if keep {

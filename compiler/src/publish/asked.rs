@@ -437,18 +437,19 @@ impl<'a, 'p> Making<'a, 'p> {
         linked: &Linked,
     ) -> Result<StoredRegion, SegmentFull> {
         let mut table = Vec::new();
+        let recorded = self.source.recorded_signatures();
         for symbol in &linked.symbols {
             let definition = &self.prepared.definitions()[symbol.definition];
             if let (Kind::Function, Place::At(_, place)) = (kind_of(definition.kind), symbol.place)
             {
-                let signature = self.source.recorded_signature(definition.name);
+                let signature = recorded.get(definition.name).map_or("", String::as_str);
                 let record = AskedFunction {
                     place,
                     node: symbol.node,
                     name_len: definition.name.len() as u32,
                     signature_len: signature.len() as u32,
                 };
-                push_texts(&mut table, &record, &[definition.name, &signature]);
+                push_texts(&mut table, &record, &[definition.name, signature]);
             }
         }
         write_table(txn, &table)

@@ -184,15 +184,18 @@ impl UnitSource {
             .then_some(first)
     }
 
-    /// What is recorded of the signature of `name`; empty: nothing is known.
-    fn recorded_signature(&self, name: &str) -> String {
-        let known = self.signatures.iter().find(|(known, _)| known == name);
-        let other = self.uncallable.iter().find(|(known, _)| known == name);
-        match (known, other) {
-            (Some((_, signature)), _) => signature.to_string(),
-            (None, Some((_, text))) => text.clone(),
-            (None, None) => String::new(),
+    /// What is recorded of the signatures of its functions, as far as anything is known, by name.
+    fn recorded_signatures(&self) -> BTreeMap<&str, String> {
+        let mut recorded = BTreeMap::new();
+        for (name, signature) in &self.signatures {
+            let text = || signature.to_string();
+            recorded.entry(name.as_str()).or_insert_with(text);
         }
+        for (name, text) in &self.uncallable {
+            let text = || text.clone();
+            recorded.entry(name.as_str()).or_insert_with(text);
+        }
+        recorded
     }
 }
 
@@ -262,6 +265,8 @@ pub(crate) struct Batch<'a, 'p> {
     units: &'p [Prepared<'p>],
     /// Which unit of the batch publishes a name, and as which of its definitions.
     defined: HashMap<&'p str, (usize, usize)>,
+    /// For each unit of the batch, what is recorded of its signatures.
+    recorded: Vec<BTreeMap<&'p str, String>>,
     /// Names of the units that are replaced or removed.
     leaving: HashSet<&'p str>,
     /// Who of the others uses what, once somebody asks.
@@ -328,6 +333,10 @@ impl<'a, 'p> Batch<'a, 'p> {
             sources,
             units,
             defined: HashMap::new(),
+            recorded: sources
+                .iter()
+                .map(UnitSource::recorded_signatures)
+                .collect(),
             leaving,
             users: OnceCell::new(),
             leaving_users,
@@ -361,6 +370,11 @@ impl<'a, 'p> Batch<'a, 'p> {
 
     fn definition(&self, (unit, definition): (usize, usize)) -> &Definition<'p> {
         &self.units[unit].definitions()[definition]
+    }
+
+    /// What is recorded of the signature of a definition of unit number `unit`; empty: nothing is known.
+    fn recorded_signature(&self, unit: usize, name: &str) -> &str {
+        self.recorded[unit].get(name).map_or("", String::as_str)
     }
 
     fn hash(&self, name: &str) -> u64 {

@@ -122,7 +122,7 @@ impl Batch<'_, '_> {
                 (None, Kind::Function) => Some(self.new_call_cell(txn)?),
                 (None, _) => None,
             };
-            let signature = self.sources[unit].recorded_signature(name);
+            let signature = self.recorded_signature(unit, name).to_owned();
             let symbol = Symbol {
                 unit: self.sources[unit].name.clone(),
                 kind,

@@ -184,32 +184,30 @@ impl Batch<'_, '_> {
         if self.asked.options.change_signatures {
             return Ok(());
         }
-        let mut defined: Vec<_> = self.defined.iter().collect();
-        defined.sort_unstable();
-        for (&name, &at) in defined {
-            let Some(old) = self.site.catalog.function(name) else {
-                continue;
-            };
-            let source = &self.sources[at.0];
-            let becomes = source.recorded_signature(name);
-            if self.becomes(name) == Some(Kind::Function) && differ(&old.signature, &becomes) {
-                return Err(PublishError::SignatureChanges {
-                    symbol: name.to_owned(),
-                    unit: source.name.clone(),
-                    was: old.signature.clone(),
-                    becomes,
-                    users: self.staying_users(name),
-                });
-            }
-        }
-        Ok(())
+        let was = |name: &str| Some(&self.site.catalog.function(name)?.signature);
+        let changes = |&(&name, &at): &(&&str, &(usize, usize))| {
+            let becomes = self.recorded_signature(at.0, name);
+            let is_function = self.becomes(name) == Some(Kind::Function);
+            is_function && was(name).is_some_and(|was| differ(was, becomes))
+        };
+        // Of several, always the same one is named.
+        let Some((&name, &(unit, _))) = self.defined.iter().filter(changes).min() else {
+            return Ok(());
+        };
+        Err(PublishError::SignatureChanges {
+            symbol: name.to_owned(),
+            unit: self.sources[unit].name.clone(),
+            was: was(name).cloned().unwrap_or_default(),
+            becomes: self.recorded_signature(unit, name).to_owned(),
+            users: self.staying_users(name),
+        })
     }
 }
 
 /// Whether two recorded signatures are known and not those of one function. Text that is no signature of ours stands
 /// for what no host can call.
 pub(super) fn differ(was: &str, becomes: &str) -> bool {
-    if was.is_empty() || becomes.is_empty() {
+    if was.is_empty() || becomes.is_empty() || was == becomes {
         return false;
     }
     match (was.parse::<Signature>(), becomes.parse::<Signature>()) {

@@ -5,7 +5,7 @@
 //! further use.
 
 use crate::geometry::{Area, GRANULE_BYTES, Region};
-use crate::heap::{Backing, Heap, SegmentFull, Txn};
+use crate::heap::{Backing, Heap, SegmentFull};
 use crate::space::Space;
 
 /// What a transaction took and retired.
@@ -53,18 +53,6 @@ pub enum RedoError {
     /// The system has no memory for it.
     #[error(transparent)]
     Full(#[from] SegmentFull),
-}
-
-impl Txn<'_> {
-    /// What has been taken and retired so far, in the order of places.
-    pub fn effects(&self) -> Effects {
-        let region = |&(area, start): &(Area, u32), &len_bytes: &u32| (area, Region { start, len_bytes });
-        let mut taken: Vec<_> = self.taken.iter().map(|(at, len)| region(at, len)).collect();
-        let mut retired = self.given.clone();
-        taken.sort_unstable();
-        retired.sort_unstable();
-        Effects { taken, retired }
-    }
 }
 
 impl Heap {

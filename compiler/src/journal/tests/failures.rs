@@ -83,7 +83,7 @@ fn a_log_that_is_restarted_often_stays_bounded() {
         ..options()
     };
     let mut longest = 0;
-    for round in 0..60 {
+    for round in 0..200 {
         let compiler = start(&disk, &options).unwrap();
         publish(&compiler, 0, round % VERSIONS);
         longest = longest.max(disk.contents(LOG).len());
