@@ -120,6 +120,7 @@ const UNSAFE: &[&str] = &[
     "worker/src/startup/mod.rs",
     "worker/src/startup/protect.rs",
     "worker/src/thread_local.rs",
+    "worker/src/thread_record.rs",
     "worker/src/thread_words.rs",
     "worker/src/unwind/hook.rs",
     "worker/src/unwind/register.rs",

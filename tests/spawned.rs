@@ -130,6 +130,30 @@ fn a_published_thread_keeps_its_window() {
 }
 
 #[test]
+fn published_threads_that_end_make_room_for_others() {
+    if !require::cc() {
+        return;
+    }
+    const COUNT: i64 = 2 * jitcast::runtime::mailbox::MAX_THREADS as i64;
+    let host = Host::sealed();
+    let source = "#include <pthread.h>\n
+        static void *run(void *nothing) { return nothing; }
+        long starts(long count) {
+            long started;
+            for (started = 0; started < count; started++) {
+                pthread_t thread;
+                if (pthread_create(&thread, 0, run, 0) || pthread_join(thread, 0))
+                    break;
+            }
+            return started;
+        }";
+    publish(&host, &[c("u", source)]);
+    let worker = attach(&host);
+    assert_eq!(call(&worker, "starts", COUNT), COUNT);
+    assert_eq!(host.compiler.status().workers[0].pinned, None);
+}
+
+#[test]
 fn a_constructors_thread_is_inside_too() {
     if !require::cc() {
         return;

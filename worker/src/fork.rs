@@ -20,11 +20,11 @@ use jitcast_runtime::pin;
 
 use crate::debug;
 use crate::fault::{Fault, seeded};
-use crate::guard;
 use crate::late::{self, Late};
 use crate::life::Life;
 use crate::link::{HeldTalk, Spare};
 use crate::startup::protect;
+use crate::thread_record;
 use crate::trap;
 use crate::unwind::windows;
 use crate::worker::{Inner, State};
@@ -117,7 +117,7 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
         .unwrap_or_else(PoisonError::into_inner);
     let mut talk = worker.link().talk();
     let spare = worker.link().take_ahead(&mut talk);
-    let (thread, known) = match guard::record_of(&worker) {
+    let (thread, known) = match thread_record::record_of(&worker) {
         Some(thread) => (thread, true),
         None => (worker.mailbox().claim(this_thread())?, false),
     };

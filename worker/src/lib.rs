@@ -38,6 +38,7 @@ mod request;
 mod spawn;
 mod startup;
 mod thread_local;
+mod thread_record;
 mod thread_words;
 mod transition;
 mod trap;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jitcast_runtime::WorkerAddr;
 
-use crate::guard;
+use crate::thread_record;
 use crate::trap;
 use crate::worker::Inner;
 
@@ -56,10 +56,11 @@ fn plan(function: u64, argument: *mut c_void) -> Plan {
     let inside = worker
         .starting()
         .here()
-        .or_else(|| guard::generation_inside(&worker));
+        .or_else(|| thread_record::generation_inside(&worker));
     let Some(generation) = inside.filter(|_| worker.is_attached_here()) else {
         return Plan::Host;
     };
+    worker.release_ended_threads();
     match worker.mailbox().claim_for_another(generation) {
         Some(record) => Plan::Inside(Box::new(Start {
             worker,
@@ -82,7 +83,7 @@ impl Start {
             function,
             argument,
         } = *start;
-        guard::adopt(worker, record);
+        thread_record::adopt(worker, record);
         (function, argument)
     }
 

@@ -19,8 +19,8 @@ use jitcast_runtime::pin;
 
 use crate::error::EnterError;
 use crate::fault::{Fault, seeded};
-use crate::guard::ThreadRecord;
 use crate::life::{ALIVE, TO_PIN_BYTES};
+use crate::thread_record::ThreadRecord;
 use crate::worker::{Inner, Worker};
 
 /// How deep a thread was inside before a guard was entered: for hosts that leave by longjmp.
@@ -283,6 +283,10 @@ impl Inner {
     /// Says to all threads whether this is the process that attached, and whether some are inside at different generations. By who
     /// holds the worker's state.
     pub(crate) fn set_alive(&self, alive: u64) {
+        if self.life().alive().load(Ordering::Relaxed) == alive {
+            // Whoever is admitted is told.
+            return;
+        }
         let threads = self.mailbox().word(Word::Threads).load(Ordering::Acquire);
         self.life().alive().store(alive, Ordering::Relaxed);
         self.life()
@@ -293,6 +297,10 @@ impl Inner {
     pub(crate) fn admit(&self, index: u32) {
         // SAFETY: the calling thread's.
         let words = unsafe { self.life().thread(index).as_ref() };
+        if words.polls.get() > 0 {
+            // It has been admitted: whoever opens doors opens its door too.
+            return;
+        }
         let alive = self.life().alive().load(Ordering::Relaxed);
         words.alive.store(alive, Ordering::Relaxed);
         if self.fenced() {
@@ -302,10 +310,8 @@ impl Inner {
             let applied = self.life().applied().load(Ordering::Relaxed);
             words.door().open(applied, self.watched_head());
         }
-        if words.polls.get() == 0 {
-            // This one was the first.
-            words.polls.set(POLLS - 2);
-        }
+        // This one was the first.
+        words.polls.set(POLLS - 2);
     }
 }
 

@@ -23,7 +23,6 @@ use crate::debug::{DebugOptions, Tools};
 use crate::error::{AttachError, LookupError};
 use crate::fault::{Fault, seeded};
 use crate::fork;
-use crate::guard;
 use crate::handles::Handles;
 use crate::host::HostTable;
 use crate::imports::Imports;
@@ -33,6 +32,7 @@ use crate::log::{Event, Log};
 use crate::pin_slot::PinSlot;
 use crate::renew::Renewal;
 use crate::startup::{FailedUnit, Starting, Units};
+use crate::thread_record;
 use crate::transition::Transitions;
 use crate::trap;
 use crate::unwind::Unwinding;
@@ -130,7 +130,7 @@ fn apart(geometry: &Geometry) -> Result<Option<OwnedFd>, AttachError> {
 /// How long a wait goes on before it looks whether the compiler process is there.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The same, when it is about to offer something.
+/// The same, when it is about to offer something, or when a wait before this one looked.
 const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
@@ -169,6 +169,8 @@ pub(crate) struct Inner {
     listing: Listing,
     mailbox: Mailbox,
     life: LifePage,
+    /// When a wait looked whether the compiler process is there, ns of the monotonic clock.
+    looked_ns: AtomicU64,
     /// The records of threads that ended with guards held, until they are gone.
     ended: Mutex<Vec<u32>>,
     barriers: Barriers,
@@ -250,6 +252,7 @@ impl Worker {
             window,
             mailbox: attachment.mailbox,
             life: attachment.life,
+            looked_ns: AtomicU64::new(0),
             ended: Mutex::default(),
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
@@ -316,13 +319,7 @@ impl Worker {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            self.tend();
-            // What is announced to be another object is about to come, and nothing wakes whoever waits here.
-            let look = if self.0.life.moving().load(Ordering::Relaxed) == u64::MAX {
-                LOOK_SOON
-            } else {
-                LOOK
-            };
+            let look = self.look_and_how_soon_again();
             let timeout = Some(left.map_or(look, |left| left.min(look)));
             let timeout = timeout.map(|left| futex::Timespec {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
@@ -335,6 +332,25 @@ impl Worker {
                 seen as u32,
                 timeout.as_ref(),
             );
+        }
+    }
+
+    /// Tends the worker, unless that was done a moment ago: who waits for one publication after the other is woken later by what it does
+    /// before it sleeps. Returns when it is to be done again.
+    fn look_and_how_soon_again(&self) -> Duration {
+        let now_ns = sys::monotonic_ns();
+        let looked_ns = self.0.looked_ns.load(Ordering::Relaxed);
+        let since = Duration::from_nanos(now_ns.saturating_sub(looked_ns));
+        if let Some(left) = LOOK_SOON.checked_sub(since).filter(|left| !left.is_zero()) {
+            return left;
+        }
+        self.0.looked_ns.store(now_ns, Ordering::Relaxed);
+        self.tend();
+        // What is announced to be another object is about to come, and nothing wakes whoever waits here.
+        if self.0.life.moving().load(Ordering::Relaxed) == u64::MAX {
+            LOOK_SOON
+        } else {
+            LOOK
         }
     }
 
@@ -487,7 +503,7 @@ impl Inner {
     /// The state, for a thread that is inside. A thread that runs constructors or destructors, or that published code
     /// started, does not wait for them: they may be waiting for it.
     pub(crate) fn lock_state(&self) -> Result<MutexGuard<'_, State>, LookupError> {
-        if self.starting.here().is_none() && !guard::is_started_by_published_code(self) {
+        if self.starting.here().is_none() && !thread_record::is_started_by_published_code(self) {
             return Ok(self.lock_always());
         }
         loop {

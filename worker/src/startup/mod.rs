@@ -23,9 +23,9 @@ use jitcast_runtime::{Corrupt, SegmentOffset, index};
 
 use crate::canary::Canaries;
 use crate::error::UpdateError;
-use crate::guard;
 use crate::log::{Event, note};
 use crate::startup::protect::Ended;
+use crate::thread_record;
 use crate::trap;
 use crate::worker::{Inner, State};
 
@@ -339,7 +339,7 @@ impl Inner {
 
     /// Runs all destructors that have not run: the worker detaches, or the process ends.
     pub(crate) fn end_units(&self, state: &mut State) {
-        if guard::record_of(self).is_none() {
+        if thread_record::record_of(self).is_none() {
             // Else a selector would look for the pin of a worker that had the slot before.
             self.find_pin(None);
         }
