@@ -111,7 +111,14 @@ fn draw_one(
         .x_label_formatter(&|x| grouped(*x))
         .y_label_formatter(&|y| axis(*y, unit))
         .draw()?;
-    for ((who, mut line), colour) in lines.into_iter().zip(COLOURS.iter().cycle()) {
+    for (number, (who, mut line)) in lines.into_iter().enumerate() {
+        let colour = &COLOURS[number % COLOURS.len()];
+        // A colour that comes again is dashed.
+        let dash = if number < COLOURS.len() {
+            None
+        } else {
+            Some((7, 4))
+        };
         line.sort_by(|a, b| a.x.unwrap_or(0.0).total_cmp(&b.x.unwrap_or(0.0)));
         let points: Vec<_> = line
             .iter()
@@ -122,10 +129,19 @@ fn draw_one(
             PathElement::new(vec![(x(&series), low), (x(&series), high)], colour)
         });
         chart.draw_series(bars)?;
-        chart
-            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?
+        let drawn = match dash {
+            None => chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?,
+            Some((dash, gap)) => chart.draw_series(DashedLineSeries::new(
+                points.clone(),
+                dash,
+                gap,
+                colour.stroke_width(2),
+            ))?,
+        };
+        let key = dash.map_or(18, |(dash, _)| dash);
+        drawn
             .label(who)
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + key, y)], colour.stroke_width(2)));
         let circle = |point| Circle::new(point, 3, colour.filled());
         chart.draw_series(points.into_iter().map(circle))?;
     }

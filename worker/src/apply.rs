@@ -12,7 +12,7 @@ use jitcast_runtime::directory::{INLINE_OPS, record_flags, record_root, unpack_o
 use jitcast_runtime::geometry::Area;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{PIN_EVERYTHING, ThreadWord, Word};
-use jitcast_runtime::memory::prefetch;
+use jitcast_runtime::memory::{prefetch, prefetch_to_store};
 use jitcast_runtime::pin;
 use jitcast_runtime::records::Root;
 use jitcast_runtime::ring::Record;
@@ -105,6 +105,9 @@ impl Inner {
         // It is in the publisher's cache; the barriers that follow take as long as to fetch it.
         let head = control.head_word().load(Ordering::Relaxed);
         prefetch(control.ring().address(head));
+        // The compiler process has looked at it since.
+        let applied = self.mailbox().word(Word::Applied);
+        prefetch_to_store(core::ptr::from_ref(applied).addr());
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
         let gate = self.life().gate();
         let mut state = match self.state().try_lock() {
@@ -224,7 +227,9 @@ impl Inner {
         };
         if *generation != state.applied {
             let updates = self.mailbox().word(Word::Updates);
-            let number = updates.fetch_add(1, Ordering::Relaxed);
+            // By who holds the state.
+            let number = updates.load(Ordering::Relaxed);
+            updates.store(number + 1, Ordering::Relaxed);
             // What was published before it attached has waited for nobody.
             if state.applied != 0 {
                 self.count_applied(number, state.root_at);
