@@ -57,8 +57,7 @@ impl LifePage {
         Ok((page, mailbox))
     }
 
-    /// The words of the thread of record `index`, for that thread. Others have [`LifePage::door`] and
-    /// [`LifePage::set_alive`].
+    /// The words of the thread of record `index`, for that thread. Others have [`LifePage::for_threads`].
     pub(crate) fn thread(&self, index: u32) -> core::ptr::NonNull<ThreadWords> {
         let at = THREADS_AT + (index.min(MAX_THREADS - 1) * THREAD_BYTES) as usize;
         // SAFETY: inside the mapping, whose length counts so many threads.
@@ -111,6 +110,23 @@ impl LifePage {
         self.word(4)
     }
 
+    /// Calls `each` with the index and the mark of each of the first `count` threads that has ended and may have guards.
+    pub(crate) fn for_ended(&self, count: u64, each: impl Fn(u32, &AtomicU64)) {
+        for index in 0..count.min(MAX_THREADS.into()) as u32 {
+            // SAFETY: as in `for_threads`.
+            let ended = unsafe { &(*self.thread(index).as_ptr()).ended };
+            // Acquire: pairs with the release in `end_thread`.
+            if ended.load(Ordering::Acquire) == 1 {
+                each(index, ended);
+            }
+        }
+    }
+
+    /// How many there are of them.
+    pub(crate) fn ended(&self) -> &AtomicU64 {
+        self.word(6)
+    }
+
     /// What a fork wipes that the thread of record `thread`, which forks, goes on with.
     pub(crate) fn save(&self, thread: u32) -> Life {
         Life {
@@ -142,7 +158,7 @@ impl LifePage {
 
     #[inline(always)]
     fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: `index` is 0 to 5, before the threads' words.
+        // SAFETY: `index` is 0 to 6, before the threads' words.
         let word = unsafe { self.mapping.base().cast::<u64>().add(index) };
         // SAFETY: mapped read-write while self lives, aligned, accessed atomically only.
         unsafe { AtomicU64::from_ptr(word.as_ptr()) }

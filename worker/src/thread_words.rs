@@ -10,7 +10,6 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use std::cell::Cell;
 use std::mem::offset_of;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jitcast_runtime::gate::{Door, HeadPointer};
@@ -79,16 +78,19 @@ pub struct ThreadWords {
     pub(crate) polls: Cell<u32>,
     /// What the library knows of the thread.
     pub(crate) record: Cell<*const c_void>,
+    /// 1: the thread has ended, and may have guards still.
+    pub(crate) ended: AtomicU64,
 }
 
 const _: () = {
-    assert!(size_of::<ThreadWords>() == 40 && align_of::<ThreadWords>() == 8);
+    assert!(size_of::<ThreadWords>() == 48 && align_of::<ThreadWords>() == 8);
     assert!(offset_of!(ThreadWords, generation) == 0);
     assert!(offset_of!(ThreadWords, head) == 8);
     assert!(offset_of!(ThreadWords, alive) == 16);
     assert!(offset_of!(ThreadWords, nested) == 24);
     assert!(offset_of!(ThreadWords, polls) == 28);
     assert!(offset_of!(ThreadWords, record) == 32);
+    assert!(offset_of!(ThreadWords, ended) == 40);
 };
 
 /// What a thread's words held before a fork.
@@ -237,28 +239,35 @@ impl Inner {
     /// its words become no other thread's before it is gone.
     pub(crate) fn end_thread(&self, index: u32, held: bool) {
         // SAFETY: the calling thread's.
-        unsafe { self.life().thread(index).as_ref() }.end(held);
+        let words = unsafe { self.life().thread(index).as_ref() };
+        words.end(held);
         if held {
             pin::leave(self.mailbox().thread(index, ThreadWord::Pin), 0);
-            let ended = self.ended().lock();
-            ended.unwrap_or_else(PoisonError::into_inner).push(index);
+            self.life().ended().fetch_add(1, Ordering::Relaxed);
+            words.ended.store(1, Ordering::Release);
         } else {
             self.mailbox().release(index);
         }
     }
 
-    /// Gives back the records of threads that are gone.
+    /// Gives back the records of threads that are gone. Without a lock, which a forked child might find locked for good.
     pub(crate) fn release_ended_threads(&self) {
-        let Ok(mut ended) = self.ended().try_lock() else {
+        if self.life().ended().load(Ordering::Relaxed) == 0 {
             return;
-        };
-        ended.retain(|index| {
-            let tid = self.mailbox().thread(*index, ThreadWord::Tid);
-            let lives = is_thread(tid.load(Ordering::Relaxed));
-            if !lives {
-                self.mailbox().release(*index);
+        }
+        let threads = self.mailbox().word(Word::Threads).load(Ordering::Acquire);
+        self.life().for_ended(threads, |index, ended| {
+            // Who takes the mark decides.
+            if ended.swap(0, Ordering::AcqRel) == 0 {
+                return;
             }
-            lives
+            let tid = self.mailbox().thread(index, ThreadWord::Tid);
+            if is_thread(tid.load(Ordering::Relaxed)) {
+                ended.store(1, Ordering::Release);
+            } else {
+                self.life().ended().fetch_sub(1, Ordering::Relaxed);
+                self.mailbox().release(index);
+            }
         });
     }
 

@@ -171,8 +171,6 @@ pub(crate) struct Inner {
     life: LifePage,
     /// When a wait looked whether the compiler process is there, ns of the monotonic clock.
     looked_ns: AtomicU64,
-    /// The records of threads that ended with guards held, until they are gone.
-    ended: Mutex<Vec<u32>>,
     barriers: Barriers,
     fenced: bool,
     hash_seed: u64,
@@ -253,7 +251,6 @@ impl Worker {
             mailbox: attachment.mailbox,
             life: attachment.life,
             looked_ns: AtomicU64::new(0),
-            ended: Mutex::default(),
             barriers,
             fenced: barriers.incomplete() || attachment.fenced,
             hash_seed,
@@ -438,10 +435,6 @@ impl Inner {
     #[inline(always)]
     pub(crate) fn life(&self) -> &LifePage {
         &self.life
-    }
-
-    pub(crate) fn ended(&self) -> &Mutex<Vec<u32>> {
-        &self.ended
     }
 
     #[inline(always)]

@@ -413,6 +413,10 @@ typedef struct jitcast_thread {
      * What the library knows of the thread.
      */
     const void *record;
+    /**
+     * 1: the thread has ended, and may have guards still.
+     */
+    uint64_t ended;
 } jitcast_thread;
 
 /**
