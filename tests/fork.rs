@@ -24,6 +24,7 @@ const STARTED: &str = "forks after constructors";
 const CLOSED: &str = "closes all descriptors";
 const DAEMON: &str = "becomes a daemon";
 const EXEC: &str = "becomes another program";
+const COUNTED: &str = "forks before its thread has entered a guard";
 const RAW: &str = "clones without handlers";
 const SUPERVISOR: &str = "hands its connection on and ends";
 const HANDED: &str = "attaches over a connection that it was handed";
@@ -37,6 +38,7 @@ fn this_binary_plays_the_roles_of_its_tests() {
         (CLOSED, close_all_descriptors),
         (DAEMON, become_a_daemon),
         (EXEC, become_another_program),
+        (COUNTED, fork_before_guards),
         (RAW, clone_without_handlers),
         (SUPERVISOR, hand_on),
         (HANDED, attach_handed),
@@ -377,6 +379,36 @@ fn a_process_that_becomes_another_program_is_no_worker_any_more() {
     }
     await_pins(&host, Vec::new());
     process.signal(rustix::process::Signal::KILL);
+}
+
+fn fork_before_guards(socket: &str) {
+    let worker = remote::attach(socket);
+    let thread = worker.thread().unwrap();
+    // SAFETY: the child only enters guards.
+    let child = finish_fork(unsafe { libc::fork() }, || drop(thread.enter().unwrap()));
+    succeeded(child);
+    // One of so many tends the worker, and counts them.
+    for _ in 0..1 << 16 {
+        drop(thread.enter().unwrap());
+    }
+    role::report("counted");
+    role::next_line().unwrap();
+}
+
+#[test]
+fn guards_of_a_thread_that_forked_before_its_first_are_counted() {
+    let host = Host::sealed();
+    publish_generation(&host);
+    let mut process = role::start(COUNTED, &host.socket);
+    assert_eq!(next(&mut process), "counted");
+    let entered = |pid| {
+        let workers = host.compiler.status().workers;
+        let worker = workers.into_iter().find(|worker| worker.pid == pid);
+        worker.unwrap().entered
+    };
+    assert_eq!(entered(process.pid()), 1 << 16);
+    process.send("end");
+    process.finish().succeeded();
 }
 
 fn clone_without_handlers(socket: &str) {

@@ -24,9 +24,10 @@ pub(crate) struct Jitlink {
 impl Jitlink {
     fn new(program: PathBuf) -> Result<Self, String> {
         let told = output(Command::new(&program).arg("--version"))?;
-        let (_, version) = told
-            .split_once("LLVM version ")
-            .ok_or_else(|| format!("{}: no version of LLVM's", program.display()))?;
+        let (_, version) = told.split_once("LLVM version ").ok_or_else(|| {
+            let program = program.display();
+            format!("{program}: its --version names no LLVM; --jitlink takes an llvm-jitlink")
+        })?;
         let major = version.split('.').next().unwrap_or_default();
         Ok(Self {
             name: format!("llvm-jitlink {major}"),

@@ -92,7 +92,6 @@ impl<'a> Plan<'a> {
         let Content::Input(bytes) = home.content else {
             return Ok(());
         };
-        self.fixups.reserve(table.entries.len());
         for entry in table.entries {
             let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
                 Ok(Some(request)) if home.area == Area::Text => self.text(unit, &request),

@@ -229,7 +229,7 @@ impl Inner {
             let updates = self.mailbox().word(Word::Updates);
             // By who holds the state.
             let number = updates.load(Ordering::Relaxed);
-            updates.store(number + 1, Ordering::Relaxed);
+            updates.store(number.wrapping_add(1), Ordering::Relaxed);
             // What was published before it attached has waited for nobody.
             if state.applied != 0 {
                 self.count_applied(number, state.root_at);

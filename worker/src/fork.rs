@@ -119,7 +119,10 @@ fn hold(worker: Arc<Inner>) -> Option<Forking> {
     let spare = worker.link().take_ahead(&mut talk);
     let (thread, known) = match thread_record::record_of(&worker) {
         Some(thread) => (thread, true),
-        None => (worker.mailbox().claim(this_thread())?, false),
+        None => {
+            worker.release_ended_threads();
+            (worker.mailbox().claim(this_thread())?, false)
+        }
     };
     let word = worker.mailbox().thread(thread, ThreadWord::Pin);
     let before = word.load(Ordering::Relaxed);

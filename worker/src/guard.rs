@@ -187,7 +187,6 @@ impl Worker {
         }
         if !record.admitted.get() {
             self.enter_slowly(record)?;
-            record.admitted.set(inner.fenced() || words.polls.get() > 0);
             if inner.fenced() {
                 record.count_slowly(inner);
             }

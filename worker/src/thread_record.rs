@@ -22,7 +22,7 @@ pub(crate) struct ThreadRecord {
     /// The worker, and whose record this is.
     pub(crate) owner: Weak<Inner>,
     pub(crate) index: u32,
-    /// Whether its door has been opened, by [`Inner::admit`].
+    /// Whether it has been let in by [`Inner::admit`].
     pub(crate) admitted: Cell<bool>,
     /// Whether it applies something, and so holds something like a guard, whatever its pin says.
     pub(crate) applies: Cell<bool>,

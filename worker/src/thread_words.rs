@@ -312,6 +312,10 @@ impl Inner {
         }
         let alive = self.life().alive().load(Ordering::Relaxed);
         words.alive.store(alive, Ordering::Relaxed);
+        // SAFETY: the calling thread's. A fork admits one that has none, for a moment.
+        if let Some(record) = unsafe { words.record() } {
+            record.admitted.set(true);
+        }
         if self.fenced() {
             return;
         }
