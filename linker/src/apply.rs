@@ -220,45 +220,39 @@ impl<'a> Prepared<'a> {
     ///
     /// A placement outside every window.
     pub fn symbols(&self, at: &Placement) -> Result<Vec<PlacedSymbol>, LinkError> {
-        let place = |(definition, &global): (usize, &u32)| {
-            let placed = self
-                .unit
-                .definition(global)
-                .and_then(|meaning| match meaning {
-                    Meaning::Own(own) if own.thread_local => {
-                        let place = i128::from(self.place(own.spot, at)?.1.get());
-                        let offset = u64::try_from(place - self.block_start(at));
-                        let module = self.module(at).zip(offset.ok());
-                        let (module, offset) = module.ok_or_else(|| {
-                            Problem::Corrupt("thread-local symbol outside its block".into())
-                        })?;
-                        Ok(PlacedSymbol {
-                            definition,
-                            place: Place::ThreadLocal { module, offset },
-                            node: self.atoms.node(own.spot),
-                        })
-                    }
-                    Meaning::Own(own) => {
-                        let (area, offset) = self.place(own.spot, at)?;
-                        let node = self.atoms.node(own.spot);
-                        Ok(PlacedSymbol {
-                            definition,
-                            place: Place::At(area, offset),
-                            node,
-                        })
-                    }
-                    Meaning::Absolute(value) => Ok(PlacedSymbol {
-                        definition,
-                        place: Place::Absolute(value),
-                        node: 0,
-                    }),
-                    Meaning::External(_) | Meaning::Window => {
-                        Err(Problem::Corrupt("definition that is none".into()))
-                    }
-                });
-            placed.map_err(|problem| LinkError::new(self.name, problem))
+        let mut symbols = Vec::with_capacity(self.unit.defined.len());
+        for (definition, &global) in self.unit.defined.iter().enumerate() {
+            let placed = self.symbol(global, at);
+            let (place, node) = placed.map_err(|problem| LinkError::new(self.name, problem))?;
+            symbols.push(PlacedSymbol {
+                definition,
+                place,
+                node,
+            });
+        }
+        Ok(symbols)
+    }
+
+    /// The place and the node of a global that the unit defines.
+    fn symbol(&self, global: u32, at: &Placement) -> Result<(Place, u32), Problem> {
+        let own = match self.unit.definition(global)? {
+            Meaning::Own(own) => own,
+            Meaning::Absolute(value) => return Ok((Place::Absolute(value), 0)),
+            Meaning::External(_) | Meaning::Window => {
+                return Err(Problem::Corrupt("definition that is none".into()));
+            }
         };
-        self.unit.defined.iter().enumerate().map(place).collect()
+        let (area, offset) = self.place(own.spot, at)?;
+        let node = self.atoms.node(own.spot);
+        if !own.thread_local {
+            return Ok((Place::At(area, offset), node));
+        }
+        let in_block = u64::try_from(i128::from(offset.get()) - self.block_start(at));
+        let (module, offset) = self
+            .module(at)
+            .zip(in_block.ok())
+            .ok_or_else(|| Problem::Corrupt("thread-local symbol outside its block".into()))?;
+        Ok((Place::ThreadLocal { module, offset }, node))
     }
 
     /// Says where in its object a problem is.

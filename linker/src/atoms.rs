@@ -3,16 +3,13 @@
 //! Invariant: atoms are sorted and do not overlap. Relocations ask for the atoms around places, so each chunk
 //! is divided into about as many equal granules as it has atoms, and a search looks at one granule's.
 
-use object::LittleEndian as LE;
 use object::elf;
-use object::read::elf::Sym as _;
 
 use crate::classify::immediate_len;
 use crate::fixup::{Fixup, Target};
 use crate::input::Area;
+use crate::label::Label;
 use crate::layout::Spot;
-use crate::object_file::ask_ahead;
-use crate::order;
 use crate::plan::Plan;
 use crate::relocation::Resolved;
 use crate::unit::Unit;
@@ -82,31 +79,20 @@ struct Home {
 }
 
 impl Atoms {
-    /// The ranges of all functions and objects.
-    pub(crate) fn of(unit: &Unit<'_>) -> Self {
-        let mut list = Vec::with_capacity(unit.chunks.len());
-        for (number, object) in unit.objects.iter().enumerate() {
-            ask_ahead(&unit.objects, number);
-            for (index, symbol) in (0..).zip(object.symbols.symbols()) {
-                let kind = symbol.st_type();
-                if matches!(kind, elf::STT_FUNC | elf::STT_OBJECT)
-                    && let Ok(Some(section)) = object.symbol_section(index, symbol)
-                    && let Some(chunk) = unit.chunk_of(number, section)
-                    && let Ok(offset) = u32::try_from(symbol.st_value(LE))
-                {
-                    let len_bytes = u32::try_from(symbol.st_size(LE)).unwrap_or(u32::MAX);
-                    let local = kind == elf::STT_FUNC && symbol.st_bind() == elf::STB_LOCAL;
-                    let start = Spot { chunk, offset };
-                    list.push(Atom {
-                        start,
-                        end: offset.saturating_add(len_bytes),
-                        local,
-                    });
-                }
-            }
+    /// The ranges of all functions and objects, of which these are the labels.
+    pub(crate) fn of(unit: &Unit<'_>, labels: &[Label]) -> Self {
+        let mut list = Vec::with_capacity(labels.len());
+        for label in labels
+            .iter()
+            .filter(|label| label.kind != elf::STT_GNU_IFUNC)
+        {
+            let start = label.start;
+            list.push(Atom {
+                start,
+                end: start.offset.saturating_add(label.len_bytes),
+                local: label.kind == elf::STT_FUNC && label.local,
+            });
         }
-        // Those that start at one place become one, whichever is the first.
-        order::sort(&mut list, |atom: &Atom| atom.start.key());
         // Assembly leaves the sizes of its functions out: such a one ends where the next begins.
         let (mut here, mut next) = (None, None);
         for atom in list.iter_mut().rev() {
@@ -120,17 +106,16 @@ impl Atoms {
                 atom.end = next.map_or(whole, |next| next.offset);
             }
         }
-        let mut atoms: Vec<Atom> = Vec::with_capacity(list.len());
-        for atom in list {
-            match atoms.last_mut() {
-                Some(last) if last.start == atom.start || last.reaches(atom.start) => {
-                    last.end = last.end.max(atom.end);
-                    last.local |= atom.local;
-                }
-                _ => atoms.push(atom),
+        // What starts inside another one is part of it; those that start at one place become one.
+        list.dedup_by(|atom, last| {
+            let part = last.start == atom.start || last.reaches(atom.start);
+            if part {
+                last.end = last.end.max(atom.end);
+                last.local |= atom.local;
             }
-        }
-        Self::index(atoms, unit.chunks.len())
+            part
+        });
+        Self::index(list, unit.chunks.len())
     }
 
     /// Makes the index of `list`, which is sorted.
@@ -180,18 +165,16 @@ impl Atoms {
 
     /// The last atom that starts at `spot` or before it in its chunk.
     fn before(&self, spot: Spot) -> Option<usize> {
-        let (first, end) = self.range(spot.chunk);
-        if first == end {
-            return None;
-        }
         let [home, next] = *self.homes.get(spot.chunk as usize..)?.first_chunk()?;
-        let granules = &self.granules[home.granule as usize..next.granule as usize];
+        let granules = self
+            .granules
+            .get(home.granule as usize..next.granule as usize)?;
         let granule = (spot.offset >> home.shift) as usize;
-        let from = granules.get(granule).map_or(end, |&from| from as usize);
-        let to = granules.get(granule + 1).map_or(end, |&to| to as usize);
-        let inside = self.list.get(from..to).unwrap_or_default();
-        let after = from + inside.partition_point(|atom| atom.start <= spot);
-        after.checked_sub(1).filter(|&index| index >= first)
+        let starts_at = |granule: usize| *granules.get(granule).unwrap_or(&next.first) as usize;
+        let (from, to) = (starts_at(granule), starts_at(granule + 1));
+        let inside = self.list.get(from..to)?;
+        let after = from + inside.partition_point(|atom| atom.start.offset <= spot.offset);
+        (after > home.first as usize).then(|| after - 1)
     }
 
     /// Where the function around `spot` starts, or the code after the last function before it.
@@ -290,6 +273,21 @@ impl Atoms {
                 start: Spot { offset: 0, ..spot },
                 end: 0,
             },
+        }
+    }
+
+    /// [`Atoms::around`], of a place that is likely in the atom after `last`.
+    #[inline]
+    pub(crate) fn around_next(&self, last: Around, spot: Spot) -> Around {
+        let next = last.node + 1;
+        let index = (next as usize).checked_sub(self.homes.len());
+        match index.and_then(|index| self.list.get(index)) {
+            Some(atom) if atom.start.offset <= spot.offset && atom.reaches(spot) => Around {
+                node: next,
+                start: atom.start,
+                end: atom.end,
+            },
+            _ => self.around(spot),
         }
     }
 

@@ -99,6 +99,21 @@ fn anywhere(row: &Relocation) -> Option<Use> {
 /// The addend of a symbol whose start is meant by an instruction that ends with the field.
 const START: i64 = -4;
 
+/// How many bytes before a field [`in_text`] looks at, at most.
+pub(crate) const BEFORE: usize = 3;
+
+/// Which bits of the bytes before a field made [`in_text`] say `usage`: whatever agrees with `before` in them, and has the
+/// same row and addend, is used in the same way.
+pub(crate) fn looked_at(usage: Use, before: &[u8; BEFORE]) -> [u8; BEFORE] {
+    match usage {
+        Use::Branch if matches!(before, [.., 0xe8 | 0xe9]) => [0, 0, 0xff],
+        Use::Branch | Use::IndirectCall | Use::IndirectJump => [0, 0xff, 0xff],
+        // REX.W with any of its other bits, the opcode, and ModRM with any register.
+        Use::GotLoad | Use::TakeAddress => [0xf8, 0xff, 0xc7],
+        _ => [0xff; BEFORE],
+    }
+}
+
 /// What the instruction around `field` in `text` does with the symbol of a relocation.
 #[inline]
 pub(crate) fn in_text(row: &Relocation, text: &[u8], field: usize, addend: i64) -> Use {
@@ -262,6 +277,43 @@ mod tests {
                 "mov x(%rip), %eax"
             );
             assert_eq!(text(number, &[0xb8], 1), Use::Distance, "mov $f-., %eax");
+        }
+    }
+
+    /// Bytes that matter to some pattern, and others, before fields of every kind that is told apart by them.
+    #[test]
+    fn what_agrees_in_what_was_looked_at_is_used_alike() {
+        let bytes = [
+            0x00, 0x05, 0x0d, 0x0f, 0x15, 0x25, 0x35, 0x48, 0x4c, 0x4f, 0x50, 0x85, 0x8b, 0x8d,
+            0xc7, 0xe8, 0xe9, 0xff,
+        ];
+        let all: Vec<[u8; BEFORE]> = bytes
+            .iter()
+            .flat_map(|&one| bytes.iter().map(move |&two| (one, two)))
+            .flat_map(|(one, two)| bytes.iter().map(move |&three| [one, two, three]))
+            .collect();
+        for number in [
+            elf::R_X86_64_PC32,
+            elf::R_X86_64_PLT32,
+            elf::R_X86_64_GOTPCREL,
+            elf::R_X86_64_REX_GOTPCRELX,
+        ] {
+            for addend in [-4, 0] {
+                let uses: Vec<Use> = all
+                    .iter()
+                    .map(|before| text(number, before, addend))
+                    .collect();
+                for (before, &usage) in all.iter().zip(&uses) {
+                    let mask = looked_at(usage, before);
+                    let agrees = |other: &[u8; BEFORE]| {
+                        (0..BEFORE).all(|at| (before[at] ^ other[at]) & mask[at] == 0)
+                    };
+                    for (other, &found) in all.iter().zip(&uses).filter(|(other, _)| agrees(other))
+                    {
+                        assert_eq!(usage, found, "{number}: {before:02x?} {other:02x?}");
+                    }
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset};
 
 use crate::carry::Carriage;
 use crate::error::{LinkError, Problem};
-use crate::fixup::{Fixup, Target};
+use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::{Binding, Linked, Placement};
 use crate::layout::Spot;
 use crate::mutant::{Mutant, makes, makes_any};
@@ -60,8 +60,9 @@ impl<'p, 'a> Fields<'p, 'a> {
             // No further than the chunk: what lies beside it is not this relocation's. Zeros have no bytes here.
             let bytes = area.get_mut(start..start + chunk.len_bytes() as usize);
             let bytes = bytes.unwrap_or_default();
+            let home = self.starts[run[0].site.chunk as usize];
             for fixup in run {
-                if self.displacement(fixup, bytes).is_some() {
+                if self.displacement(fixup, home, bytes).is_some() {
                     continue;
                 }
                 self.apply(fixup, bytes, patches)
@@ -74,39 +75,57 @@ impl<'p, 'a> Fields<'p, 'a> {
     /// Where `spot` is in the window.
     fn place(&self, spot: Spot) -> Result<SegmentOffset, Problem> {
         let outside = || Problem::Placement("a place of the unit is outside every window");
-        self.place_of(spot).ok_or_else(outside)
+        let place = self
+            .position(spot)
+            .and_then(|place| u32::try_from(place).ok());
+        place.map(SegmentOffset::new).ok_or_else(outside)
     }
 
     /// Does what [`Fields::apply`] would, for what is as most are: a displacement that is in range, to a place in the
-    /// window. `None` if it is not such a one; then nothing was stored, or `apply` refuses the instruction too.
-    #[inline]
-    fn displacement(&self, fixup: &Fixup, bytes: &mut [u8]) -> Option<()> {
+    /// window. `None` if it is not such a one; then nothing was stored, or `apply` refuses the instruction too. The chunk of
+    /// the field starts at `home`.
+    #[inline(always)]
+    fn displacement(&self, fixup: &Fixup, home: u64, bytes: &mut [u8]) -> Option<()> {
         if !self.plain || !fixup.row.is_displacement() {
             return None;
         }
         let target = match fixup.target {
-            Target::Spot(spot) => self.place_of(spot)?,
-            Target::Stub(reference) => self.bindings.get(reference as usize)?.stub?,
-            Target::CallCell(reference) => self.bindings.get(reference as usize)?.call_cell?,
-            Target::AddressCell(reference) => self.bindings.get(reference as usize)?.address_cell?,
+            Target::Spot(spot) => self.position(spot)?,
+            Target::Stub(reference) => self.bindings.get(reference as usize)?.stub?.get().into(),
+            Target::CallCell(reference) => self
+                .bindings
+                .get(reference as usize)?
+                .call_cell?
+                .get()
+                .into(),
+            Target::AddressCell(reference) => self
+                .bindings
+                .get(reference as usize)?
+                .address_cell?
+                .get()
+                .into(),
             Target::Number(_) | Target::Bound(_) | Target::Window => return None,
         };
-        let (target, site) = (i64::from(target.get()), self.place_of(fixup.site)?.get());
-        // Of three numbers of 32 bits: the sum is exact.
-        let value = target + i64::from(i32::try_from(fixup.addend).ok()?) - i64::from(site);
-        let value = i32::try_from(value).ok()?;
+        let site = home + u64::from(fixup.site.offset);
+        if (target | site) > u64::from(u32::MAX) {
+            return None;
+        }
+        let distance = target.cast_signed() - site.cast_signed();
+        let value = i32::try_from(distance.checked_add(fixup.addend)?).ok()?;
         let field = fixup.site.offset as usize;
         bytes.get(field..)?.first_chunk::<4>()?;
-        rewrite(bytes, field, fixup.rewrite)?;
+        if fixup.rewrite != Rewrite::Nothing {
+            rewrite(bytes, field, fixup.rewrite)?;
+        }
         *bytes.get_mut(field..)?.first_chunk_mut()? = value.to_le_bytes();
         Some(())
     }
 
+    /// Where `spot` would be, if there were no end to the window.
     #[inline]
-    fn place_of(&self, spot: Spot) -> Option<SegmentOffset> {
+    fn position(&self, spot: Spot) -> Option<u64> {
         let start = self.starts.get(spot.chunk as usize)?;
-        let place = u32::try_from(start + u64::from(spot.offset)).ok()?;
-        Some(SegmentOffset::new(place))
+        Some(start + u64::from(spot.offset))
     }
 
     fn apply(

@@ -13,10 +13,10 @@
 //! | headers, sections, groups of one object | `object_file`, `section`, `budget` |
 //! | which definition a name means; members by need | `resolve`, `archive`, `unit` |
 //! | what the instruction around a field does | `classify`, `instruction` |
-//! | what the field will hold, which cells that takes | `request`, `plan`, `fixup`, `dynamic`, `thunk` |
+//! | what the field will hold, which cells that takes | `request`, `plan`, `answer`, `fixup`, `dynamic`, `thunk` |
 //! | what is not reached, if it is to go; what is added | `reach`, `additions` |
-//! | how to unwind through it, what its functions are called | `unwind`, `names` |
-//! | who needs what | `atoms`, `needs`, `local_calls` |
+//! | how to unwind through it, what its functions are called | `unwind`, `label`, `names` |
+//! | who needs what | `label`, `atoms`, `needs`, `local_calls` |
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | what was done, for people | `explain` |
 //! | what debugging information says of it, once it is placed | `debug` |
@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod additions;
+mod answer;
 mod apply;
 mod archive;
 mod atoms;
@@ -42,6 +43,7 @@ mod fields;
 mod fixup;
 mod input;
 mod instruction;
+mod label;
 mod layout;
 mod local_calls;
 #[cfg(feature = "mutants")]

@@ -4,15 +4,12 @@ use std::borrow::Cow;
 
 use jitcast_runtime::SegmentOffset;
 use jitcast_runtime::frames::Name;
-use object::LittleEndian as LE;
 use object::elf;
-use object::read::elf::Sym as _;
 
 use crate::error::LinkError;
 use crate::input::{Area, Placement};
+use crate::label::Label;
 use crate::layout::Spot;
-use crate::object_file::ask_ahead;
-use crate::order;
 use crate::prepared::Prepared;
 use crate::resolve::SymbolUse;
 use crate::unit::Unit;
@@ -26,65 +23,54 @@ pub(crate) struct Named<'a> {
 }
 
 /// Every function that is placed, sorted; of several names for one place, a global one.
-pub(crate) fn collect<'a>(unit: &mut Unit<'a>) -> Result<Vec<Named<'a>>, LinkError> {
-    let mut found = Vec::with_capacity(unit.chunks.len());
-    for number in 0..unit.objects.len() {
-        ask_ahead(&unit.objects, number);
-        let symbols = unit.objects[number].symbols.symbols();
-        for (index, symbol) in (0..).zip(symbols) {
-            if !matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC) {
-                continue;
-            }
-            let Some(section) = unit.objects[number].symbol_section(index, symbol)? else {
-                continue;
-            };
-            let name = match unit.symbol_use(number, index) {
-                Some(SymbolUse::Global { global, .. }) => {
-                    Ok(unit.globals.list[global as usize].name)
-                }
-                _ => Err(unit.objects[number].global_name(symbol)?),
-            };
-            let Some(chunk) = unit.chunk_of(number, section) else {
-                continue;
-            };
-            let home = &unit.chunks[chunk as usize];
-            if let Ok(offset) = u32::try_from(symbol.st_value(LE))
-                && home.area == Area::Text
-                && u64::from(offset) < home.len_bytes()
-            {
-                let rest = home.len_bytes() as u32 - offset;
-                let len_bytes = u32::try_from(symbol.st_size(LE)).unwrap_or(rest).min(rest);
-                let local = symbol.st_bind() == elf::STB_LOCAL;
-                let start = Spot { chunk, offset };
-                found.push((start, local, len_bytes, name));
-            }
+pub(crate) fn collect<'a>(
+    unit: &mut Unit<'a>,
+    labels: &[Label],
+) -> Result<Vec<Named<'a>>, LinkError> {
+    let mut named: Vec<Named<'a>> = Vec::with_capacity(labels.len());
+    for of_one in labels.chunk_by(|one, next| one.start == next.start) {
+        let mut functions = of_one.iter().filter(|label| label.kind != elf::STT_OBJECT);
+        let Some(first) = functions.next() else {
+            continue;
+        };
+        let label = match first.local {
+            true => functions.find(|label| !label.local).unwrap_or(first),
+            false => first,
+        };
+        let start = label.start;
+        let home = &unit.chunks[start.chunk as usize];
+        if home.area != Area::Text || u64::from(start.offset) >= home.len_bytes() {
+            continue;
         }
-    }
-    order::sort(&mut found, |&(_, local, ..)| local.into());
-    order::sort(&mut found, |&(start, ..)| start.key());
-    found.dedup_by_key(|&mut (start, ..)| start);
-    let ends: Vec<u32> = found
-        .iter()
-        .enumerate()
-        .map(|(index, (start, ..))| {
-            let next = found.get(index + 1).map(|(next, ..)| next);
-            let whole = unit.chunks[start.chunk as usize].len_bytes() as u32;
-            next.filter(|next| next.chunk == start.chunk)
-                .map_or(whole, |next| next.offset)
-        })
-        .collect();
-    let named = found.into_iter().zip(ends);
-    Ok(named
-        .map(|((start, _, len_bytes, name), end)| Named {
+        let (object, symbol) = (label.object as usize, label.symbol);
+        let name = match unit.symbol_use(object, symbol) {
+            Some(SymbolUse::Global { global, .. }) => {
+                Cow::Borrowed(unit.globals.list[global as usize].name)
+            }
+            _ => {
+                let file = &mut unit.objects[object];
+                let local = file.symbol(symbol).map(|local| file.global_name(local));
+                String::from_utf8_lossy(local.transpose()?.unwrap_or_default())
+            }
+        };
+        named.push(Named {
             start,
-            // Assembly leaves the sizes of its functions out: such a one ends where the next begins.
-            len_bytes: match len_bytes {
-                0 => end - start.offset,
-                len_bytes => len_bytes,
-            },
-            name: name.map_or_else(String::from_utf8_lossy, Cow::Borrowed),
-        })
-        .collect())
+            len_bytes: label.len_bytes.min(home.len_bytes() as u32 - start.offset),
+            name,
+        });
+    }
+    // Assembly leaves the sizes of its functions out: such a one ends where the next begins.
+    let mut next: Option<Spot> = None;
+    for named in named.iter_mut().rev() {
+        let start = named.start;
+        if named.len_bytes == 0 {
+            let whole = unit.chunks[start.chunk as usize].len_bytes() as u32;
+            let next = next.filter(|next| next.chunk == start.chunk);
+            named.len_bytes = next.map_or(whole, |next| next.offset) - start.offset;
+        }
+        next = Some(start);
+    }
+    Ok(named)
 }
 
 impl Prepared<'_> {

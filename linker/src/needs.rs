@@ -6,10 +6,11 @@
 
 use crate::atoms::{Atoms, Found, meant};
 use crate::dynamic::Held;
-use crate::fixup::{Fixup, Target};
+use crate::fixup::Target;
 use crate::input::{Area, Needs, Reference};
-use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FRAMES, Spot};
+use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FIRST_INPUT, FRAMES, Spot};
 use crate::local_calls;
+use crate::order;
 use crate::plan::Plan;
 use crate::unit::{Meaning, Unit};
 
@@ -26,7 +27,6 @@ pub(crate) fn graph(
         .zip(&plan.references)
         .map(|(number, reference)| bound_node(unit, &atoms, number, reference))
         .collect();
-    let refers = |fixup: &&Fixup| !matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES);
     // Fixups come in the order of their sites, more or less: the next one is often in the same atom.
     let mut here = atoms.around(Spot {
         chunk: 0,
@@ -34,19 +34,40 @@ pub(crate) fn graph(
     });
     let symbols = unit.objects.iter().map(|object| object.symbols.len());
     let mut found = Found::new(symbols.max().unwrap_or_default());
-    for fixup in plan.fixups.iter().filter(refers) {
-        if !here.has(fixup.site) {
-            here = atoms.around(fixup.site);
+    for fixup in &plan.fixups {
+        if matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES) {
+            continue;
         }
-        let (from, base) = (here.node, here.start.offset);
-        if let Some(to) = target_node(unit, plan, &atoms, &mut found, &bound, fixup, base)
-            && from != to
+        if !here.has(fixup.site) {
+            here = atoms.around_next(here, fixup.site);
+        }
+        let to = match fixup.target {
+            Target::Stub(reference)
+            | Target::CallCell(reference)
+            | Target::AddressCell(reference)
+            | Target::Bound(reference) => bound.get(reference as usize).copied(),
+            Target::Number(_) | Target::Window => None,
+            Target::Spot(spot) if spot.chunk >= FIRST_INPUT && !fixup.by_section => {
+                Some(atoms.known(&mut found, fixup.symbol, spot))
+            }
+            Target::Spot(spot) => match spot.chunk {
+                CONSTANTS => None,
+                CELLS | DYNAMIC_CELLS => cell_node(plan, &atoms, &bound, spot),
+                _ => {
+                    let spot = meant(unit, fixup, spot, here.start.offset);
+                    Some(atoms.known(&mut found, fixup.symbol, spot))
+                }
+            },
+        };
+        if let Some(to) = to
+            && here.node != to
         {
-            edges.push((from, to));
+            edges.push((here.node, to));
         }
     }
     local_edges(unit, &atoms, &mut edges);
-    (compress(&mut edges, atoms.nodes()), atoms)
+    let references = plan.references.len();
+    (compress(edges, atoms.nodes(), references), atoms)
 }
 
 /// Adds the edges to local functions that no relocation shows.
@@ -68,47 +89,19 @@ fn local_edges(unit: &Unit<'_>, atoms: &Atoms, edges: &mut Vec<(u32, u32)>) {
     }
 }
 
-fn target_node(
-    unit: &Unit<'_>,
-    plan: &Plan<'_>,
-    atoms: &Atoms,
-    found: &mut Found,
-    bound: &[u32],
-    fixup: &Fixup,
-    base: u32,
-) -> Option<u32> {
-    let reference = match fixup.target {
-        Target::Number(_) | Target::Window => return None,
-        Target::Spot(Spot {
-            chunk: CONSTANTS, ..
-        }) => return None,
-        Target::Spot(Spot {
-            chunk: CELLS,
-            offset,
-        }) => {
-            return plan
-                .cells
-                .get(offset as usize / 8)
-                .map(|&spot| atoms.node(spot));
+/// The node of what the unit's own cell at `spot` holds.
+fn cell_node(plan: &Plan<'_>, atoms: &Atoms, bound: &[u32], spot: Spot) -> Option<u32> {
+    if spot.chunk == CELLS {
+        let held = plan.cells.get(spot.offset as usize / 8);
+        return held.map(|&spot| atoms.node(spot));
+    }
+    match plan.dynamic.held(spot.offset)? {
+        Held::Pair(reference) | Held::FromThread(reference) => {
+            bound.get(reference as usize).copied()
         }
-        Target::Spot(Spot {
-            chunk: DYNAMIC_CELLS,
-            offset,
-        }) => match plan.dynamic.held(offset)? {
-            Held::Pair(reference) | Held::FromThread(reference) => reference,
-            Held::Own(spot) | Held::Resolved(spot) => return Some(atoms.node(spot)),
-            Held::Block => return None,
-        },
-        Target::Spot(spot) => {
-            let spot = meant(unit, fixup, spot, base);
-            return Some(atoms.known(found, fixup.symbol, spot));
-        }
-        Target::Stub(reference)
-        | Target::CallCell(reference)
-        | Target::AddressCell(reference)
-        | Target::Bound(reference) => reference,
-    };
-    bound.get(reference as usize).copied()
+        Held::Own(spot) | Held::Resolved(spot) => Some(atoms.node(spot)),
+        Held::Block => None,
+    }
 }
 
 /// The node of a reference: that of the unit's own function, which is needed itself, or the reference.
@@ -120,38 +113,28 @@ fn bound_node(unit: &Unit<'_>, atoms: &Atoms, number: u32, reference: &Reference
     }
 }
 
-/// Sorts edges by their start, without duplicates, in linear time.
-fn compress(edges: &mut [(u32, u32)], nodes: usize) -> Needs {
-    let mut first = vec![0_u32; nodes + 1];
-    for &(from, _) in edges.iter() {
-        first[from as usize + 1] += 1;
-    }
-    for node in 0..nodes {
-        first[node + 1] += first[node];
-    }
-    let mut next = first.clone();
-    let mut sorted = vec![0; edges.len()];
-    for &(from, to) in edges.iter() {
-        sorted[next[from as usize] as usize] = to;
-        next[from as usize] += 1;
-    }
-    let mut targets = Vec::with_capacity(sorted.len());
-    let mut start = 0;
-    for node in 0..nodes {
-        let end = first[node + 1] as usize;
-        let own = &mut sorted[start..end];
-        if own.len() > 1 {
-            own.sort_unstable();
+/// Groups edges by their start, without duplicates, in linear time: mostly they come in that order.
+fn compress(mut edges: Vec<(u32, u32)>, nodes: usize, references: usize) -> Needs {
+    order::sort(&mut edges, |&(from, _)| from.into());
+    let mut first = Vec::with_capacity(nodes + 1);
+    let mut targets = Vec::with_capacity(edges.len());
+    // For each node, then each reference, the last one from which an edge led there.
+    let mut last = vec![u32::MAX; nodes + references];
+    for (from, to) in edges {
+        if from as usize >= first.len() {
+            // Also of the nodes before, from which no edge starts.
+            first.resize(from as usize + 1, targets.len() as u32);
         }
-        let kept = targets.len();
-        for &target in own.iter() {
-            if targets.len() == kept || targets.last() != Some(&target) {
-                targets.push(target);
-            }
+        let place = match to & Needs::REFERENCE {
+            0 => to as usize,
+            _ => nodes + (to & !Needs::REFERENCE) as usize,
+        };
+        if last[place] != from {
+            last[place] = from;
+            targets.push(to);
         }
-        start = end;
-        first[node + 1] = targets.len() as u32;
     }
+    first.resize(nodes + 1, targets.len() as u32);
     Needs { first, targets }
 }
 
@@ -161,24 +144,24 @@ mod tests {
 
     #[test]
     fn edges_are_grouped_and_deduplicated() {
-        let mut edges = [(2, 5), (0, 1), (2, 5), (2, 1), (0, 1)];
-        let needs = compress(&mut edges, 3);
+        let edges = vec![(2, 5), (0, 1), (2, 5), (2, 1), (0, 1)];
+        let needs = compress(edges, 6, 0);
         assert_eq!(
             (needs.of(0), needs.of(1), needs.of(2)),
-            (&[1][..], &[][..], &[1, 5][..])
+            (&[1][..], &[][..], &[5, 1][..])
         );
-        assert_eq!(needs.of(3), &[] as &[u32]);
+        assert_eq!(needs.of(9), &[] as &[u32]);
     }
 
     #[test]
     fn needs_are_transitive_and_cycles_end() {
-        let mut edges = [
+        let edges = vec![
             (0, 1),
             (1, 0),
             (1, 7 | Needs::REFERENCE),
             (2, 3 | Needs::REFERENCE),
         ];
-        let needs = compress(&mut edges, 3);
+        let needs = compress(edges, 3, 8);
         assert_eq!(needs.references_of(0), [7]);
         assert_eq!(needs.references_of(2), [3]);
         assert_eq!(needs.references_of(9), []);

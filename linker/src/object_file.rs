@@ -38,6 +38,10 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) dialect: Dialect,
     pub(crate) sections: Vec<Section<'a>>,
     pub(crate) symbols: SymbolTable<'a, Elf>,
+    /// The names of the symbols, if all of them are UTF-8; else nothing.
+    names: &'a str,
+    /// Some name has a `@`.
+    pub(crate) has_versions: bool,
     /// The file and its sections, for what is not loaded.
     pub(crate) bytes: &'a [u8],
     pub(crate) table: SectionTable<'a, Elf>,
@@ -96,9 +100,12 @@ impl<'a> ObjectFile<'a> {
                     symbols,
                     budget,
                 } = reader;
+                let names = names(bytes, &table, &symbols);
                 Ok(Self {
                     name,
                     dialect,
+                    names: core::str::from_utf8(names).unwrap_or_default(),
+                    has_versions: names.contains(&b'@'),
                     has_frames: sections.iter().any(|section| section.role == Role::Frames),
                     sections,
                     symbols,
@@ -214,6 +221,16 @@ impl<'a> ObjectFile<'a> {
         Ok(name)
     }
 
+    /// `name` as text: what a global symbol is called, or the beginning of that.
+    pub(crate) fn text(&self, symbol: &Sym64<LE>, name: &'a [u8]) -> Result<&'a str, LinkError> {
+        let start = symbol.st_name(LE) as usize;
+        let text = match self.names.get(start..start.saturating_add(name.len())) {
+            Some(text) => Ok(text),
+            None => core::str::from_utf8(name),
+        };
+        text.map_err(|_| self.error(Problem::Corrupt("symbol name is not UTF-8".into())))
+    }
+
     /// What messages call symbol `index`.
     pub(crate) fn symbol_label(&self, index: u32) -> String {
         let Some(symbol) = self.symbol(index).filter(|_| index != 0) else {
@@ -259,6 +276,17 @@ impl<'a> ObjectFile<'a> {
         })?;
         Some(self.symbol_label(u32::try_from(index.0).ok()?))
     }
+}
+
+/// The strings that the names of the symbols are among.
+fn names<'a>(
+    bytes: &'a [u8],
+    table: &SectionTable<'a, Elf>,
+    symbols: &SymbolTable<'a, Elf>,
+) -> &'a [u8] {
+    let section = table.section(symbols.string_section());
+    let strings = section.and_then(|section| section.data(LE, bytes));
+    strings.unwrap_or_default()
 }
 
 /// Refuses what is not a relocatable object for x86-64, saying what it is instead.

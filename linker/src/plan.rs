@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use object::LittleEndian as LE;
 
+use crate::answer::Answers;
 use crate::classify::{self, Number, Storage, Use};
 use crate::dynamic::{self, DynamicCells, Held};
 use crate::error::{LinkError, Misuse, Problem};
@@ -46,7 +47,7 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
         reference_of: vec![NONE; unit.globals.list.len()],
         ..Plan::default()
     };
-    let mut symbols = Symbols::default();
+    let (mut symbols, mut answers) = (Symbols::default(), Answers::default());
     let relocations = |object: &ObjectFile<'_>| -> usize {
         object
             .relocations
@@ -59,9 +60,10 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     for (number, object) in unit.objects.iter().enumerate() {
         ask_ahead(&unit.objects, number);
         symbols.begin(object.symbols.len());
+        answers.begin(object.symbols.len());
         for table in &object.relocations {
             if let Some(chunk) = unit.chunk_of(number, table.section) {
-                plan.table(unit, &mut symbols, number, table, chunk)?;
+                plan.table(unit, (&mut symbols, &mut answers), number, table, chunk)?;
             }
         }
     }
@@ -83,7 +85,7 @@ impl<'a> Plan<'a> {
     fn table(
         &mut self,
         unit: &Unit<'a>,
-        symbols: &mut Symbols,
+        (symbols, answers): (&mut Symbols, &mut Answers),
         object: usize,
         table: &Relocations<'a>,
         chunk: u32,
@@ -92,9 +94,16 @@ impl<'a> Plan<'a> {
         let Content::Input(bytes) = home.content else {
             return Ok(());
         };
+        let in_text = home.area == Area::Text;
         for entry in table.entries {
+            if in_text && let Some((answer, offset)) = answers.find(entry, bytes) {
+                let field = Spot { chunk, offset };
+                self.fixups
+                    .push(answer.fixup(field, entry.r_sym(LE, false)));
+                continue;
+            }
             let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
-                Ok(Some(request)) if home.area == Area::Text => self.text(unit, &request),
+                Ok(Some(request)) if in_text => self.text(unit, answers, &request),
                 Ok(Some(request)) => self.data(unit, &request),
                 Ok(None) => Ok(()),
                 Err(problem) => Err(problem),
@@ -107,10 +116,26 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    #[inline(always)]
-    fn text(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
+    fn text(
+        &mut self,
+        unit: &Unit<'a>,
+        answers: &mut Answers,
+        request: &Request<'_>,
+    ) -> Result<(), Problem> {
         let field = request.site.offset as usize;
         let usage = classify::in_text(request.row, request.bytes, field, request.addend);
+        let next = (self.fixups.len(), self.detours.len());
+        self.used(unit, request, usage)?;
+        if let [fixup] = &self.fixups[next.0..]
+            && self.detours.len() == next.1
+        {
+            answers.keep(request, usage, fixup);
+        }
+        Ok(())
+    }
+
+    /// Plans what an instruction of text does with a symbol.
+    fn used(&mut self, unit: &Unit<'a>, request: &Request<'_>, usage: Use) -> Result<(), Problem> {
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
             Use::Thread(storage) => return self.thread_local(unit, request, storage),

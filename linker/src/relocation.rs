@@ -487,8 +487,7 @@ impl Relocation {
             | 1 << elf::R_X86_64_GOTPCREL
             | 1 << elf::R_X86_64_GOTPCRELX
             | 1 << elf::R_X86_64_REX_GOTPCRELX;
-        let bit = 1_u64.checked_shl(self.number).unwrap_or_default();
-        self.resolved == Resolved::AtLink && NUMBERS & bit != 0
+        self.number < u64::BITS && NUMBERS >> self.number & 1 != 0
     }
 
     /// Whether the value is a distance from the field.

@@ -206,7 +206,9 @@ impl<'a> Globals<'a> {
             (name, address) = (stem, true);
         }
         let mut version = None;
-        if let Some(at) = name.iter().position(|&byte| byte == b'@') {
+        if object.has_versions
+            && let Some(at) = name.iter().position(|&byte| byte == b'@')
+        {
             if object.dialect == Dialect::Cranelift {
                 return Err(object.error(Problem::Symbol {
                     symbol: object.symbol_label(index),
@@ -228,7 +230,7 @@ impl<'a> Globals<'a> {
             version = Some(named).filter(|_| symbol.st_shndx(LE) == elf::SHN_UNDEF);
             name = stem;
         }
-        let global = self.intern(object, name)?;
+        let global = self.intern(object, symbol, name)?;
         if let Some(version) = version {
             let entry = &mut self.list[global as usize];
             if entry
@@ -265,13 +267,17 @@ impl<'a> Globals<'a> {
         Ok(SymbolUse::Global { global, address })
     }
 
-    fn intern(&mut self, object: &ObjectFile<'a>, name: &'a [u8]) -> Result<u32, LinkError> {
+    fn intern(
+        &mut self,
+        object: &ObjectFile<'a>,
+        symbol: &Sym64<LE>,
+        name: &'a [u8],
+    ) -> Result<u32, LinkError> {
         let entry = match self.numbers.entry(self.key.name(name)) {
             Entry::Occupied(known) => return Ok(*known.get()),
             Entry::Vacant(entry) => entry,
         };
-        let text = core::str::from_utf8(name)
-            .map_err(|_| object.error(Problem::Corrupt("symbol name is not UTF-8".into())))?;
+        let text = object.text(symbol, name)?;
         if text.is_empty() {
             return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
         }

@@ -45,6 +45,69 @@ static_datum: .quad 2
 /// A number, in a file of its own, since assemblers allow no GOT entry for one that they know.
 const NUMBER: &str = ".globl number\n.set number, 0x123456789abcdef0\n";
 
+/// Every use of the same symbols thrice: two in turn with all others, the third right after the second.
+#[test]
+fn what_is_asked_again_gets_the_same_answer() {
+    let uses = [
+        "call {}@PLT",
+        "jmp {}@PLT",
+        "jne {}@PLT",
+        "call *{}@GOTPCREL(%rip)",
+        "jmp *{}@GOTPCREL(%rip)",
+        "mov {}@GOTPCREL(%rip), %r9",
+        "mov {}@GOTPCREL(%rip), %rdi",
+        "mov {}@GOTPCREL(%rip), %eax",
+        "cmp {}@GOTPCREL(%rip), %rax",
+        "lea {}(%rip), %rbx",
+        "lea {}(%rip), %r12",
+    ];
+    let symbols = ["f", "hidden", "static", "host"];
+    let all = || {
+        symbols
+            .iter()
+            .flat_map(|symbol| uses.map(|form| form.replace("{}", symbol)))
+    };
+    let mut text = String::from(
+        ".text\n.globl f, hidden\n.hidden hidden\n.type f, @function\n.type hidden, @function\n\
+         .type static, @function\nf: ret\nhidden: ret\nstatic: ret\n",
+    );
+    let mut label = |name: String, instruction: &str| {
+        text += &format!(".globl {name}\n{name}: {instruction}\nnop\n");
+    };
+    for (index, instruction) in all().enumerate() {
+        label(format!("first_{index}"), &instruction);
+    }
+    for (index, instruction) in all().enumerate() {
+        label(format!("second_{index}"), &instruction);
+        label(format!("third_{index}"), &instruction);
+    }
+    for object in [assemble(&text), assemble_plain(&text)] {
+        let files = [("uses.o", &object[..])];
+        let prepared = prepare(&files).unwrap();
+        let world = World::new(&prepared);
+        for (index, instruction) in all().enumerate() {
+            let effect = |time| world.effect(&format!("{time}_{index}"));
+            let first = effect("first");
+            assert_eq!(effect("second"), first, "{instruction}");
+            assert_eq!(effect("third"), first, "{instruction}");
+        }
+        // And what that is.
+        let (own, stub) = (world.at("f"), world.stubs["f"]);
+        for time in ["first", "second", "third"] {
+            assert_eq!(world.effect(&format!("{time}_0")), Effect::Goes(own));
+            assert_eq!(world.effect(&format!("{time}_4")), Effect::Goes(own));
+            assert_eq!(
+                world.effect(&format!("{time}_5")),
+                Effect::Sets(Register::R9, stub)
+            );
+            assert_eq!(
+                world.effect(&format!("{time}_6")),
+                Effect::Sets(Register::RDI, stub)
+            );
+        }
+    }
+}
+
 #[test]
 fn got_entries_are_relaxed_or_get_cells() {
     let number = assemble(NUMBER);
