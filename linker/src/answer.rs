@@ -3,7 +3,8 @@
 //! Most calls of a function, and most loads of a datum's address, are like the one before. What is planned for a relocation
 //! of text depends on nothing but its kind, its symbol, its addend and up to three bytes before its field
 //! ([`classify::in_text`]), and everything that it takes beside its fixup (cells, stubs) is there after the first of
-//! them. So of those that agree in all four the first is planned, and the others copy its fixup.
+//! them. So of those that agree in all four the first is planned, and the others copy its fixup. Displacements to what
+//! nobody else sees need to agree in kind and symbol alone: they lead to its place, whatever goes there.
 
 use object::LittleEndian as LE;
 use object::elf::Rela64;
@@ -11,7 +12,7 @@ use object::elf::Rela64;
 use crate::classify::{self, BEFORE, Use};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::layout::Spot;
-use crate::relocation::{RELATIVE, Relocation};
+use crate::relocation::{RELATIVE, Row};
 use crate::request::Request;
 
 /// The width of the fields of which answers are kept, bytes.
@@ -23,12 +24,12 @@ pub(crate) struct Answers {
     list: Vec<Answer>,
 }
 
-/// A fixup but for its site, and what has to be asked for it.
+/// A fixup but for its site and addend, and what has to be asked for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer {
     addend: i64,
     target: Target,
-    row: &'static Relocation,
+    row: Row,
     /// The bytes before the field, as far as they count.
     before: u32,
     /// Which bits of them count.
@@ -36,9 +37,10 @@ pub(crate) struct Answer {
     /// The kind that is asked for; no kind that has a field is 0.
     kind: u8,
     rewrite: Rewrite,
-    /// How far before the field the fixup's is.
-    moved: u8,
+    asked_after: i8,
     by_section: bool,
+    /// Neither the bytes nor the addend count.
+    anyhow: bool,
 }
 
 impl Answer {
@@ -51,24 +53,25 @@ impl Answer {
         mask: 0,
         kind: 0,
         rewrite: Rewrite::Nothing,
-        moved: 0,
+        asked_after: 0,
         by_section: false,
+        anyhow: false,
     };
 
-    /// The fixup of a field at `asked`.
+    /// The fixup of `entry`, whose field is at `asked`.
     #[inline(always)]
-    pub(crate) fn fixup(&self, asked: Spot, symbol: u32) -> Fixup {
-        // The bytes before it are there.
-        let offset = asked.offset - u32::from(self.moved);
+    pub(crate) fn fixup(&self, asked: Spot, entry: &Rela64<LE>) -> Fixup {
+        let offset = asked.offset.wrapping_sub(self.asked_after as u32);
         Fixup {
             site: Spot { offset, ..asked },
-            asked,
             row: self.row,
             target: self.target,
-            addend: self.addend,
+            addend: entry.r_addend.get(LE),
             rewrite: self.rewrite,
-            symbol,
+            symbol: entry.r_sym(LE, false),
             by_section: self.by_section,
+            asked_after: self.asked_after,
+            in_thunk: false,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Answers {
         let differing = (word ^ last.before) & last.mask;
         let same = differing == 0
             && entry.r_type(LE, false) == u32::from(last.kind)
-            && entry.r_addend.get(LE) == last.addend;
+            && (last.anyhow || entry.r_addend.get(LE) == last.addend);
         same.then_some((last, offset))
     }
 
@@ -103,21 +106,22 @@ impl Answers {
         let before = before.and_then(|start| request.bytes.get(start..)?.first_chunk());
         if let Some(before) = before
             && usize::from(request.row.field.width_bytes) == WIDTH_BYTES
-            && let Some(moved) = request.site.offset.checked_sub(fixup.site.offset)
-            && let (Ok(moved), Ok(kind)) = (u8::try_from(moved), u8::try_from(request.row.number))
-            && usize::from(moved) <= BEFORE
+            && let Ok(kind) = u8::try_from(request.row.number)
             && let Some(place) = self.list.get_mut(request.symbol as usize)
         {
+            let anyhow = fixup.rewrite == Rewrite::Nothing && request.leads_to_its_place();
+            let mask = word(&classify::looked_at(usage, before));
             *place = Answer {
                 addend: request.addend,
                 target: fixup.target,
                 row: fixup.row,
                 before: word(before),
-                mask: word(&classify::looked_at(usage, before)),
+                mask: if anyhow { 0 } else { mask },
                 kind,
                 rewrite: fixup.rewrite,
-                moved,
+                asked_after: fixup.asked_after,
                 by_section: fixup.by_section,
+                anyhow,
             };
         }
     }

@@ -9,7 +9,7 @@ use crate::additions::{RESOLVED_FIELD, RESOLVED_LEN};
 use crate::fixup::{Fixup, Rewrite, Target};
 use crate::layout::{DYNAMIC_CELLS, MODULE, Spot, THUNKS};
 use crate::relocation::{
-    ABSOLUTE, BLOCK_OFFSET, CELL, MODULE as MODULE_OF, OFFSET, RESOLVED, Relocation, THREAD_OFFSET,
+    ABSOLUTE, BLOCK_OFFSET, CELL, MODULE as MODULE_OF, OFFSET, RESOLVED, Row, THREAD_OFFSET,
 };
 
 /// What a cell holds.
@@ -116,16 +116,16 @@ fn spot(offset: u32) -> Spot {
 }
 
 /// A fixup that no relocation of an input asked for.
-pub(crate) fn fixup(site: Spot, row: &'static Relocation, target: Target, addend: i64) -> Fixup {
-    let (rewrite, symbol, by_section) = (Rewrite::Nothing, 0, false);
+pub(crate) fn fixup(site: Spot, row: Row, target: Target, addend: i64) -> Fixup {
     Fixup {
         site,
-        asked: site,
         row,
         target,
         addend,
-        rewrite,
-        symbol,
-        by_section,
+        rewrite: Rewrite::Nothing,
+        symbol: 0,
+        by_section: false,
+        asked_after: 0,
+        in_thunk: false,
     }
 }

@@ -132,8 +132,12 @@ impl Prepared<'_> {
     /// What became of each relocation of the sections that are placed, in the order of the inputs.
     pub fn explain(&self) -> Vec<Explanation> {
         let mut fixups: HashMap<Spot, Vec<&Fixup>> = HashMap::new();
+        let mut thunk = Vec::new();
         for fixup in &self.plan.fixups {
-            fixups.entry(fixup.asked).or_default().push(fixup);
+            thunk.push(fixup);
+            if !fixup.in_thunk {
+                fixups.entry(fixup.asked()).or_default().append(&mut thunk);
+            }
         }
         let mut explanations = Vec::new();
         for (number, object) in self.unit.objects.iter().enumerate() {
@@ -192,8 +196,8 @@ impl Prepared<'_> {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         let of_inputs = |fixup: &&Fixup| {
-            let chunk = self.unit.chunks.get(fixup.asked.chunk as usize);
-            fixup.site.chunk == fixup.asked.chunk && chunk.is_some_and(|home| home.origin.is_some())
+            let chunk = self.unit.chunks.get(fixup.site.chunk as usize);
+            chunk.is_some_and(|home| home.origin.is_some())
         };
         for fixup in self.plan.fixups.iter().filter(of_inputs) {
             counts.relocations += 1;

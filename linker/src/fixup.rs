@@ -2,7 +2,7 @@
 
 use crate::classify::Use;
 use crate::layout::Spot;
-use crate::relocation::{RELATIVE, Relocation};
+use crate::relocation::{RELATIVE, Row};
 
 /// What a fixup refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +44,13 @@ pub(crate) enum Rewrite {
     Jump(u8),
 }
 
-/// One field to compute.
+/// One field to compute. There are as many as relocations, so it is small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fixup {
     /// The field.
     pub(crate) site: Spot,
-    /// The field of the relocation that asked for it; of what nobody asked for, the site.
-    pub(crate) asked: Spot,
     /// What is computed.
-    pub(crate) row: &'static Relocation,
+    pub(crate) row: Row,
     pub(crate) target: Target,
     pub(crate) addend: i64,
     pub(crate) rewrite: Rewrite,
@@ -60,6 +58,10 @@ pub(crate) struct Fixup {
     pub(crate) symbol: u32,
     /// The symbol is a section's: the addend says what is meant.
     pub(crate) by_section: bool,
+    /// How far behind the site the field of the relocation is that asked for it, bytes.
+    pub(crate) asked_after: i8,
+    /// What asked for it is what asked for the next one that says otherwise; the site is in a thunk.
+    pub(crate) in_thunk: bool,
 }
 
 /// Which part of an instruction a field is.
@@ -81,6 +83,18 @@ pub(crate) struct Detour {
 }
 
 impl Fixup {
+    /// The field of the relocation that asked for it; of what nobody asked for, the site.
+    pub(crate) fn asked(&self) -> Spot {
+        let offset = self
+            .site
+            .offset
+            .wrapping_add_signed(self.asked_after.into());
+        Spot {
+            offset,
+            ..self.site
+        }
+    }
+
     /// Turns a use of a GOT entry into one of the symbol itself.
     pub(crate) fn relax(&mut self, usage: Use) {
         self.row = RELATIVE;
@@ -89,6 +103,7 @@ impl Fixup {
             Use::IndirectJump => {
                 // `ff 25 disp32` becomes `e9 rel32 90`: the field moves one byte down.
                 self.site.offset -= 1;
+                self.asked_after = 1;
                 self.rewrite = Rewrite::Jump(6);
             }
             _ => self.rewrite = Rewrite::Lea,

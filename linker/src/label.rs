@@ -27,7 +27,8 @@ pub(crate) struct Label {
 
 /// All of them in the order of their places, those of one place in the order of the files.
 pub(crate) fn collect(unit: &Unit<'_>) -> Result<Vec<Label>, LinkError> {
-    let mut labels = Vec::with_capacity(unit.chunks.len());
+    let symbols = unit.objects.iter().map(|object| object.symbols.len());
+    let mut labels = Vec::with_capacity(symbols.sum());
     for (number, object) in unit.objects.iter().enumerate() {
         ask_ahead(&unit.objects, number);
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {

@@ -15,7 +15,7 @@ use crate::input::{Area, Reference};
 use crate::layout::{CELLS, CONSTANTS, Content, MODULE, Spot};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations, ask_ahead};
-use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Relocation, Resolved};
+use crate::relocation::{ABSOLUTE, CELL, COPY, RELATIVE, Refusal, Resolved, Row};
 use crate::request::{Request, Symbols, read};
 use crate::unit::{Meaning, Own, Unit};
 
@@ -98,8 +98,7 @@ impl<'a> Plan<'a> {
         for entry in table.entries {
             if in_text && let Some((answer, offset)) = answers.find(entry, bytes) {
                 let field = Spot { chunk, offset };
-                self.fixups
-                    .push(answer.fixup(field, entry.r_sym(LE, false)));
+                self.fixups.push(answer.fixup(field, entry));
                 continue;
             }
             let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
@@ -123,7 +122,7 @@ impl<'a> Plan<'a> {
         request: &Request<'_>,
     ) -> Result<(), Problem> {
         let field = request.site.offset as usize;
-        let usage = classify::in_text(request.row, request.bytes, field, request.addend);
+        let usage = classify::in_text(&request.row, request.bytes, field, request.addend);
         let next = (self.fixups.len(), self.detours.len());
         self.used(unit, request, usage)?;
         if let [fixup] = &self.fixups[next.0..]
@@ -186,7 +185,7 @@ impl<'a> Plan<'a> {
 
     fn data(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
         let row = request.row;
-        let usage = classify::in_data(row);
+        let usage = classify::in_data(&row);
         let meaning = match usage {
             Use::Number(_) => return self.number(unit, request, usage),
             Use::Thread(storage) => return self.thread_local(unit, request, storage),
@@ -439,13 +438,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn redirect(
-        &mut self,
-        request: &Request<'_>,
-        field: Field,
-        row: &'static Relocation,
-        target: Target,
-    ) {
+    fn redirect(&mut self, request: &Request<'_>, field: Field, row: Row, target: Target) {
         let fixup = Fixup {
             row,
             ..request.fixup(target)

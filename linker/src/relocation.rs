@@ -4,6 +4,7 @@
 //! Source: System V ABI, AMD64 supplement (psABI x86-64) 1.0, section 4.4.1, table 4.9.
 
 use core::fmt;
+use core::ops::Deref;
 
 use jitcast_runtime::PatchKind;
 use object::elf;
@@ -196,20 +197,92 @@ const fn dynamic(kind: PatchKind, name: &'static str) -> Relocation {
     }
 }
 
+/// What only the linker itself asks for. The field of a copy is only where it starts.
+static OTHERS: [Relocation; 5] = [
+    dynamic(PatchKind::TlsModule, "R_X86_64_DTPMOD64"),
+    dynamic(PatchKind::TlsOffset, "R_X86_64_DTPOFF64"),
+    dynamic(PatchKind::ThreadOffset, "R_X86_64_TPOFF64"),
+    dynamic(PatchKind::Resolver, "R_X86_64_IRELATIVE"),
+    Relocation {
+        field: NOTHING,
+        ..dynamic(PatchKind::Copy, "R_X86_64_COPY")
+    },
+];
+
+/// A row of [`TABLE`], or of those that only the linker itself asks for, by its index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row(u8);
+
 /// The module of a thread-local symbol that the unit does not define.
-pub(crate) static MODULE: &Relocation = &dynamic(PatchKind::TlsModule, "R_X86_64_DTPMOD64");
+pub(crate) const MODULE: Row = Row::other(0);
 /// Its offset in that module's block.
-pub(crate) static OFFSET: &Relocation = &dynamic(PatchKind::TlsOffset, "R_X86_64_DTPOFF64");
+pub(crate) const OFFSET: Row = Row::other(1);
 /// Its distance from the thread pointer.
-pub(crate) static THREAD_OFFSET: &Relocation =
-    &dynamic(PatchKind::ThreadOffset, "R_X86_64_TPOFF64");
+pub(crate) const THREAD_OFFSET: Row = Row::other(2);
 /// What an indirect function's resolver returns.
-pub(crate) static RESOLVED: &Relocation = &dynamic(PatchKind::Resolver, "R_X86_64_IRELATIVE");
-/// A copy of the host's datum: the addend is its length. The field is only where it starts.
-pub(crate) static COPY: &Relocation = &Relocation {
-    field: NOTHING,
-    ..dynamic(PatchKind::Copy, "R_X86_64_COPY")
+pub(crate) const RESOLVED: Row = Row::other(3);
+/// A copy of the host's datum: the addend is its length.
+pub(crate) const COPY: Row = Row::other(4);
+/// Row for `R_X86_64_64`: also what a cell of the unit's own holds.
+pub(crate) const ABSOLUTE: Row = Row(1);
+/// Row for `R_X86_64_PC32`: also what a relaxed instruction computes.
+pub(crate) const RELATIVE: Row = Row(2);
+/// Row for `R_X86_64_GOTPCREL`: also how an instruction of ours loads a cell.
+pub(crate) const CELL: Row = Row(4);
+/// Row for `R_X86_64_DTPOFF64`: also what the second word of a pair of the unit's own holds.
+pub(crate) const BLOCK_OFFSET: Row = Row(28);
+
+/// The rows, as bits, whose value is `X + A - P` in a field of 32 bits.
+const DISPLACEMENTS: u64 = {
+    let numbers: u64 = 1 << elf::R_X86_64_PC32
+        | 1 << elf::R_X86_64_PLT32
+        | 1 << elf::R_X86_64_GOTPCREL
+        | 1 << elf::R_X86_64_GOTPCRELX
+        | 1 << elf::R_X86_64_REX_GOTPCRELX;
+    let (mut rows, mut index) = (0, 0);
+    while index < TABLE.len() {
+        rows |= (numbers >> TABLE[index].number & 1) << index;
+        index += 1;
+    }
+    rows
 };
+
+impl Row {
+    const fn other(index: u8) -> Self {
+        Self(TABLE.len() as u8 + index)
+    }
+
+    /// The row of relocation `number`.
+    #[inline]
+    pub(crate) fn of(number: u32) -> Option<Self> {
+        ROW_OF.get(number as usize).copied().flatten().map(Self)
+    }
+
+    /// Whether the field is a displacement of 32 bits whose value is `X + A - P`, X being the one operand (S, L or G, of
+    /// cells counted from the window's start) that stands for the target: what nearly all relocations of text are.
+    #[inline]
+    pub(crate) fn is_displacement(self) -> bool {
+        DISPLACEMENTS >> self.0 & 1 != 0
+    }
+}
+
+impl Deref for Row {
+    type Target = Relocation;
+
+    #[inline]
+    fn deref(&self) -> &Relocation {
+        let index = usize::from(self.0);
+        TABLE
+            .get(index)
+            .unwrap_or_else(|| &OTHERS[index - TABLE.len()])
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 impl fmt::Debug for Relocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -224,13 +297,6 @@ impl PartialEq for Relocation {
 }
 
 impl Eq for Relocation {}
-
-/// Row for `R_X86_64_64`: also what a cell of the unit's own holds.
-pub(crate) static ABSOLUTE: &Relocation = &TABLE[1];
-/// Row for `R_X86_64_PC32`: also what a relaxed instruction computes.
-pub(crate) static RELATIVE: &Relocation = &TABLE[2];
-/// Row for `R_X86_64_GOTPCREL`: also how an instruction of ours loads a cell.
-pub(crate) static CELL: &Relocation = &TABLE[4];
 
 /// A row for a kind that is the same in every process.
 const fn at_link(
@@ -461,9 +527,6 @@ pub static TABLE: [Relocation; 29] = [
     ),
 ];
 
-/// Row for `R_X86_64_DTPOFF64`: also what the second word of a pair of the unit's own holds.
-pub(crate) static BLOCK_OFFSET: &Relocation = &TABLE[28];
-
 impl Relocation {
     /// The value.
     pub(crate) fn compute(&self, operands: Operands) -> i128 {
@@ -476,18 +539,6 @@ impl Relocation {
             elf::R_X86_64_DTPOFF32 if makes(Mutant::BlockMoved) => value - 8,
             _ => value,
         }
-    }
-
-    /// Whether the field is a displacement of 32 bits whose value is `X + A - P`, X being the one operand (S, L or G, of
-    /// cells counted from the window's start) that stands for the target: what nearly all relocations of text are.
-    #[inline]
-    pub(crate) fn is_displacement(&self) -> bool {
-        const NUMBERS: u64 = 1 << elf::R_X86_64_PC32
-            | 1 << elf::R_X86_64_PLT32
-            | 1 << elf::R_X86_64_GOTPCREL
-            | 1 << elf::R_X86_64_GOTPCRELX
-            | 1 << elf::R_X86_64_REX_GOTPCRELX;
-        self.number < u64::BITS && NUMBERS >> self.number & 1 != 0
     }
 
     /// Whether the value is a distance from the field.
@@ -512,8 +563,7 @@ const ROW_OF: [Option<u8>; NUMBERS] = {
 
 /// The row of relocation `number`.
 pub fn lookup(number: u32) -> Option<&'static Relocation> {
-    let row = ROW_OF.get(number as usize).copied().flatten()?;
-    TABLE.get(usize::from(row))
+    TABLE.get(usize::from(Row::of(number)?.0))
 }
 
 #[cfg(test)]

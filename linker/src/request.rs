@@ -8,13 +8,13 @@ use crate::fixup::{Fixup, Rewrite, Target};
 use crate::input::Dialect;
 use crate::layout::Spot;
 use crate::object_file::Relocations;
-use crate::relocation::{self, Refusal, Relocation, Resolved};
+use crate::relocation::{self, Refusal, Resolved, Row};
 use crate::resolve::SymbolUse;
 use crate::unit::{Meaning, Unit};
 
 /// A relocation, as read.
 pub(crate) struct Request<'u> {
-    pub(crate) row: &'static Relocation,
+    pub(crate) row: Row,
     pub(crate) site: Spot,
     pub(crate) addend: i64,
     /// The symbol's index in its object.
@@ -82,14 +82,22 @@ impl<'u> Request<'u> {
     pub(crate) fn fixup(&self, target: Target) -> Fixup {
         Fixup {
             site: self.site,
-            asked: self.site,
             row: self.row,
             target,
             addend: self.addend,
             rewrite: Rewrite::Nothing,
             symbol: self.symbol,
             by_section: self.known.is_section,
+            asked_after: 0,
+            in_thunk: false,
         }
+    }
+
+    /// Whether this is a displacement in text to what nobody else sees: whatever the instruction does with it, and whatever the
+    /// addend says, it leads to its place.
+    pub(crate) fn leads_to_its_place(&self) -> bool {
+        let near = matches!(self.known.meaning, Some(Meaning::Own(own)) if !own.has_stub && !own.thread_local);
+        near && matches!(self.row.number, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32)
     }
 
     #[inline]
@@ -139,7 +147,7 @@ pub(crate) fn read<'u>(
 ) -> Result<Option<Request<'u>>, Problem> {
     let file = &unit.objects[object];
     let (number, symbol) = (entry.r_type(LE, false), entry.r_sym(LE, false));
-    let Some(row) = relocation::lookup(number) else {
+    let Some(row) = Row::of(number) else {
         return Err(match relocation::refusal(number) {
             Some((kind, refusal)) => Problem::Refused {
                 kind,

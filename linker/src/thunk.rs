@@ -163,6 +163,7 @@ fn settle(
         let moved = u32::from(field == Field::Immediate);
         fixups.push(Fixup {
             site: site.plus(moved),
+            asked_after: -(moved as i8),
             rewrite,
             addend: match field {
                 Field::Displacement => fixup.addend,
@@ -233,16 +234,20 @@ fn send_through_thunk(
         Fixup {
             site: thunk(first + 3),
             row: CELL,
+            in_thunk: true,
             ..jump
         }
         .to(fixup.target),
         Fixup {
             site: way_back,
+            in_thunk: true,
             ..jump
         }
         .to(Target::Spot(back)),
         Fixup {
             site: here(start + 1),
+            // No instruction is longer than 15 bytes.
+            asked_after: (fixup.site.offset - (start + 1)) as i8,
             rewrite: Rewrite::Jump(load.len_bytes),
             ..jump
         }

@@ -66,7 +66,8 @@ fn displacements_are_distances_from_their_fields() {
         Z: 10i128.pow(18),
         TLS: 10i128.pow(21),
     };
-    let rows: Vec<_> = TABLE.iter().filter(|row| row.is_displacement()).collect();
+    let rows = TABLE.iter().filter_map(|row| Row::of(row.number));
+    let rows: Vec<_> = rows.filter(|row| row.is_displacement()).collect();
     assert_eq!(rows.len(), 5);
     for row in rows {
         assert_eq!(row.compute(operands), X + A - P, "{}", row.name);

@@ -13,7 +13,7 @@ use crate::input::{Area, Placement};
 use crate::layout::{Content, FRAMES, RANK_PATCHED, Spot};
 use crate::plan::Plan;
 use crate::prepared::Prepared;
-use crate::relocation::{self, Refusal, Resolved};
+use crate::relocation::{self, Refusal, Resolved, Row};
 use crate::unit::{Meaning, Unit};
 
 /// A function that can be unwound through.
@@ -206,7 +206,7 @@ impl Made {
         let row = match (number, pointer.encoding.relative, width) {
             (elf::R_X86_64_PC32, true, 4)
             | (elf::R_X86_64_PC64, true, 8)
-            | (elf::R_X86_64_64, false, 8) => relocation::lookup(number),
+            | (elf::R_X86_64_64, false, 8) => Row::of(number),
             (elf::R_X86_64_32 | elf::R_X86_64_32S, false, 4) => {
                 let symbol = unit.objects[part.object].symbol_label(symbol);
                 return Err(Problem::Refused {
@@ -228,13 +228,14 @@ impl Made {
         };
         Ok(Some(Fixup {
             site,
-            asked: site,
             row,
             target,
             addend,
             rewrite: Rewrite::Nothing,
             symbol,
             by_section: false,
+            asked_after: 0,
+            in_thunk: false,
         }))
     }
 }
