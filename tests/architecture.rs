@@ -93,6 +93,7 @@ const UNSAFE: &[&str] = &[
     "runtime/src/sys.rs",
     "runtime/src/tsan.rs",
     "runtime/src/window.rs",
+    "src/cli/memory.rs",
     "src/cli/service.rs",
     "src/cli/worker.rs",
     "worker/capi/src/attach.rs",

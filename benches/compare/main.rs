@@ -118,8 +118,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn measure(args: &Args) -> Result<Report, String> {
-    // While nothing is pinned.
+    // While nothing is pinned, and no thread started.
     process::cpus();
+    process::keep_freed_memory();
     peers::find_jitlinks(&args.jitlink)?;
     let groups = rows::chosen(&args.rows)?;
     let mut recorder = Recorder::new(Plan::new(args.quick));

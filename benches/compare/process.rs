@@ -32,6 +32,14 @@ fn let_run_on(cpus: &[usize]) {
     sched_setaffinity(None, &set).unwrap();
 }
 
+/// Has malloc keep what this process frees, as `jitcast serve` does. To be called while there is one thread.
+pub(crate) fn keep_freed_memory() {
+    // SAFETY: a parameter of mallopt(3), which reads nothing else; no other thread has been started yet.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20) };
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) };
+}
+
 /// Lets this thread run on all of them.
 pub(crate) fn unpin() {
     let_run_on(cpus());

@@ -3,7 +3,7 @@
 //! Members are pulled by need: only a name that is wanted strongly and that nobody has defined yet pulls
 //! one, unless all are asked for. The order of archives matters only where two define the same name: the first does.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use object::LittleEndian as LE;
 use object::elf;
@@ -13,6 +13,7 @@ use object::read::elf::Sym as _;
 use crate::budget::Budget;
 use crate::error::{LinkError, Problem};
 use crate::input::{Dialect, Input};
+use crate::name::Names;
 use crate::object_file::ObjectFile;
 
 /// What every archive starts with, regular and thin.
@@ -55,7 +56,9 @@ struct Archive<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Archives<'a> {
     list: Vec<Archive<'a>>,
-    definers: HashMap<&'a [u8], (usize, Place)>,
+    /// Which names are defined, and for each where first.
+    defined: Names<'a>,
+    definers: Vec<(usize, Place)>,
     /// Archive and offset of the bytes of each member that was pulled.
     pulled: HashSet<(usize, u64)>,
 }
@@ -95,9 +98,7 @@ impl<'a> Archives<'a> {
                 let symbol = symbol.map_err(corrupt)?;
                 archive.budget.name(symbol.name())?;
                 let place = Place::Header(symbol.offset().0);
-                self.definers
-                    .entry(symbol.name())
-                    .or_insert((number, place));
+                self.define(symbol.name(), (number, place));
             }
         } else {
             self.walk(&mut archive, number)?;
@@ -123,11 +124,19 @@ impl<'a> Archives<'a> {
                     && !matches!(symbol.st_shndx(LE), elf::SHN_UNDEF)
                     && let Ok(name) = object.global_name(symbol)
                 {
-                    self.definers.entry(name).or_insert((number, place));
+                    self.define(name, (number, place));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Notes who defines `name`, if nobody has before.
+    fn define(&mut self, name: &'a [u8], definer: (usize, Place)) {
+        // More names than 32 bits can number are in no archive whose offsets have 32 bits; they would be undefined.
+        if let Some((_, true)) = self.defined.number(name) {
+            self.definers.push(definer);
+        }
     }
 
     /// Pulls every member of the archive that was added last, but for the metadata of Rust's compiler.
@@ -151,7 +160,9 @@ impl<'a> Archives<'a> {
 
     /// Pulls the member that defines `name`, if there is one and it has not been pulled yet.
     pub(crate) fn pull(&mut self, name: &str) -> Result<Option<ObjectFile<'a>>, LinkError> {
-        let Some(&(number, place)) = self.definers.get(name.as_bytes()) else {
+        let definer = self.defined.find(name.as_bytes());
+        let definer = definer.and_then(|name| self.definers.get(name as usize));
+        let Some(&(number, place)) = definer else {
             return Ok(None);
         };
         let Some(archive) = self.list.get_mut(number) else {

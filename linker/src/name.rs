@@ -1,5 +1,5 @@
-//! Names as keys of a table that hostile input fills: hashed once, when they are looked for, and never again when the
-//! table grows.
+//! Names that hostile input brings, numbered: each is hashed once when it is looked for, and never again when the table
+//! grows.
 //!
 //! A name is a polynomial over the field of `2^61 - 1` elements: its length, then its bytes, eight at a time, are the
 //! coefficients. It is hashed to the polynomial's value at a point that is drawn for each table, times an odd number that is
@@ -7,9 +7,10 @@
 //! at most in each direction: so for whoever does not know the point they collide once in `2^61 / n` times, whatever they are, and
 //! meet in one of m buckets about twice in m. No table is asked twice what it was drawn for, and no output depends on it.
 
-use core::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
-use std::collections::HashMap;
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 /// A Mersenne prime.
 const PRIME: u64 = (1 << 61) - 1;
@@ -19,7 +20,7 @@ const INLINE: usize = 16;
 
 /// A name and its hash.
 ///
-/// Its first bytes lie in the table: names lie in as many places as there are files, and each would be a cache miss.
+/// Its first bytes lie beside it: names lie in as many places as there are files, and each would be a cache miss.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Name<'a> {
     hash: u64,
@@ -37,37 +38,53 @@ impl PartialEq for Name<'_> {
     }
 }
 
-impl Eq for Name<'_> {}
-
-impl Hash for Name<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
+/// Names, numbered from 0 in the order in which they come first.
+#[derive(Debug, Default)]
+pub(crate) struct Names<'a> {
+    key: Key,
+    /// The numbers by their names: a few bytes for each, which stay in a cache where the names would not.
+    numbers: HashTable<u32>,
+    list: Vec<Name<'a>>,
 }
 
-/// Takes the hash of a [`Name`] for what it is.
-#[derive(Debug, Default)]
-pub(crate) struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn finish(&self) -> u64 {
-        self.0
+impl<'a> Names<'a> {
+    /// Makes room for `count` more.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        let list = &self.list;
+        self.numbers
+            .reserve(count, |&number| list[number as usize].hash);
+        self.list.reserve(count);
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        // Nothing but names is hashed; whatever else comes is hashed badly, and no worse than that.
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+    /// The number of `name`, and whether it is new; `None` if there are 2^32 - 1 others.
+    #[inline]
+    pub(crate) fn number(&mut self, name: &'a [u8]) -> Option<(u32, bool)> {
+        let name = self.key.name(name);
+        let list = &mut self.list;
+        let entry = self.numbers.entry(
+            name.hash,
+            |&number| list[number as usize] == name,
+            |&number| list[number as usize].hash,
+        );
+        match entry {
+            Entry::Occupied(known) => Some((*known.get(), false)),
+            Entry::Vacant(place) => {
+                let number = u32::try_from(list.len()).ok();
+                let number = number.filter(|&number| number < u32::MAX)?;
+                place.insert(number);
+                list.push(name);
+                Some((number, true))
+            }
         }
     }
 
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
+    /// The number of `name`, if it is known.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<u32> {
+        let name = self.key.name(name);
+        let is_it = |&number: &u32| self.list[number as usize] == name;
+        self.numbers.find(name.hash, is_it).copied()
     }
 }
-
-/// A table by name.
-pub(crate) type Table<'a, T> = HashMap<Name<'a>, T, BuildHasherDefault<Hashed>>;
 
 /// What the names of one table are hashed by.
 #[derive(Clone, Copy, Debug)]
@@ -193,16 +210,16 @@ mod tests {
                 .iter()
                 .all(|name| key.name(name.as_bytes()).hash == hash)
         );
-        let mut table = Table::default();
+        let mut table = Names {
+            key,
+            ..Names::default()
+        };
         for (number, name) in (0..).zip(names) {
-            let (one, two) = (name.as_bytes(), key.name(name.as_bytes()));
-            assert!(
-                two == key.name(one) && table.insert(two, number).is_none(),
-                "{name}"
-            );
+            assert_eq!(table.number(name.as_bytes()), Some((number, true)));
         }
         for (number, name) in (0..).zip(names) {
-            assert_eq!(table.get(&key.name(name.as_bytes())), Some(&number));
+            assert_eq!(table.number(name.as_bytes()), Some((number, false)));
+            assert_eq!(table.find(name.as_bytes()), Some(number));
         }
     }
 
@@ -218,12 +235,14 @@ mod tests {
         // About as many of 16,384 buckets are taken as balls that are thrown would take: 7,500 or so.
         let buckets: HashSet<u64> = hashes.iter().map(|hash| hash & 0x3fff).collect();
         assert!(buckets.len() > 5_000, "{}", buckets.len());
-        let mut table = Table::default();
+        let mut table = Names::default();
         for (number, name) in (0..).zip(&all) {
-            assert_eq!(table.insert(key.name(name), number), None);
+            assert_eq!(table.find(name), None);
+            assert_eq!(table.number(name), Some((number, true)));
         }
         for (number, name) in (0..).zip(&all) {
-            assert_eq!(table.get(&key.name(name)), Some(&number));
+            assert_eq!(table.find(name), Some(number));
+            assert_eq!(table.number(name), Some((number, false)));
         }
     }
 }

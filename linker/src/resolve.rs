@@ -7,7 +7,6 @@
 //! `f@V` and `f@@V` mean `f`: the unit's own, another unit's, or the host's, for which the version is kept.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
@@ -16,7 +15,7 @@ use object::read::elf::Sym as _;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
 use crate::mutant::{Mutant, makes};
-use crate::name::{Key, Table};
+use crate::name::Names;
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -86,8 +85,8 @@ pub(crate) struct Global<'a> {
 /// All global names of a unit.
 #[derive(Debug, Default)]
 pub(crate) struct Globals<'a> {
-    numbers: Table<'a, u32>,
-    key: Key,
+    /// The index of each name in `list`.
+    names: Names<'a>,
     pub(crate) list: Vec<Global<'a>>,
     groups: HashMap<&'a [u8], ()>,
     /// Indirect functions are taken.
@@ -129,7 +128,7 @@ impl<'a> Globals<'a> {
             }
         }
         let mut uses = Vec::with_capacity(object.symbols.len());
-        self.numbers.reserve(object.symbols.len());
+        self.names.reserve(object.symbols.len());
         self.list.reserve(object.symbols.len());
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
@@ -273,20 +272,16 @@ impl<'a> Globals<'a> {
         symbol: &Sym64<LE>,
         name: &'a [u8],
     ) -> Result<u32, LinkError> {
-        let entry = match self.numbers.entry(self.key.name(name)) {
-            Entry::Occupied(known) => return Ok(*known.get()),
-            Entry::Vacant(entry) => entry,
-        };
+        let number = self.names.number(name);
+        let (number, is_new) =
+            number.ok_or_else(|| object.error(Problem::Corrupt("too many symbols".into())))?;
+        if !is_new {
+            return Ok(number);
+        }
         let text = object.text(symbol, name)?;
         if text.is_empty() {
             return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
         }
-        let number = u32::try_from(self.list.len())
-            .ok()
-            .filter(|&number| number < u32::MAX);
-        let number =
-            number.ok_or_else(|| object.error(Problem::Corrupt("too many symbols".into())))?;
-        entry.insert(number);
         self.list.push(Global {
             name: text,
             strength: Strength::Undefined,

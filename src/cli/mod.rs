@@ -10,6 +10,7 @@ mod dis;
 mod fuzz;
 mod link;
 mod map;
+mod memory;
 mod metrics;
 mod observe;
 mod oracle;

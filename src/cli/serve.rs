@@ -14,6 +14,7 @@ use jitcast::runtime::segment::{Leftover, examine};
 
 use super::Failure;
 use super::args::{RequestArgs, SegmentArgs, ServeArgs, Who};
+use super::memory;
 use super::metrics::Endpoint;
 use super::preload::preload;
 use super::progress::Progress;
@@ -22,7 +23,8 @@ use super::service;
 use super::signals::Ending;
 
 pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
-    // Before this process opens any descriptor of its own.
+    // Before this process starts a thread, or opens any descriptor of its own.
+    memory::keep_freed();
     let inherited = service::inherited_socket()?;
     let ending = Ending::listen()?;
     hide_memory()?;
