@@ -56,6 +56,8 @@ pub(crate) struct ObjectFile<'a> {
 /// Headers and the file, while they are read.
 struct Reader<'a> {
     bytes: &'a [u8],
+    /// The names of the sections, if all of them are UTF-8; else nothing.
+    names: &'a str,
     table: SectionTable<'a, Elf>,
     symbols: SymbolTable<'a, Elf>,
     budget: Budget,
@@ -99,8 +101,9 @@ impl<'a> ObjectFile<'a> {
                     table,
                     symbols,
                     budget,
+                    ..
                 } = reader;
-                let names = names(bytes, &table, &symbols);
+                let names = strings(bytes, &table, symbols.string_section());
                 Ok(Self {
                     name,
                     dialect,
@@ -138,8 +141,11 @@ impl<'a> ObjectFile<'a> {
         let header = check_header(bytes)?;
         let table = header.sections(LE, bytes).map_err(corrupt)?;
         let symbols = table.symbols(LE, bytes, elf::SHT_SYMTAB).map_err(corrupt)?;
+        let names = SectionIndex(header.shstrndx(LE, bytes).map_err(corrupt)? as usize);
+        let names = strings(bytes, &table, names);
         let mut reader = Reader {
             bytes,
+            names: core::str::from_utf8(names).unwrap_or_default(),
             table,
             symbols,
             budget: Budget::new(bytes.len()),
@@ -223,12 +229,8 @@ impl<'a> ObjectFile<'a> {
 
     /// `name` as text: what a global symbol is called, or the beginning of that.
     pub(crate) fn text(&self, symbol: &Sym64<LE>, name: &'a [u8]) -> Result<&'a str, LinkError> {
-        let start = symbol.st_name(LE) as usize;
-        let text = match self.names.get(start..start.saturating_add(name.len())) {
-            Some(text) => Ok(text),
-            None => core::str::from_utf8(name),
-        };
-        text.map_err(|_| self.error(Problem::Corrupt("symbol name is not UTF-8".into())))
+        let text = text(self.names, symbol.st_name(LE), name);
+        text.ok_or_else(|| self.error(Problem::Corrupt("symbol name is not UTF-8".into())))
     }
 
     /// What messages call symbol `index`.
@@ -278,15 +280,18 @@ impl<'a> ObjectFile<'a> {
     }
 }
 
-/// The strings that the names of the symbols are among.
-fn names<'a>(
-    bytes: &'a [u8],
-    table: &SectionTable<'a, Elf>,
-    symbols: &SymbolTable<'a, Elf>,
-) -> &'a [u8] {
-    let section = table.section(symbols.string_section());
+/// The strings of a section; none if there is no such one.
+fn strings<'a>(bytes: &'a [u8], table: &SectionTable<'a, Elf>, section: SectionIndex) -> &'a [u8] {
+    let section = table.section(section);
     let strings = section.and_then(|section| section.data(LE, bytes));
     strings.unwrap_or_default()
+}
+
+/// `name`, the one at `offset` in its section, as text; `strings` are those of that section, if all of them are UTF-8.
+fn text<'a>(strings: &'a str, offset: u32, name: &'a [u8]) -> Option<&'a str> {
+    let start = offset as usize;
+    let known = strings.get(start..start.saturating_add(name.len()));
+    known.or_else(|| core::str::from_utf8(name).ok())
 }
 
 /// Refuses what is not a relocatable object for x86-64, saying what it is instead.
@@ -321,7 +326,8 @@ impl<'a> Reader<'a> {
     fn name(&mut self, header: &SectionHeader64<LE>) -> Result<&'a str, Problem> {
         let name = self.table.section_name(LE, header).map_err(corrupt)?;
         self.budget.name(name)?;
-        core::str::from_utf8(name).map_err(|_| Problem::Corrupt("section name is not UTF-8".into()))
+        text(self.names, header.sh_name(LE), name)
+            .ok_or_else(|| Problem::Corrupt("section name is not UTF-8".into()))
     }
 
     fn section(&mut self, header: &'a SectionHeader64<LE>) -> Result<Section<'a>, Problem> {
