@@ -204,10 +204,10 @@ impl Atoms {
                 local: false,
             })
             .collect();
-        let mut starts: Vec<Spot> = plan
-            .fixups
-            .iter()
-            .filter(|fixup| fixup.by_section)
+        let answered = plan.answers.fixups(|answer| answer.fixup.by_section);
+        let others = plan.fixups.iter().filter(|fixup| fixup.by_section);
+        let mut starts: Vec<Spot> = answered
+            .chain(others.copied())
             .filter_map(|fixup| {
                 let Target::Spot(spot) = fixup.target else {
                     return None;
@@ -215,7 +215,7 @@ impl Atoms {
                 let target = &unit.chunks[spot.chunk as usize];
                 let from_text = unit.chunks[fixup.site.chunk as usize].area == Area::Text;
                 (from_text && target.area == Area::ReadOnly)
-                    .then(|| meant(unit, fixup, spot, 0))
+                    .then(|| meant(unit, &fixup, spot, 0))
                     .filter(|spot| {
                         u64::from(spot.offset) < target.len_bytes() && self.find(*spot).is_none()
                     })

@@ -104,7 +104,7 @@ pub(crate) const BEFORE: usize = 3;
 
 /// Which bits of the bytes before a field made [`in_text`] say `usage`: whatever agrees with `before` in them, and has the
 /// same row and addend, is used in the same way.
-pub(crate) fn looked_at(usage: Use, before: &[u8; BEFORE]) -> [u8; BEFORE] {
+pub(crate) fn looked_at(usage: Use, before: [u8; BEFORE]) -> [u8; BEFORE] {
     match usage {
         Use::Branch if matches!(before, [.., 0xe8 | 0xe9]) => [0, 0, 0xff],
         Use::Branch | Use::IndirectCall | Use::IndirectJump => [0, 0xff, 0xff],
@@ -304,7 +304,7 @@ mod tests {
                     .map(|before| text(number, before, addend))
                     .collect();
                 for (before, &usage) in all.iter().zip(&uses) {
-                    let mask = looked_at(usage, before);
+                    let mask = looked_at(usage, *before);
                     let agrees = |other: &[u8; BEFORE]| {
                         (0..BEFORE).all(|at| (before[at] ^ other[at]) & mask[at] == 0)
                     };

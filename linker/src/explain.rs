@@ -131,9 +131,9 @@ fn done(fixup: &Fixup) -> (Resolved, Done) {
 impl Prepared<'_> {
     /// What became of each relocation of the sections that are placed, in the order of the inputs.
     pub fn explain(&self) -> Vec<Explanation> {
-        let mut fixups: HashMap<Spot, Vec<&Fixup>> = HashMap::new();
+        let mut fixups: HashMap<Spot, Vec<Fixup>> = HashMap::new();
         let mut thunk = Vec::new();
-        for fixup in &self.plan.fixups {
+        for fixup in self.plan.all_fixups() {
             thunk.push(fixup);
             if !fixup.in_thunk {
                 fixups.entry(fixup.asked()).or_default().append(&mut thunk);
@@ -176,7 +176,7 @@ impl Prepared<'_> {
         explanations
     }
 
-    fn tell(&self, explanation: &mut Explanation, fixups: &[&Fixup], chunk: u32) {
+    fn tell(&self, explanation: &mut Explanation, fixups: &[Fixup], chunk: u32) {
         // What goes through a thunk has its cell there.
         let there = fixups
             .iter()
@@ -195,13 +195,13 @@ impl Prepared<'_> {
     /// changed: [`Prepared::explain`] without the words.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        let of_inputs = |fixup: &&Fixup| {
+        let of_inputs = |fixup: &Fixup| {
             let chunk = self.unit.chunks.get(fixup.site.chunk as usize);
             chunk.is_some_and(|home| home.origin.is_some())
         };
-        for fixup in self.plan.fixups.iter().filter(of_inputs) {
+        for fixup in self.plan.all_fixups().filter(of_inputs) {
             counts.relocations += 1;
-            match done(fixup).1 {
+            match done(&fixup).1 {
                 Done::Nothing | Done::Stored => {}
                 Done::Patched => counts.patched += 1,
                 _ => counts.changed += 1,

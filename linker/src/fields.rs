@@ -3,6 +3,7 @@
 //! Fixups come section by section, so that what is stored lies in the cache, and where a section goes is found out once.
 
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset};
+use object::LittleEndian as LE;
 
 use crate::carry::Carriage;
 use crate::error::{LinkError, Problem};
@@ -52,24 +53,55 @@ impl<'p, 'a> Fields<'p, 'a> {
 
     /// Computes every field of `linked`, whose areas have the bytes of the input.
     pub(crate) fn fill(&self, linked: &mut Linked) -> Result<(), LinkError> {
-        let fixups = &self.prepared.plan.fixups;
-        for run in fixups.chunk_by(|one, next| one.site.chunk == next.site.chunk) {
-            let chunk = &self.prepared.unit.chunks[run[0].site.chunk as usize];
-            let (area, patches) = linked.area_and_patches(chunk.area);
-            let start = chunk.position as usize;
-            // No further than the chunk: what lies beside it is not this relocation's. Zeros have no bytes here.
-            let bytes = area.get_mut(start..start + chunk.len_bytes() as usize);
-            let bytes = bytes.unwrap_or_default();
-            let home = self.starts[run[0].site.chunk as usize];
-            for fixup in run {
-                if self.displacement(fixup, home, bytes).is_some() {
+        let plan = &self.prepared.plan;
+        let answers = plan.answers.list();
+        let ways: Vec<Option<Way>> = answers
+            .iter()
+            .map(|answer| self.way(&answer.fixup))
+            .collect();
+        for (chunk, entries) in plan.answers.batches() {
+            let (bytes, patches) = self.bytes(chunk, linked);
+            let home = self.starts[chunk as usize];
+            for (entry, answer) in entries {
+                let (offset, addend) = (entry.r_offset.get(LE), entry.r_addend.get(LE));
+                if let Some(way) = &ways[answer]
+                    && way.store(home, offset, addend, bytes).is_some()
+                {
                     continue;
                 }
-                self.apply(fixup, bytes, patches)
-                    .map_err(|problem| self.prepared.blame(fixup.site, problem))?;
+                let fixup = answers[answer].fixup_of(entry, chunk);
+                self.apply(&fixup, bytes, patches)?;
+            }
+        }
+        for run in plan
+            .fixups
+            .chunk_by(|one, next| one.site.chunk == next.site.chunk)
+        {
+            let chunk = run[0].site.chunk;
+            let (bytes, patches) = self.bytes(chunk, linked);
+            let home = self.starts[chunk as usize];
+            for fixup in run {
+                if let Some(way) = self.way(fixup)
+                    && way
+                        .store(home, fixup.asked().offset.into(), fixup.addend, bytes)
+                        .is_some()
+                {
+                    continue;
+                }
+                self.apply(fixup, bytes, patches)?;
             }
         }
         Ok(())
+    }
+
+    /// The bytes of a chunk, and the patches beside them.
+    fn bytes<'l>(&self, chunk: u32, linked: &'l mut Linked) -> (&'l mut [u8], &'l mut Vec<Patch>) {
+        let chunk = &self.prepared.unit.chunks[chunk as usize];
+        let (area, patches) = linked.area_and_patches(chunk.area);
+        let start = chunk.position as usize;
+        // No further than the chunk: what lies beside it is not this relocation's. Zeros have no bytes here.
+        let bytes = area.get_mut(start..start + chunk.len_bytes() as usize);
+        (bytes.unwrap_or_default(), patches)
     }
 
     /// Where `spot` is in the window.
@@ -81,44 +113,25 @@ impl<'p, 'a> Fields<'p, 'a> {
         place.map(SegmentOffset::new).ok_or_else(outside)
     }
 
-    /// Does what [`Fields::apply`] would, for what is as most are: a displacement that is in range, to a place in the
-    /// window. `None` if it is not such a one; then nothing was stored, or `apply` refuses the instruction too. The chunk of
-    /// the field starts at `home`.
-    #[inline(always)]
-    fn displacement(&self, fixup: &Fixup, home: u64, bytes: &mut [u8]) -> Option<()> {
+    /// The short way for a fixup, if it is as most are: a displacement to a place in the window.
+    #[inline]
+    fn way(&self, fixup: &Fixup) -> Option<Way> {
         if !self.plain || !fixup.row.is_displacement() {
             return None;
         }
+        let binding = |reference: u32| self.bindings.get(reference as usize);
         let target = match fixup.target {
             Target::Spot(spot) => self.position(spot)?,
-            Target::Stub(reference) => self.bindings.get(reference as usize)?.stub?.get().into(),
-            Target::CallCell(reference) => self
-                .bindings
-                .get(reference as usize)?
-                .call_cell?
-                .get()
-                .into(),
-            Target::AddressCell(reference) => self
-                .bindings
-                .get(reference as usize)?
-                .address_cell?
-                .get()
-                .into(),
+            Target::Stub(reference) => binding(reference)?.stub?.get().into(),
+            Target::CallCell(reference) => binding(reference)?.call_cell?.get().into(),
+            Target::AddressCell(reference) => binding(reference)?.address_cell?.get().into(),
             Target::Number(_) | Target::Bound(_) | Target::Window => return None,
         };
-        let site = home + u64::from(fixup.site.offset);
-        if (target | site) > u64::from(u32::MAX) {
-            return None;
-        }
-        let distance = target.cast_signed() - site.cast_signed();
-        let value = i32::try_from(distance.checked_add(fixup.addend)?).ok()?;
-        let field = fixup.site.offset as usize;
-        bytes.get(field..)?.first_chunk::<4>()?;
-        if fixup.rewrite != Rewrite::Nothing {
-            rewrite(bytes, field, fixup.rewrite)?;
-        }
-        *bytes.get_mut(field..)?.first_chunk_mut()? = value.to_le_bytes();
-        Some(())
+        Some(Way {
+            target: u32::try_from(target).ok()?,
+            rewrite: fixup.rewrite,
+            asked_after: fixup.asked_after,
+        })
     }
 
     /// Where `spot` would be, if there were no end to the window.
@@ -128,7 +141,18 @@ impl<'p, 'a> Fields<'p, 'a> {
         Some(start + u64::from(spot.offset))
     }
 
+    /// Computes a field, whatever it is.
     fn apply(
+        &self,
+        fixup: &Fixup,
+        bytes: &mut [u8],
+        patches: &mut Vec<Patch>,
+    ) -> Result<(), LinkError> {
+        let computed = self.compute(fixup, bytes, patches);
+        computed.map_err(|problem| self.prepared.blame(fixup.site, problem))
+    }
+
+    fn compute(
         &self,
         fixup: &Fixup,
         bytes: &mut [u8],
@@ -230,6 +254,31 @@ impl<'p, 'a> Fields<'p, 'a> {
                 })
             }
         }
+    }
+}
+
+/// How a displacement is computed that leads to a place in the window, whatever its site and addend are.
+struct Way {
+    target: u32,
+    rewrite: Rewrite,
+    asked_after: i8,
+}
+
+impl Way {
+    /// Does what [`Fields::apply`] would, if the displacement is in range: for the relocation of a field at `asked` in a chunk
+    /// that starts at `home`, and has these `bytes`. Where it returns `None`, `apply` has to look, which stores anew or refuses.
+    #[inline(always)]
+    fn store(&self, home: u64, asked: u64, addend: i64, bytes: &mut [u8]) -> Option<()> {
+        let field = asked.wrapping_sub(self.asked_after as u64);
+        let site = u32::try_from(home.wrapping_add(field)).ok()?;
+        let distance = i64::from(self.target) - i64::from(site);
+        let value = i32::try_from(distance.checked_add(addend)?).ok()?;
+        let field = field as usize;
+        if self.rewrite != Rewrite::Nothing {
+            rewrite(bytes, field, self.rewrite)?;
+        }
+        *bytes.get_mut(field..)?.first_chunk_mut()? = value.to_le_bytes();
+        Some(())
     }
 }
 

@@ -76,8 +76,6 @@ pub(crate) const DYNAMIC_CELLS: u32 = 3;
 pub(crate) const MODULE: u32 = 4;
 /// How to unwind.
 pub(crate) const FRAMES: u32 = 5;
-/// The first of those that come from the inputs.
-pub(crate) const FIRST_INPUT: u32 = 6;
 
 impl<'a> Chunk<'a> {
     /// The chunks that the linker itself adds, in the order of their numbers.

@@ -25,7 +25,9 @@ const NONE: u32 = u32::MAX;
 /// What was planned.
 #[derive(Debug, Default)]
 pub(crate) struct Plan<'a> {
+    /// What each field will hold that is not answered for.
     pub(crate) fixups: Vec<Fixup>,
+    pub(crate) answers: Answers<'a>,
     pub(crate) detours: Vec<Detour>,
     pub(crate) references: Vec<Reference<'a>>,
     /// The reference of each global that has one, else [`NONE`].
@@ -47,23 +49,28 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
         reference_of: vec![NONE; unit.globals.list.len()],
         ..Plan::default()
     };
-    let (mut symbols, mut answers) = (Symbols::default(), Answers::default());
-    let relocations = |object: &ObjectFile<'_>| -> usize {
-        object
-            .relocations
-            .iter()
-            .map(|table| table.entries.len())
-            .sum()
-    };
-    plan.fixups
-        .reserve(unit.objects.iter().map(|object| relocations(object)).sum());
+    let mut symbols = Symbols::default();
+    let (mut sharing, mut others) = (0, 0);
+    for object in &unit.objects {
+        let room = if shares(object) {
+            &mut sharing
+        } else {
+            &mut others
+        };
+        *room += relocations(object);
+    }
+    plan.answers.reserve(sharing);
+    plan.fixups.reserve(others);
     for (number, object) in unit.objects.iter().enumerate() {
         ask_ahead(&unit.objects, number);
         symbols.begin(object.symbols.len());
-        answers.begin(object.symbols.len());
+        let shares = shares(object);
+        if shares {
+            plan.answers.begin(object.symbols.len());
+        }
         for table in &object.relocations {
             if let Some(chunk) = unit.chunk_of(number, table.section) {
-                plan.table(unit, (&mut symbols, &mut answers), number, table, chunk)?;
+                plan.table(unit, &mut symbols, number, table, chunk, shares)?;
             }
         }
     }
@@ -81,56 +88,87 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     Ok(plan)
 }
 
+fn relocations(object: &ObjectFile<'_>) -> usize {
+    let tables = object.relocations.iter();
+    tables.map(|table| table.entries.len()).sum()
+}
+
+/// Whether the relocations of an object share answers. Where most symbols are asked for but once, looking for them costs more
+/// than it saves.
+fn shares(object: &ObjectFile<'_>) -> bool {
+    relocations(object) >= object.symbols.len()
+}
+
 impl<'a> Plan<'a> {
+    /// All fixups, those of relocations that are answered for too.
+    pub(crate) fn all_fixups(&self) -> impl Iterator<Item = Fixup> {
+        let answered = self.answers.fixups(|_| true);
+        answered.chain(self.fixups.iter().copied())
+    }
+
     fn table(
         &mut self,
         unit: &Unit<'a>,
-        (symbols, answers): (&mut Symbols, &mut Answers),
+        symbols: &mut Symbols,
         object: usize,
         table: &Relocations<'a>,
         chunk: u32,
+        shares: bool,
     ) -> Result<(), LinkError> {
         let home = &unit.chunks[chunk as usize];
         let Content::Input(bytes) = home.content else {
             return Ok(());
         };
         let in_text = home.area == Area::Text;
+        let shares = shares && in_text;
+        if shares {
+            self.answers.begin_batch(chunk, table.entries);
+        }
         for entry in table.entries {
-            if in_text && let Some((answer, offset)) = answers.find(entry, bytes) {
-                let field = Spot { chunk, offset };
-                self.fixups.push(answer.fixup(field, entry));
+            if shares && let Some(answer) = self.answers.find(entry, bytes) {
+                self.answers.give(Some(answer));
                 continue;
             }
             let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
-                Ok(Some(request)) if in_text => self.text(unit, answers, &request),
-                Ok(Some(request)) => self.data(unit, &request),
-                Ok(None) => Ok(()),
+                Ok(Some(request)) if in_text => self.text(unit, &request, shares),
+                Ok(Some(request)) => self.data(unit, &request).map(|()| None),
+                Ok(None) => Ok(None),
                 Err(problem) => Err(problem),
             };
-            if let Err(problem) = planned {
-                let object = &unit.objects[object];
-                return Err(object.error_at(table.section, entry.r_offset.get(LE), problem));
+            match planned {
+                Ok(answer) if shares => self.answers.give(answer),
+                Ok(_) => {}
+                Err(problem) => {
+                    let object = &unit.objects[object];
+                    return Err(object.error_at(table.section, entry.r_offset.get(LE), problem));
+                }
             }
         }
         Ok(())
     }
 
+    /// Plans a relocation of text; where it shares with others, returns its answer.
     fn text(
         &mut self,
         unit: &Unit<'a>,
-        answers: &mut Answers,
         request: &Request<'_>,
-    ) -> Result<(), Problem> {
+        shares: bool,
+    ) -> Result<Option<u32>, Problem> {
         let field = request.site.offset as usize;
         let usage = classify::in_text(&request.row, request.bytes, field, request.addend);
-        let next = (self.fixups.len(), self.detours.len());
+        let (fixups, detours) = (self.fixups.len(), self.detours.len());
         self.used(unit, request, usage)?;
-        if let [fixup] = &self.fixups[next.0..]
-            && self.detours.len() == next.1
+        let mut answer = None;
+        if shares
+            && let [fixup] = &self.fixups[fixups..]
+            && self.detours.len() == detours
         {
-            answers.keep(request, usage, fixup);
+            answer = self.answers.keep(request, usage, fixup);
         }
-        Ok(())
+        if answer.is_some() {
+            self.fixups.pop();
+        }
+        Ok(answer)
     }
 
     /// Plans what an instruction of text does with a symbol.

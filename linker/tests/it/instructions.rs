@@ -3,6 +3,7 @@
 
 use crate::common::{Effect, World, assemble, assemble_plain, prepare, refusal};
 use iced_x86::Register;
+use jitcast_linker::{Done, Explanation};
 
 /// One instruction a symbol, against the unit's own symbols and the host's.
 const GOT: &str = r#"
@@ -49,6 +50,9 @@ const NUMBER: &str = ".globl number\n.set number, 0x123456789abcdef0\n";
 #[test]
 fn what_is_asked_again_gets_the_same_answer() {
     let uses = [
+        "lea {}(%rip), %r12",
+        // Not its stub, but into it.
+        "lea f+8(%rip), %r12",
         "call {}@PLT",
         "jmp {}@PLT",
         "jne {}@PLT",
@@ -59,7 +63,6 @@ fn what_is_asked_again_gets_the_same_answer() {
         "mov {}@GOTPCREL(%rip), %eax",
         "cmp {}@GOTPCREL(%rip), %rax",
         "lea {}(%rip), %rbx",
-        "lea {}(%rip), %r12",
     ];
     let symbols = ["f", "hidden", "static", "host"];
     let all = || {
@@ -81,9 +84,20 @@ fn what_is_asked_again_gets_the_same_answer() {
         label(format!("second_{index}"), &instruction);
         label(format!("third_{index}"), &instruction);
     }
+    // Answers are shared where there are more relocations than symbols.
+    for instruction in all().chain(all()).chain(all()).chain(all()) {
+        text += &format!("{instruction}\nnop\n");
+    }
     for object in [assemble(&text), assemble_plain(&text)] {
         let files = [("uses.o", &object[..])];
         let prepared = prepare(&files).unwrap();
+        let explained = prepared.explain();
+        let jumps = |explanation: &&Explanation| explanation.done == Done::DirectJump;
+        assert_eq!(
+            explained.iter().filter(jumps).count(),
+            3 * 7,
+            "each is told of"
+        );
         let world = World::new(&prepared);
         for (index, instruction) in all().enumerate() {
             let effect = |time| world.effect(&format!("{time}_{index}"));
@@ -94,14 +108,16 @@ fn what_is_asked_again_gets_the_same_answer() {
         // And what that is.
         let (own, stub) = (world.at("f"), world.stubs["f"]);
         for time in ["first", "second", "third"] {
-            assert_eq!(world.effect(&format!("{time}_0")), Effect::Goes(own));
-            assert_eq!(world.effect(&format!("{time}_4")), Effect::Goes(own));
+            assert_eq!(world.effect(&format!("{time}_2")), Effect::Goes(own));
+            assert_eq!(world.effect(&format!("{time}_6")), Effect::Goes(own));
+            let inside = Effect::Sets(Register::R12, own + 8);
+            assert_eq!(world.effect(&format!("{time}_1")), inside);
             assert_eq!(
-                world.effect(&format!("{time}_5")),
+                world.effect(&format!("{time}_7")),
                 Effect::Sets(Register::R9, stub)
             );
             assert_eq!(
-                world.effect(&format!("{time}_6")),
+                world.effect(&format!("{time}_8")),
                 Effect::Sets(Register::RDI, stub)
             );
         }
