@@ -14,7 +14,7 @@ use crate::budget::Budget;
 use crate::error::{LinkError, Problem};
 use crate::input::{Dialect, Input};
 use crate::name::Names;
-use crate::object_file::ObjectFile;
+use crate::object_file::{ObjectFile, ask_for};
 
 /// What every archive starts with, regular and thin.
 pub(crate) fn is_archive(bytes: &[u8]) -> bool {
@@ -158,6 +158,18 @@ impl<'a> Archives<'a> {
         Ok(objects)
     }
 
+    /// Asks for the beginning of the member that defines `name`, which may be pulled soon.
+    pub(crate) fn ask_for_member(&self, name: &str) {
+        let definer = self.defined.find(name.as_bytes());
+        let definer = definer.and_then(|name| self.definers.get(name as usize));
+        if let Some(&(number, Place::Header(offset))) = definer
+            && let Some(archive) = self.list.get(number)
+            && let Ok(offset) = usize::try_from(offset)
+        {
+            ask_for(archive.bytes.get(offset..).unwrap_or_default());
+        }
+    }
+
     /// Pulls the member that defines `name`, if there is one and it has not been pulled yet.
     pub(crate) fn pull(&mut self, name: &str) -> Result<Option<ObjectFile<'a>>, LinkError> {
         let definer = self.defined.find(name.as_bytes());
@@ -196,7 +208,8 @@ impl<'a> Archive<'a> {
     fn read(&mut self, member: Member<'a>) -> Result<ObjectFile<'a>, LinkError> {
         let counted = self.budget.contents(member.bytes.len() as u64);
         counted.map_err(|problem| LinkError::new(self.name, problem))?;
-        let label = format!("{}({})", self.name, String::from_utf8_lossy(member.name));
+        let member_name = String::from_utf8_lossy(member.name);
+        let label = [self.name, "(", &member_name, ")"].concat();
         ObjectFile::read(label, member.bytes, self.dialect)
     }
 

@@ -128,8 +128,10 @@ impl<'a> Globals<'a> {
             }
         }
         let mut uses = Vec::with_capacity(object.symbols.len());
-        self.names.reserve(object.symbols.len());
-        self.list.reserve(object.symbols.len());
+        // And some more: small objects after a large one do not have all of it moved.
+        let room = object.symbols.len() + object.symbols.len() / 8;
+        self.names.reserve(room);
+        self.list.reserve(room);
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
             self.check_kind(object, index, symbol)?;

@@ -27,6 +27,9 @@ pub(crate) const DSO_HANDLE: &str = "__dso_handle";
 /// What the psABI calls the start of the cells.
 const OFFSET_TABLE: &str = "_GLOBAL_OFFSET_TABLE_";
 
+/// How many members ahead the processor is told what will be read.
+const MEMBERS_AHEAD: usize = 2;
+
 /// "None" in the tables below.
 const NONE: u32 = u32::MAX;
 
@@ -154,6 +157,9 @@ impl<'a> Unit<'a> {
         let mut next = 0;
         while let Some(&global) = unit.globals.pending.get(next) {
             next += 1;
+            if let Some(&later) = unit.globals.pending.get(next + MEMBERS_AHEAD) {
+                archives.ask_for_member(unit.globals.list[later as usize].name);
+            }
             let global = &unit.globals.list[global as usize];
             if global.strength != Strength::Undefined {
                 continue;
