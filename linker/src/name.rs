@@ -80,6 +80,9 @@ impl<'a> Names<'a> {
 
     /// The number of `name`, if it is known.
     pub(crate) fn find(&self, name: &[u8]) -> Option<u32> {
+        if self.list.is_empty() {
+            return None;
+        }
         let name = self.key.name(name);
         let is_it = |&number: &u32| self.list[number as usize] == name;
         self.numbers.find(name.hash, is_it).copied()
