@@ -1,5 +1,6 @@
 //! The serving thread: it waits for everybody, and for nobody in particular.
 
+mod ahead;
 mod waiting;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use jitcast_runtime::wire::{
     self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
 };
 use rustix::event::epoll;
+use rustix::net::SocketFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Server;
@@ -24,6 +26,7 @@ use crate::compiler::Compiler;
 use crate::fault::{Fault, seeded};
 use crate::renewal::Offering;
 use crate::requests::Asks;
+use ahead::Ahead;
 use waiting::{SHARED_PATIENCE, UNKNOWN};
 
 /// The most connections at once.
@@ -41,6 +44,9 @@ const MAX_SPARES: usize = 4;
 /// How much is done for one peer before others have their turn.
 const STEPS: usize = 16;
 
+/// How much of what a peer sends is taken by one system call, bytes.
+const BUFFER_BYTES: usize = 64 << 10;
+
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
@@ -51,6 +57,11 @@ pub(super) struct Loop<'a> {
     compiler: Arc<Compiler>,
     poller: OwnedFd,
     connections: HashMap<u64, Connection>,
+    /// Where what they send is received.
+    buffer: Vec<u8>,
+    ahead: Ahead,
+    /// Whether workers are to use fences. Those that are there have been told so, too.
+    fenced: bool,
     next: u64,
     desk: Desk,
     asks: Asks,
@@ -88,11 +99,15 @@ impl<'a> Loop<'a> {
             readable,
         )?;
         let connections = HashMap::new();
+        let fenced = compiler.needs_fences();
         Ok(Self {
             server,
             compiler,
             poller,
             connections,
+            buffer: vec![0; BUFFER_BYTES],
+            ahead: Ahead::default(),
+            fenced,
             next: FIRST_CONNECTION,
             desk,
             asks,
@@ -120,12 +135,18 @@ impl<'a> Loop<'a> {
             }
             let was_accepting = self.accepting;
             events.clear();
-            let timeout = self.next_deadline();
+            let makes_ahead = self.ahead.is_wanting();
+            let timeout = if makes_ahead {
+                Some(rustix::event::Timespec::default())
+            } else {
+                self.next_deadline()
+            };
             match epoll::wait(
                 &self.poller,
                 rustix::buffer::spare_capacity(&mut events),
                 timeout.as_ref(),
             ) {
+                Ok(0) if makes_ahead => self.ahead.make(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -190,14 +211,17 @@ impl<'a> Loop<'a> {
 
     fn accept(&mut self) {
         for _ in 0..STEPS {
-            match self.server.listener.accept() {
-                Ok((stream, _)) if self.connections.len() < MAX_CONNECTIONS => {
-                    // A peer that vanished in between is no loss.
-                    let _ = self.adopt(stream);
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            match rustix::net::accept_with(&self.server.listener, flags) {
+                Ok(socket) if self.connections.len() < MAX_CONNECTIONS => {
+                    // A peer that vanished in between is no loss. One that has said already what it wants has its answer.
+                    if let Ok(token) = self.adopt(socket) {
+                        self.connection_event(token);
+                    }
                 }
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
                 Err(error) => {
                     // Out of descriptors or memory: nobody is let in for a while.
                     tracing::warn!(%error, "cannot accept connections for now");
@@ -208,15 +232,14 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn adopt(&mut self, stream: UnixStream) -> io::Result<()> {
-        stream.set_nonblocking(true)?;
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<u64> {
         let token = self.next;
         self.next += 2;
         let data = epoll::EventData::new_u64(token);
-        epoll::add(&self.poller, &stream, data, epoll::EventFlags::IN)?;
-        let connection = Connection::new(stream.into(), Instant::now() + PATIENCE)?;
+        epoll::add(&self.poller, &socket, data, epoll::EventFlags::IN)?;
+        let connection = Connection::new(socket, Instant::now() + PATIENCE)?;
         self.connections.insert(token, connection);
-        Ok(())
+        Ok(token)
     }
 
     /// Handles what woke the loop: whether it is to end.
@@ -257,7 +280,7 @@ impl<'a> Loop<'a> {
             let Some(connection) = self.connections.get_mut(&token) else {
                 return;
             };
-            match connection.read(&self.server.policy) {
+            match connection.read(&self.server.policy, &mut self.buffer) {
                 Ok(Some(incoming)) => self.handle(token, incoming),
                 Ok(None) => return,
                 Err(reason) => {
@@ -355,15 +378,14 @@ impl<'a> Loop<'a> {
         let request =
             AttachRequest::read_from_bytes(payload).map_err(|_| "malformed request to attach")?;
         let label = check_attach(connection, &request)?;
-        let (pid, uid) = (connection.pid(), connection.uid());
-        let admission = self
-            .compiler
-            .admit(pid, uid, label)
-            .map_err(|error| format!("no mailbox: {error}"))?;
+        let process = (connection.pid(), connection.uid());
+        let mailbox = self.ahead.take();
+        let mailbox = mailbox.map_err(|error| format!("no mailbox: {error}"))?;
+        let admission = self.compiler.admit(process, label, mailbox);
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let shared = admission.segment.shared_fd().ok_or(UNKNOWN)?;
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
@@ -424,7 +446,7 @@ impl<'a> Loop<'a> {
         let reply = AttachReply {
             worker: number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
@@ -466,7 +488,7 @@ impl<'a> Loop<'a> {
             let reply = AttachReply {
                 worker,
                 sealed: self.compiler.is_sealed().into(),
-                fenced: self.compiler.needs_fences().into(),
+                fenced: self.fenced.into(),
             };
             let send = |object: OwnedFd| {
                 let fds = [object.as_fd(), shared];
@@ -532,7 +554,7 @@ impl<'a> Loop<'a> {
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let fds = [admission.mailbox.as_fd(), theirs.as_fd()];
         // As for attaching: it goes out at once or not at all.
