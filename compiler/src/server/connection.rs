@@ -379,7 +379,7 @@ impl Connection {
             _ if self.child_of.is_some() => {
                 Incoming::Refused("the child has not arrived".to_owned())
             }
-            FrameKind::Spare if self.worker.is_some() => Incoming::Spare,
+            FrameKind::Spare => Incoming::Spare,
             FrameKind::Ask => {
                 let may = policy.request.allows(self.uid, self.gid);
                 Incoming::Ask(requests::Incoming {

@@ -41,6 +41,10 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The most children of one worker that are waited for at once.
 const MAX_SPARES: usize = 4;
 
+/// How long this thread does not sleep after somebody has connected, who is about to say what it wants: to be woken for that takes
+/// longer.
+const LINGER: Duration = Duration::from_micros(50);
+
 /// How much is done for one peer before others have their turn.
 const STEPS: usize = 16;
 
@@ -60,6 +64,10 @@ pub(super) struct Loop<'a> {
     /// Where what they send is received.
     buffer: Vec<u8>,
     ahead: Ahead,
+    /// Whether somebody has just been let in, who goes on at once if there is a processor for it.
+    let_in: bool,
+    /// Until when it does not sleep.
+    linger: Option<Instant>,
     /// Whether workers are to use fences. Those that are there have been told so, too.
     fenced: bool,
     next: u64,
@@ -107,6 +115,8 @@ impl<'a> Loop<'a> {
             connections,
             buffer: vec![0; BUFFER_BYTES],
             ahead: Ahead::default(),
+            let_in: false,
+            linger: None,
             fenced,
             next: FIRST_CONNECTION,
             desk,
@@ -134,9 +144,12 @@ impl<'a> Loop<'a> {
                 return Err(rustix::io::Errno::NOMEM.into());
             }
             let was_accepting = self.accepting;
+            self.let_in = false;
             events.clear();
-            let makes_ahead = self.ahead.is_wanting();
-            let timeout = if makes_ahead {
+            self.linger = self.linger.filter(|until| Instant::now() < *until);
+            let lingers = self.linger.is_some();
+            let makes_ahead = !lingers && self.ahead.is_wanting();
+            let timeout = if lingers || makes_ahead {
                 Some(rustix::event::Timespec::default())
             } else {
                 self.next_deadline()
@@ -146,6 +159,11 @@ impl<'a> Loop<'a> {
                 rustix::buffer::spare_capacity(&mut events),
                 timeout.as_ref(),
             ) {
+                Ok(0) if lingers => {
+                    // Somebody may have only this processor.
+                    std::thread::yield_now();
+                    continue;
+                }
                 Ok(0) if makes_ahead => self.ahead.make(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -160,6 +178,10 @@ impl<'a> Loop<'a> {
                     }
                     token => self.connection_event(token),
                 }
+            }
+            if self.let_in && events.len() == 1 {
+                // What is left to be done for it can wait, and it may have only this processor.
+                std::thread::yield_now();
             }
             self.drop_late();
             self.let_wait_no_longer();
@@ -216,6 +238,7 @@ impl<'a> Loop<'a> {
                 Ok(socket) if self.connections.len() < MAX_CONNECTIONS => {
                     // A peer that vanished in between is no loss. One that has said already what it wants has its answer.
                     if let Ok(token) = self.adopt(socket) {
+                        self.linger = Some(Instant::now() + LINGER);
                         self.connection_event(token);
                     }
                 }
@@ -277,6 +300,9 @@ impl<'a> Loop<'a> {
         self.flush(token);
         // No peer keeps the thread for long: what is left makes the socket readable again.
         for _ in 0..STEPS {
+            if self.let_in {
+                return;
+            }
             let Some(connection) = self.connections.get_mut(&token) else {
                 return;
             };
@@ -293,6 +319,7 @@ impl<'a> Loop<'a> {
     }
 
     fn handle(&mut self, token: u64, incoming: Incoming) {
+        self.linger = None;
         let incoming = match self.wait(token, incoming) {
             Some(incoming) => incoming,
             None => return,
@@ -401,6 +428,7 @@ impl<'a> Loop<'a> {
         connection.set_worker(admission.number);
         connection.set_offered(admission.segment.header().object);
         self.watch(token);
+        self.let_in = true;
         Ok(())
     }
 
