@@ -49,6 +49,9 @@ const MAX_LABEL_BYTES: usize = 63;
 /// How long a worker looks for its answer before it sleeps: to be woken takes as long as an answer does.
 const SOON: Duration = Duration::from_micros(100);
 
+/// Who lets others run and goes on after that long has shared the processor with somebody.
+const SHARED: Duration = Duration::from_micros(20);
+
 /// Where a compiler process is found again.
 #[derive(Clone, Debug)]
 pub(crate) enum Home {
@@ -136,10 +139,15 @@ impl Asking {
 
     /// Looks for the answer without sleeping, for as long as it takes where nobody is in the way.
     fn expect_soon(&self) {
-        let until = Instant::now() + SOON;
-        while !readable_within(self.socket.as_fd(), Duration::ZERO) && Instant::now() < until {
+        let (mut now, until) = (Instant::now(), Instant::now() + SOON);
+        while now < until && !readable_within(self.socket.as_fd(), Duration::ZERO) {
             // The compiler process may have only this processor.
             std::thread::yield_now();
+            let before = core::mem::replace(&mut now, Instant::now());
+            if now - before > SHARED {
+                // Others have it too: who sleeps is let on as soon as there is an answer.
+                return;
+            }
         }
     }
 

@@ -45,6 +45,9 @@ const MAX_SPARES: usize = 4;
 /// longer.
 const LINGER: Duration = Duration::from_micros(50);
 
+/// Who lets others run and goes on after that long has shared the processor with somebody.
+const SHARED: Duration = Duration::from_micros(20);
+
 /// How much is done for one peer before others have their turn.
 const STEPS: usize = 16;
 
@@ -64,8 +67,8 @@ pub(super) struct Loop<'a> {
     /// Where what they send is received.
     buffer: Vec<u8>,
     ahead: Ahead,
-    /// Whether somebody has just been let in, who goes on at once if there is a processor for it.
-    let_in: bool,
+    /// Who has just been let in, and goes on at once if there is a processor for it.
+    let_in: Option<u64>,
     /// Until when it does not sleep.
     linger: Option<Instant>,
     /// Whether workers are to use fences. Those that are there have been told so, too.
@@ -115,7 +118,7 @@ impl<'a> Loop<'a> {
             connections,
             buffer: vec![0; BUFFER_BYTES],
             ahead: Ahead::default(),
-            let_in: false,
+            let_in: None,
             linger: None,
             fenced,
             next: FIRST_CONNECTION,
@@ -144,7 +147,6 @@ impl<'a> Loop<'a> {
                 return Err(rustix::io::Errno::NOMEM.into());
             }
             let was_accepting = self.accepting;
-            self.let_in = false;
             events.clear();
             self.linger = self.linger.filter(|until| Instant::now() < *until);
             let lingers = self.linger.is_some();
@@ -160,14 +162,23 @@ impl<'a> Loop<'a> {
                 timeout.as_ref(),
             ) {
                 Ok(0) if lingers => {
-                    // Somebody may have only this processor.
+                    // Somebody may have only this processor. Where others have it too, who sleeps is let on sooner.
+                    let before = Instant::now();
                     std::thread::yield_now();
+                    self.linger = self.linger.filter(|_| before.elapsed() < SHARED);
                     continue;
                 }
                 Ok(0) if makes_ahead => self.ahead.make(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            if let ([event], Some(token)) = (&events[..], self.let_in)
+                && event.data.u64() == token
+            {
+                // What else it has asked for can wait, nobody else wants anything, and it may have only this processor.
+                std::thread::yield_now();
+            }
+            self.let_in = None;
             for event in &events {
                 match event.data.u64() {
                     LISTENER => self.accept(),
@@ -178,10 +189,6 @@ impl<'a> Loop<'a> {
                     }
                     token => self.connection_event(token),
                 }
-            }
-            if self.let_in && events.len() == 1 {
-                // What is left to be done for it can wait, and it may have only this processor.
-                std::thread::yield_now();
             }
             self.drop_late();
             self.let_wait_no_longer();
@@ -300,7 +307,7 @@ impl<'a> Loop<'a> {
         self.flush(token);
         // No peer keeps the thread for long: what is left makes the socket readable again.
         for _ in 0..STEPS {
-            if self.let_in {
+            if self.let_in == Some(token) {
                 return;
             }
             let Some(connection) = self.connections.get_mut(&token) else {
@@ -428,7 +435,7 @@ impl<'a> Loop<'a> {
         connection.set_worker(admission.number);
         connection.set_offered(admission.segment.header().object);
         self.watch(token);
-        self.let_in = true;
+        self.let_in = Some(token);
         Ok(())
     }
 
