@@ -659,7 +659,10 @@ impl Inner {
         let (control, window) = (self.control(), self.window());
         for area in Area::ALL {
             let end = control.extent(area);
-            window.open(area, end, || self.link().segment())?;
+            // Most often nothing has grown.
+            if end > window.end(area) {
+                window.open(area, end, || self.link().segment())?;
+            }
         }
         Ok(())
     }
