@@ -172,13 +172,14 @@ impl<'a> Loop<'a> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if let ([event], Some(token)) = (&events[..], self.let_in)
+            if let ([event], Some(token)) = (&events[..], self.let_in.take())
                 && event.data.u64() == token
             {
-                // What else it has asked for can wait, nobody else wants anything, and it may have only this processor.
+                // What else it has asked for can wait, nobody else wants anything, and it may have only this processor. Somebody may
+                // have come meanwhile, who does not wait for that either.
                 std::thread::yield_now();
+                continue;
             }
-            self.let_in = None;
             for event in &events {
                 match event.data.u64() {
                     LISTENER => self.accept(),
@@ -187,7 +188,10 @@ impl<'a> Loop<'a> {
                             return Ok(());
                         }
                     }
-                    token => self.connection_event(token),
+                    token => {
+                        let flags = event.flags;
+                        self.connection_event(token, flags.contains(epoll::EventFlags::HUP));
+                    }
                 }
             }
             self.drop_late();
@@ -243,10 +247,10 @@ impl<'a> Loop<'a> {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::accept_with(&self.server.listener, flags) {
                 Ok(socket) if self.connections.len() < MAX_CONNECTIONS => {
-                    // A peer that vanished in between is no loss. One that has said already what it wants has its answer.
-                    if let Ok(token) = self.adopt(socket) {
+                    // A peer that vanished in between is no loss. What it has said already is not looked at here: requests are taken in
+                    // the order of their arrival, which the poller knows.
+                    if self.adopt(socket).is_ok() {
                         self.linger = Some(Instant::now() + LINGER);
-                        self.connection_event(token);
                     }
                 }
                 Ok(_) => {}
@@ -262,14 +266,14 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn adopt(&mut self, socket: OwnedFd) -> io::Result<u64> {
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<()> {
         let token = self.next;
         self.next += 2;
         let data = epoll::EventData::new_u64(token);
         epoll::add(&self.poller, &socket, data, epoll::EventFlags::IN)?;
         let connection = Connection::new(socket, Instant::now() + PATIENCE)?;
         self.connections.insert(token, connection);
-        Ok(token)
+        Ok(())
     }
 
     /// Handles what woke the loop: whether it is to end.
@@ -298,7 +302,7 @@ impl<'a> Loop<'a> {
         self.server.stopping.load(Ordering::Acquire)
     }
 
-    fn connection_event(&mut self, token: u64) {
+    fn connection_event(&mut self, token: u64, hung_up: bool) {
         if token & 1 == 1 {
             // The process behind the connection has ended.
             self.close_dead(token & !1);
@@ -314,6 +318,8 @@ impl<'a> Loop<'a> {
                 return;
             };
             match connection.read(&self.server.policy, &mut self.buffer) {
+                // Who is gone forks no more.
+                Ok(Some(Incoming::Spare)) if hung_up => {}
                 Ok(Some(incoming)) => self.handle(token, incoming),
                 Ok(None) => return,
                 Err(reason) => {
