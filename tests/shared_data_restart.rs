@@ -448,3 +448,33 @@ fn a_kill_at_any_step_of_a_renewal_loses_nothing_that_was_counted() {
         );
     }
 }
+
+/// Whoever attaches asks for what its first child takes over in the same breath: where the answer takes a while, that comes after it.
+#[test]
+fn who_waits_to_attach_gets_what_it_has_asked_for_besides() {
+    use jitcast::runtime::header::FORMAT_VERSION;
+    use jitcast::runtime::wire::{self, AttachRequest, FrameKind};
+    use zerocopy::IntoBytes;
+
+    if !require::cc() {
+        return;
+    }
+    let served = serve(Scratch::open_to_all(), &[]);
+    publish(&served, "counter", &counter(100), &[]);
+    let served = serve(kill(served), &[]);
+    let socket = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+    let attach = AttachRequest {
+        format_version: FORMAT_VERSION,
+        fenced: 0,
+        label: [0; 64],
+    };
+    let frames = [
+        (FrameKind::Attach, attach.as_bytes()),
+        (FrameKind::Spare, &[]),
+    ];
+    wire::send_together(&socket, &frames, &[]).unwrap();
+    for (kind, fds) in [(FrameKind::Attached, 3), (FrameKind::SpareReply, 2)] {
+        let frame = wire::receive(&socket, wire::MAX_WORKER_PAYLOAD).unwrap();
+        assert_eq!((frame.kind, frame.fds.len()), (kind, fds));
+    }
+}

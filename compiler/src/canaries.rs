@@ -2,7 +2,7 @@
 
 use crate::compiler::Compiler;
 use crate::error::PublishError;
-use crate::publish::{self, Ending, Publication};
+use crate::publish::{self, Ending, Publication, Retaining};
 use crate::state::State;
 
 impl Compiler {
@@ -16,14 +16,17 @@ impl Compiler {
             let id = find_canary(state, canary)?;
             let retained = state.catalog.canaries[&id].retained.clone();
             let names: Vec<_> = retained.iter().map(|unit| unit.name.clone()).collect();
-            let (generation, published_ns) =
-                self.commit(state, (&retained, &[]), |site, txn, edit| {
+            let (generation, published_ns) = self.commit(
+                state,
+                &Retaining::known(retained, &[]),
+                |site, txn, edit| {
                     let catalog = site.catalog;
                     let canary = &catalog.canaries[&id];
                     let mut changes = Ending::new(site, canary).promote(txn, edit)?;
                     publish::dismiss_asked(catalog, &mut changes, txn, edit)?;
                     Ok(changes)
-                })?;
+                },
+            )?;
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             Ok(Publication {
                 generation,
@@ -45,7 +48,7 @@ impl Compiler {
             let removed = state.catalog.canaries[&id].names();
             let removed = removed.map(str::to_owned).collect();
             let (generation, published_ns) =
-                self.commit(state, (&[], &[]), |site, txn, edit| {
+                self.commit(state, &Retaining::nothing(), |site, txn, edit| {
                     let canary = &site.catalog.canaries[&id];
                     Ok(Ending::new(site, canary).abort(txn, edit)?)
                 })?;

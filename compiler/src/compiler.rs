@@ -24,7 +24,7 @@ use crate::incidents::Incidents;
 use crate::journal::{self, Journal, JournalError, Past, Storage};
 use crate::metrics::Metrics;
 use crate::options::CompilerOptions;
-use crate::publish::{self, Batch, Changes, Publication, Site, UnitSource};
+use crate::publish::{self, Batch, Changes, Publication, Retaining, Site, UnitSource};
 use crate::renewal::Offering;
 use crate::requests::Holds;
 use crate::state::{Commit, State, commit};
@@ -206,11 +206,12 @@ impl Compiler {
     ) -> Result<Publication, PublishError> {
         let _span = tracing::info_span!("publish", units = changes.units.len()).entered();
         let start = Instant::now();
-        let retained = publish::retained(changes.units, &self.threads);
+        let retaining = Retaining::of(changes.units, &self.threads);
         // Who does not ask for it does not wait here for somebody else's publication.
         if changes.options.if_changed {
+            retaining.units();
             turn.wait()?;
-            if let Some(published) = self.state.lock().unchanged(changes, &retained) {
+            if let Some(published) = self.state.lock().unchanged(changes, &retaining) {
                 return Ok(published);
             }
         }
@@ -226,9 +227,9 @@ impl Compiler {
         turn.begin();
         let locked = start.elapsed();
         // Somebody may have published the same meanwhile.
-        let done = match state.unchanged(changes, &retained) {
+        let done = match state.unchanged(changes, &retaining) {
             Some(published) => Ok(published),
-            None => self.publish_locked(&mut state, changes, &retained, &units),
+            None => self.publish_locked(&mut state, changes, &retaining, &units),
         };
         drop(state);
         let (waited, committed) = (locked - prepared, start.elapsed() - locked);
@@ -300,7 +301,8 @@ impl Compiler {
             };
             let now = state.history.undo(to)?;
             if now == undo {
-                return self.publish_locked(&mut state, &changes, &undo.units, &units);
+                let retaining = Retaining::known(undo.units, &sources);
+                return self.publish_locked(&mut state, &changes, &retaining, &units);
             }
             (undo, others_wait) = (now, true);
         }
@@ -324,12 +326,12 @@ impl Compiler {
         &self,
         state: &mut State,
         asked: &Changeset<'_>,
-        retained: &[RetainedUnit],
+        retaining: &Retaining<'_>,
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         self.check_held(state)?;
         self.make_visible(state, |state| {
-            self.link_and_commit(state, asked, retained, units)
+            self.link_and_commit(state, asked, retaining, units)
         })
     }
 
@@ -386,14 +388,13 @@ impl Compiler {
         &self,
         state: &mut State,
         asked: &Changeset<'_>,
-        retained: &[RetainedUnit],
+        retaining: &Retaining<'_>,
         units: &[Prepared<'_>],
     ) -> Result<Publication, PublishError> {
         let _span = tracing::info_span!("link").entered();
-        let (generation, published_ns) =
-            self.commit(state, (retained, asked.units), |site, txn, edit| {
-                Batch::new(site, asked, units)?.write(txn, edit)
-            })?;
+        let (generation, published_ns) = self.commit(state, retaining, |site, txn, edit| {
+            Batch::new(site, asked, units)?.write(txn, edit)
+        })?;
         let names: Vec<&str> = asked.units.iter().map(|unit| unit.name.as_str()).collect();
         let published = match asked.canary {
             Some(_) => state.catalog.describe_canary(generation),
@@ -407,12 +408,12 @@ impl Compiler {
         })
     }
 
-    /// Commits what `write` changes: `units`, with what they were made of where that is new; then wakes workers that wait for
+    /// Commits what `write` changes: units of which `retaining` says what is retained; then wakes workers that wait for
     /// something new. Says which generation it is, and when it was published, `CLOCK_MONOTONIC`, ns.
     pub(crate) fn commit(
         &self,
         state: &mut State,
-        (units, sources): (&[RetainedUnit], &[UnitSource]),
+        retaining: &Retaining<'_>,
         write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
     ) -> Result<(u64, u64), PublishError> {
         let mut journal = self.journal.lock();
@@ -422,14 +423,14 @@ impl Compiler {
         }
         let place = (&*segment, &mut state.heap);
         let what = (state.latest, &state.catalog);
-        let (latest, changes) =
-            write_and_commit(&mut journal, place, what, (units, sources), write)?;
+        let (latest, changes) = write_and_commit(&mut journal, place, what, retaining, write)?;
         // Whatever is left to do here, workers need not wait for it.
         wake_all(&segment);
         state.latest = latest;
+        let units = retaining.units();
         let forgotten = state.take_over(changes, units);
         if journal.is_none() {
-            state.hold(units, sources, &forgotten);
+            state.hold(units, retaining.sources, &forgotten);
         }
         let Root {
             generation,
@@ -547,13 +548,13 @@ pub(crate) fn wake_all(segment: &Segment) {
     let _ = futex::wake(low, futex::Flags::empty(), i32::MAX as u32);
 }
 
-/// Commits in `segment`, whose allocator is `heap`, what `write` changes of what is published; written down first, with the `units`
-/// that are published and what they were made of. Whatever goes wrong, nothing has changed.
+/// Commits in `segment`, whose allocator is `heap`, what `write` changes of what is published; written down first, with what is
+/// retained of the units. Whatever goes wrong, nothing has changed.
 pub(crate) fn write_and_commit(
     journal: &mut Option<Journal>,
     (segment, heap): (&Segment, &mut Heap),
     (latest, catalog): (Commit, &Catalog),
-    units: (&[RetainedUnit], &[UnitSource]),
+    retaining: &Retaining<'_>,
     write: impl FnOnce(Site<'_>, &mut Txn<'_>, &mut Edit) -> Result<Changes, PublishError>,
 ) -> Result<(Commit, Changes), PublishError> {
     let generation = match journal {
@@ -570,11 +571,12 @@ pub(crate) fn write_and_commit(
     let mut edit = Edit::new(latest.root, latest.root_at);
     let mut changes = write(site, &mut txn, &mut edit)?;
     if let Some(canary) = &mut changes.canary {
-        canary.retained = units.0.to_vec();
+        canary.retained = retaining.units().to_vec();
     }
     let write_ahead = |txn: &Txn<'_>, commit: &Commit| match journal {
         None => Ok(()),
         Some(journal) => {
+            let units = (retaining.units(), retaining.sources);
             Ok::<_, PublishError>(journal.write_ahead(geometry, txn, commit, &changes, units)?)
         }
     };

@@ -18,7 +18,7 @@ use crate::changeset::Changeset;
 use crate::compiler::Compiler;
 use crate::error::PublishError;
 use crate::history::RetainedUnit;
-use crate::publish::{Batch, Publication, UnitSource};
+use crate::publish::{Batch, Publication, Retaining, UnitSource};
 use crate::state::State;
 
 /// A published unit, and all that it takes to lay it out again.
@@ -78,7 +78,7 @@ impl Compiler {
         let nothing = Changeset::default();
         let publish = |state: &mut State| {
             let (generation, published_ns) =
-                self.commit(state, (&[], &[]), |site, txn, edit| {
+                self.commit(state, &Retaining::nothing(), |site, txn, edit| {
                     Batch::new(site, &nothing, &[])?.write(txn, edit)
                 })?;
             Ok(Publication {

@@ -26,7 +26,7 @@ use crate::changeset::Changeset;
 use crate::compiler::{Compiler, wake_all, write_and_commit};
 use crate::error::PublishError;
 use crate::fault::{CrashPoint, crash_at};
-use crate::publish::{Batch, Publication};
+use crate::publish::{Batch, Publication, Retaining};
 use crate::state::{Commit, Older, State};
 
 impl Compiler {
@@ -91,7 +91,7 @@ impl Compiler {
             &mut journal,
             (&segment, &mut heap),
             (latest, &state.catalog),
-            (&[], &[]),
+            &Retaining::nothing(),
             |site, txn, edit| {
                 let changes = Batch::new(site, &nothing, &[])?.write(txn, edit)?;
                 segment.install()?;

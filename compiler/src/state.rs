@@ -20,7 +20,7 @@ use crate::changeset::Changeset;
 use crate::contents::Contents;
 use crate::fault::{CrashPoint, Fault, crash_at, seeded};
 use crate::history::{ContentHash, History, RetainedUnit};
-use crate::publish::{Changes, Publication, UnitSource};
+use crate::publish::{Changes, Publication, Retaining, UnitSource};
 use crate::removed::Removed;
 
 /// Everything that a publication reads and changes.
@@ -163,13 +163,14 @@ impl State {
     pub(crate) fn unchanged(
         &self,
         changes: &Changeset<'_>,
-        units: &[RetainedUnit],
+        retaining: &Retaining<'_>,
     ) -> Option<Publication> {
         // A canary that asks for it is refused.
         let is_compared = changes.options.if_changed && changes.canary.is_none();
         if !is_compared || !changes.is_units_only() {
             return None;
         }
+        let units = retaining.units();
         let published = self.history.published_as(units)?;
         let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
         Some(Publication {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jitcast_runtime::mailbox::{Mailbox, Word};
 use jitcast_runtime::pin;
-use jitcast_runtime::segment::{self, Presence, Segment};
+use jitcast_runtime::segment::{self, BlankMailbox, Presence, Segment};
 use jitcast_runtime::tally::Tally;
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::sync::atomic::Ordering;
@@ -265,17 +265,22 @@ pub(crate) struct Admission {
 }
 
 impl Compiler {
-    /// Lets a worker in: a mailbox for it, known here before the worker is.
-    pub(crate) fn admit(&self, pid: i32, uid: u32, label: String) -> io::Result<Admission> {
+    /// Lets a worker in, with this mailbox, which is known here before the worker is.
+    pub(crate) fn admit(
+        &self,
+        process: (i32, u32),
+        label: String,
+        mailbox: BlankMailbox,
+    ) -> Admission {
         let segment = self.segment();
-        let (mailbox, fd, presence) = segment::create_mailbox(segment.header().object)?;
+        let (mailbox, fd, presence) = mailbox.for_object(segment.header().object);
         let mailbox = (mailbox, presence);
-        let number = self.workers.lock().add((pid, uid), label, mailbox);
-        Ok(Admission {
+        let number = self.workers.lock().add(process, label, mailbox);
+        Admission {
             number,
             mailbox: fd,
             segment,
-        })
+        }
     }
 
     /// Lets a worker in again that was attached to another compiler process, with the mailbox that it has.

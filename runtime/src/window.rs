@@ -101,7 +101,7 @@ impl Window {
         let view = unsafe { View::new(start, control, control.start) };
         let ends = Area::ALL.map(|area| AtomicU32::new(geometry.region(area).start));
         let window = Self { control: view, geometry: *geometry, ends, blocks: AtomicU32::new(0), mapping };
-        window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES), None)?;
+        window.open(Area::Control, control.start + CONTROL_FIXED_BYTES.next_multiple_of(GRANULE_BYTES), || None)?;
         Ok(window)
     }
 
@@ -138,12 +138,17 @@ impl Window {
         self.ends[area.index()].load(Ordering::Acquire)
     }
 
-    /// Makes `area` accessible up to `end`, if it is not already. For one thread at a time. `object` is what is mapped: where no
+    /// Makes `area` accessible up to `end`, if it is not already. For one thread at a time. `object` says what is mapped: where no
     /// mapping may become executable (`PR_SET_MDWE`, or systemd's filter), code is mapped from it anew.
     ///
     /// # Errors
     /// [`WindowError::Map`]; [`WindowError::Corrupt`] if `end` is outside the area.
-    pub fn open(&self, area: Area, end: u32, object: Option<BorrowedFd<'_>>) -> Result<(), WindowError> {
+    pub fn open<'fd>(
+        &self,
+        area: Area,
+        end: u32,
+        object: impl FnOnce() -> Option<BorrowedFd<'fd>>,
+    ) -> Result<(), WindowError> {
         let region = self.geometry.region(area);
         let start = self.end(area);
         if end <= start {
@@ -166,7 +171,8 @@ impl Window {
         let part = (start as usize, (end - start) as usize);
         let opened = self.mapping.protect(part.0, part.1, protection).or_else(|cause| {
             let is_code = protection == Protection::ReadExecute;
-            let Some(object) = object.filter(|_| is_code && cause.kind() == io::ErrorKind::PermissionDenied) else {
+            let is_forbidden = is_code && cause.kind() == io::ErrorKind::PermissionDenied;
+            let Some(object) = is_forbidden.then(object).flatten() else {
                 return Err(cause);
             };
             let offset = u64::from(start - self.geometry.shared().start);

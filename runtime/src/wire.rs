@@ -210,10 +210,24 @@ pub fn send(
     payload: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let len_bytes = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let header = FrameHeader::new(kind, len_bytes);
-    let mut bytes = header.as_bytes().to_vec();
-    bytes.extend_from_slice(payload);
+    send_together(socket, &[(kind, payload)], fds)
+}
+
+/// The same for several frames, in one piece: whoever receives them is woken once.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_together(
+    socket: impl AsFd,
+    frames: &[(FrameKind, &[u8])],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    for (kind, payload) in frames {
+        let len_bytes = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        bytes.extend_from_slice(FrameHeader::new(*kind, len_bytes).as_bytes());
+        bytes.extend_from_slice(payload);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {

@@ -331,6 +331,19 @@ impl Watched {
     }
 }
 
+/// What `measure` says once that has not changed for a tenth of a second.
+pub(crate) fn at_rest<T: PartialEq>(measure: impl Fn() -> T) -> T {
+    const LOOKS: u32 = 10;
+    let (mut last, mut same) = (measure(), 0);
+    while same < LOOKS {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = measure();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
 /// Looks again and again until `found` gives something.
 #[track_caller]
 pub(crate) fn await_some<T>(awaited: &str, mut found: impl FnMut() -> Option<T>) -> T {

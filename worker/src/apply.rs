@@ -659,9 +659,9 @@ impl Inner {
         let (control, window) = (self.control(), self.window());
         for area in Area::ALL {
             let end = control.extent(area);
-            // Most often nothing has grown; the descriptor is looked at by a system call.
+            // Most often nothing has grown.
             if end > window.end(area) {
-                window.open(area, end, self.link().segment())?;
+                window.open(area, end, || self.link().segment())?;
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jitcast_runtime::cpu::CpuFeatures;
 use jitcast_runtime::geometry::{Area, Geometry};
@@ -19,7 +20,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::error::AttachError;
 use crate::fault::{Fault, seeded};
 use crate::life::LifePage;
-use crate::link::LinkParts;
+use crate::link::{LinkParts, readable_within};
 use crate::worker::Setup;
 
 /// Where the compiler process is found.
@@ -44,6 +45,12 @@ pub enum Endpoint<'a> {
 
 /// The longest label that can be stated, bytes: a 0 follows.
 const MAX_LABEL_BYTES: usize = 63;
+
+/// How long a worker looks for its answer before it sleeps: to be woken takes as long as an answer does.
+const SOON: Duration = Duration::from_micros(100);
+
+/// Who lets others run and goes on after that long has shared the processor with somebody.
+const SHARED: Duration = Duration::from_micros(20);
 
 /// Where a compiler process is found again.
 #[derive(Clone, Debug)]
@@ -83,7 +90,9 @@ pub(crate) struct Attachment {
 /// Attaches, and waits for the answer.
 pub(crate) fn attach(endpoint: Endpoint<'_>, setup: &Setup) -> Result<Attachment, AttachError> {
     let home = Home::of(&endpoint);
-    Asking::begin(connect(endpoint)?, setup)?.finish(home, setup)
+    let asking = Asking::begin(connect(endpoint)?, setup)?;
+    asking.expect_soon();
+    asking.finish(home, setup)
 }
 
 /// A compiler process that has been asked to be attached to.
@@ -101,7 +110,12 @@ impl Asking {
     pub(crate) fn begin(socket: OwnedFd, setup: &Setup) -> Result<Self, AttachError> {
         check_peer(&socket, &setup.trusted_uids)?;
         let request = request(&setup.label, setup.barriers.incomplete());
-        wire::send(&socket, FrameKind::Attach, request.as_bytes(), &[])
+        // Along with what a child takes over that may be forked.
+        let frames = [
+            (FrameKind::Attach, request.as_bytes()),
+            (FrameKind::Spare, &[]),
+        ];
+        wire::send_together(&socket, &frames, &[])
             .map_err(|cause| AttachError::Protocol { cause })?;
         // While the compiler process is at it: what does not depend on the answer. The processor's features are looked at in `finish`;
         // where a hypervisor answers for it, the first look takes long.
@@ -121,6 +135,20 @@ impl Asking {
     /// Where the answer comes.
     pub(crate) fn socket(&self) -> &OwnedFd {
         &self.socket
+    }
+
+    /// Looks for the answer without sleeping, for as long as it takes where nobody is in the way.
+    fn expect_soon(&self) {
+        let (mut now, until) = (Instant::now(), Instant::now() + SOON);
+        while now < until && !readable_within(self.socket.as_fd(), Duration::ZERO) {
+            // The compiler process may have only this processor.
+            std::thread::yield_now();
+            let before = core::mem::replace(&mut now, Instant::now());
+            if now - before > SHARED {
+                // Others have it too: who sleeps is let on as soon as there is an answer.
+                return;
+            }
+        }
     }
 
     /// Takes the answer, checked.

@@ -334,7 +334,10 @@ impl Link {
             identity,
             trusted_uids,
             sealed,
-            talk: Mutex::new(Talk::new(true, 0)),
+            talk: Mutex::new(Talk {
+                asked: true,
+                ..Talk::new(true, 0)
+            }),
         })
     }
 
@@ -502,7 +505,7 @@ impl Link {
         self.send(talk, FrameKind::Release, notice.as_bytes());
     }
 
-    /// Asks for what the next child takes over. Does not wait.
+    /// Asks for what the next child takes over; who attached has asked for the first one's. Does not wait.
     pub(crate) fn ask_ahead(&self, talk: &mut Talk) {
         if talk.is_attached() && talk.spare.is_none() && !talk.asked {
             talk.asked = true;

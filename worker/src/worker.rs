@@ -284,7 +284,6 @@ impl Worker {
         let events = core::mem::take(&mut inner.lock_always().events);
         inner.log.tell(&events);
         fork::prepare();
-        inner.link.ask_ahead(&mut inner.link.talk());
         Ok(Self(inner))
     }
 

@@ -39,7 +39,7 @@ use crate::support;
 
 pub(crate) use asked::{dismiss_asked, read_asked, remove_asked, write_asked};
 pub(crate) use canary::Ending;
-pub(crate) use read::{inputs, read, retained};
+pub(crate) use read::{Retaining, inputs, read};
 
 /// A file of a unit, compiled.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what comes out does not depend on how many threads there are.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::convert::Infallible;
 
@@ -15,6 +16,9 @@ use crate::threads::Threads;
 
 /// How many bytes of objects make up for starting a thread that reads them: several times as long as that takes.
 const BYTES_FOR_A_THREAD: usize = 64 << 10;
+
+/// So many bytes are hashed in some ten microseconds.
+const HASHED_AT_ONCE_BYTES: usize = 16 << 10;
 
 /// How many threads it is worth while to have for `bytes` of objects.
 fn worth(bytes: impl Iterator<Item = usize>) -> usize {
@@ -33,9 +37,10 @@ pub(crate) fn read<'a>(
     }
     let mut names = HashSet::new();
     let published = sources.iter().map(|source| &source.name);
+    let several = sources.len() + changes.removals.len() > 1;
     for name in published.chain(changes.removals) {
         check_name(name)?;
-        if !names.insert(name) {
+        if several && !names.insert(name) {
             return Err(PublishError::SameUnit { unit: name.clone() });
         }
     }
@@ -55,8 +60,59 @@ pub(crate) fn read<'a>(
     )
 }
 
-/// What is retained of each unit. The contents are hashed at once.
-pub(crate) fn retained(sources: &[UnitSource], threads: &Threads) -> Vec<RetainedUnit> {
+/// What is retained of the units of a publication, and what they are made of.
+#[derive(Debug)]
+pub(crate) struct Retaining<'a> {
+    pub(crate) sources: &'a [UnitSource],
+    threads: Option<&'a Threads>,
+    units: OnceCell<Vec<RetainedUnit>>,
+}
+
+impl<'a> Retaining<'a> {
+    /// Of a publication without units.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            sources: &[],
+            threads: None,
+            units: OnceCell::new(),
+        }
+    }
+
+    /// Of units that were published before; `sources` again, or none if nobody has let go of them.
+    pub(crate) fn known(units: Vec<RetainedUnit>, sources: &'a [UnitSource]) -> Self {
+        Self {
+            sources,
+            units: units.into(),
+            ..Self::nothing()
+        }
+    }
+
+    /// Of `sources`, whose contents are hashed by whoever asks first. Where that takes a while, it is done here, since who asks may keep
+    /// others waiting.
+    pub(crate) fn of(sources: &'a [UnitSource], threads: &'a Threads) -> Self {
+        let retaining = Self {
+            sources,
+            threads: Some(threads),
+            ..Self::nothing()
+        };
+        let files = sources.iter().flat_map(|source| &source.files);
+        if files.map(|file| file.bytes.len()).sum::<usize>() > HASHED_AT_ONCE_BYTES {
+            retaining.units();
+        }
+        retaining
+    }
+
+    /// What is retained of each unit.
+    pub(crate) fn units(&self) -> &[RetainedUnit] {
+        self.units.get_or_init(|| match self.threads {
+            Some(threads) => retained(self.sources, threads),
+            None => Vec::new(),
+        })
+    }
+}
+
+/// The contents are hashed at once.
+fn retained(sources: &[UnitSource], threads: &Threads) -> Vec<RetainedUnit> {
     let files: Vec<_> = sources.iter().flat_map(|source| &source.files).collect();
     let worth = worth(files.iter().map(|file| file.bytes.len()));
     let hash = |_, file: &UnitFile| Ok::<_, Infallible>(ContentHash::of(&file.bytes));

@@ -22,7 +22,7 @@ use crate::compiler::Compiler;
 use crate::error::PublishError;
 use crate::fault::{Fault, seeded};
 use crate::front::{self, Cpu, compile_bytes};
-use crate::publish::{self, Reclaim, UnitFile, UnitSource};
+use crate::publish::{self, Reclaim, Retaining, UnitFile, UnitSource};
 use crate::state::State;
 use crate::threads::Threads;
 
@@ -245,7 +245,7 @@ impl Compiler {
         }
         self.check_held(&mut state)?;
         let result = self.with_room(&mut state, |state| {
-            self.commit(state, (&[], &[]), |site, txn, edit| {
+            self.commit(state, &Retaining::nothing(), |site, txn, edit| {
                 publish::write_asked(&site, txn, edit, source, &prepared)
             })
         });
@@ -272,7 +272,7 @@ impl Compiler {
             return Ok(0);
         }
         let result = self.with_room(&mut state, |state| {
-            self.commit(state, (&[], &[]), |site, txn, edit| {
+            self.commit(state, &Retaining::nothing(), |site, txn, edit| {
                 publish::remove_asked(site.catalog, txn, edit, &unheld)
             })
         });

@@ -270,10 +270,13 @@ impl Connection {
 
     /// Reads what has come; a whole request, if there is one. Descriptors that come along are closed with it, unless it is one that
     /// has some.
-    pub(super) fn read(&mut self, policy: &Policy) -> Result<Option<Incoming>, String> {
+    pub(super) fn read(
+        &mut self,
+        policy: &Policy,
+        buffer: &mut [u8],
+    ) -> Result<Option<Incoming>, String> {
         const HEADER: usize = size_of::<FrameHeader>();
         loop {
-            let mut buffer = [0; 64 << 10];
             let wanted = match self.frame {
                 None => HEADER - self.header.len(),
                 Some((_, len)) => (len - self.payload.len() - self.passed_over).min(buffer.len()),
@@ -376,7 +379,7 @@ impl Connection {
             _ if self.child_of.is_some() => {
                 Incoming::Refused("the child has not arrived".to_owned())
             }
-            FrameKind::Spare if self.worker.is_some() => Incoming::Spare,
+            FrameKind::Spare => Incoming::Spare,
             FrameKind::Ask => {
                 let may = policy.request.allows(self.uid, self.gid);
                 Incoming::Ask(requests::Incoming {

@@ -1,5 +1,6 @@
 //! The serving thread: it waits for everybody, and for nobody in particular.
 
+mod ahead;
 mod waiting;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use jitcast_runtime::wire::{
     self, AttachReply, AttachRequest, FrameKind, ReleaseNotice, ResumeRequest,
 };
 use rustix::event::epoll;
+use rustix::net::SocketFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Server;
@@ -24,6 +26,7 @@ use crate::compiler::Compiler;
 use crate::fault::{Fault, seeded};
 use crate::renewal::Offering;
 use crate::requests::Asks;
+use ahead::Ahead;
 use waiting::{SHARED_PATIENCE, UNKNOWN};
 
 /// The most connections at once.
@@ -38,8 +41,18 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The most children of one worker that are waited for at once.
 const MAX_SPARES: usize = 4;
 
+/// How long this thread does not sleep after somebody has connected, who is about to say what it wants: to be woken for that takes
+/// longer.
+const LINGER: Duration = Duration::from_micros(50);
+
+/// Who lets others run and goes on after that long has shared the processor with somebody.
+const SHARED: Duration = Duration::from_micros(20);
+
 /// How much is done for one peer before others have their turn.
 const STEPS: usize = 16;
+
+/// How much of what a peer sends is taken by one system call, bytes.
+const BUFFER_BYTES: usize = 64 << 10;
 
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
@@ -51,6 +64,15 @@ pub(super) struct Loop<'a> {
     compiler: Arc<Compiler>,
     poller: OwnedFd,
     connections: HashMap<u64, Connection>,
+    /// Where what they send is received.
+    buffer: Vec<u8>,
+    ahead: Ahead,
+    /// Who has just been let in, and goes on at once if there is a processor for it.
+    let_in: Option<u64>,
+    /// Until when it does not sleep.
+    linger: Option<Instant>,
+    /// Whether workers are to use fences. Those that are there have been told so, too.
+    fenced: bool,
     next: u64,
     desk: Desk,
     asks: Asks,
@@ -88,11 +110,17 @@ impl<'a> Loop<'a> {
             readable,
         )?;
         let connections = HashMap::new();
+        let fenced = compiler.needs_fences();
         Ok(Self {
             server,
             compiler,
             poller,
             connections,
+            buffer: vec![0; BUFFER_BYTES],
+            ahead: Ahead::default(),
+            let_in: None,
+            linger: None,
+            fenced,
             next: FIRST_CONNECTION,
             desk,
             asks,
@@ -120,14 +148,37 @@ impl<'a> Loop<'a> {
             }
             let was_accepting = self.accepting;
             events.clear();
-            let timeout = self.next_deadline();
+            self.linger = self.linger.filter(|until| Instant::now() < *until);
+            let lingers = self.linger.is_some();
+            let makes_ahead = !lingers && self.ahead.is_wanting();
+            let timeout = if lingers || makes_ahead {
+                Some(rustix::event::Timespec::default())
+            } else {
+                self.next_deadline()
+            };
             match epoll::wait(
                 &self.poller,
                 rustix::buffer::spare_capacity(&mut events),
                 timeout.as_ref(),
             ) {
+                Ok(0) if lingers => {
+                    // Somebody may have only this processor. Where others have it too, who sleeps is let on sooner.
+                    let before = Instant::now();
+                    std::thread::yield_now();
+                    self.linger = self.linger.filter(|_| before.elapsed() < SHARED);
+                    continue;
+                }
+                Ok(0) if makes_ahead => self.ahead.make(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if let ([event], Some(token)) = (&events[..], self.let_in.take())
+                && event.data.u64() == token
+            {
+                // What else it has asked for can wait, nobody else wants anything, and it may have only this processor. Somebody may
+                // have come meanwhile, who does not wait for that either.
+                std::thread::yield_now();
+                continue;
             }
             for event in &events {
                 match event.data.u64() {
@@ -137,7 +188,10 @@ impl<'a> Loop<'a> {
                             return Ok(());
                         }
                     }
-                    token => self.connection_event(token),
+                    token => {
+                        let flags = event.flags;
+                        self.connection_event(token, flags.contains(epoll::EventFlags::HUP));
+                    }
                 }
             }
             self.drop_late();
@@ -190,14 +244,18 @@ impl<'a> Loop<'a> {
 
     fn accept(&mut self) {
         for _ in 0..STEPS {
-            match self.server.listener.accept() {
-                Ok((stream, _)) if self.connections.len() < MAX_CONNECTIONS => {
-                    // A peer that vanished in between is no loss.
-                    let _ = self.adopt(stream);
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            match rustix::net::accept_with(&self.server.listener, flags) {
+                Ok(socket) if self.connections.len() < MAX_CONNECTIONS => {
+                    // A peer that vanished in between is no loss. What it has said already is not looked at here: requests are taken in
+                    // the order of their arrival, which the poller knows.
+                    if self.adopt(socket).is_ok() {
+                        self.linger = Some(Instant::now() + LINGER);
+                    }
                 }
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
                 Err(error) => {
                     // Out of descriptors or memory: nobody is let in for a while.
                     tracing::warn!(%error, "cannot accept connections for now");
@@ -208,13 +266,12 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn adopt(&mut self, stream: UnixStream) -> io::Result<()> {
-        stream.set_nonblocking(true)?;
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<()> {
         let token = self.next;
         self.next += 2;
         let data = epoll::EventData::new_u64(token);
-        epoll::add(&self.poller, &stream, data, epoll::EventFlags::IN)?;
-        let connection = Connection::new(stream.into(), Instant::now() + PATIENCE)?;
+        epoll::add(&self.poller, &socket, data, epoll::EventFlags::IN)?;
+        let connection = Connection::new(socket, Instant::now() + PATIENCE)?;
         self.connections.insert(token, connection);
         Ok(())
     }
@@ -245,7 +302,7 @@ impl<'a> Loop<'a> {
         self.server.stopping.load(Ordering::Acquire)
     }
 
-    fn connection_event(&mut self, token: u64) {
+    fn connection_event(&mut self, token: u64, hung_up: bool) {
         if token & 1 == 1 {
             // The process behind the connection has ended.
             self.close_dead(token & !1);
@@ -254,10 +311,15 @@ impl<'a> Loop<'a> {
         self.flush(token);
         // No peer keeps the thread for long: what is left makes the socket readable again.
         for _ in 0..STEPS {
+            if self.let_in == Some(token) {
+                return;
+            }
             let Some(connection) = self.connections.get_mut(&token) else {
                 return;
             };
-            match connection.read(&self.server.policy) {
+            match connection.read(&self.server.policy, &mut self.buffer) {
+                // Who is gone forks no more.
+                Ok(Some(Incoming::Spare)) if hung_up => {}
                 Ok(Some(incoming)) => self.handle(token, incoming),
                 Ok(None) => return,
                 Err(reason) => {
@@ -270,6 +332,7 @@ impl<'a> Loop<'a> {
     }
 
     fn handle(&mut self, token: u64, incoming: Incoming) {
+        self.linger = None;
         let incoming = match self.wait(token, incoming) {
             Some(incoming) => incoming,
             None => return,
@@ -355,15 +418,14 @@ impl<'a> Loop<'a> {
         let request =
             AttachRequest::read_from_bytes(payload).map_err(|_| "malformed request to attach")?;
         let label = check_attach(connection, &request)?;
-        let (pid, uid) = (connection.pid(), connection.uid());
-        let admission = self
-            .compiler
-            .admit(pid, uid, label)
-            .map_err(|error| format!("no mailbox: {error}"))?;
+        let process = (connection.pid(), connection.uid());
+        let mailbox = self.ahead.take();
+        let mailbox = mailbox.map_err(|error| format!("no mailbox: {error}"))?;
+        let admission = self.compiler.admit(process, label, mailbox);
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let shared = admission.segment.shared_fd().ok_or(UNKNOWN)?;
         // Nothing is unread, so a frame of this size fits the socket's buffer: it goes out at once or not at all.
@@ -379,6 +441,7 @@ impl<'a> Loop<'a> {
         connection.set_worker(admission.number);
         connection.set_offered(admission.segment.header().object);
         self.watch(token);
+        self.let_in = Some(token);
         Ok(())
     }
 
@@ -424,7 +487,7 @@ impl<'a> Loop<'a> {
         let reply = AttachReply {
             worker: number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let socket = connection.socket().ok_or("the connection is gone")?;
         let segment = self.compiler.segment();
@@ -466,7 +529,7 @@ impl<'a> Loop<'a> {
             let reply = AttachReply {
                 worker,
                 sealed: self.compiler.is_sealed().into(),
-                fenced: self.compiler.needs_fences().into(),
+                fenced: self.fenced.into(),
             };
             let send = |object: OwnedFd| {
                 let fds = [object.as_fd(), shared];
@@ -532,7 +595,7 @@ impl<'a> Loop<'a> {
         let reply = AttachReply {
             worker: admission.number,
             sealed: self.compiler.is_sealed().into(),
-            fenced: self.compiler.needs_fences().into(),
+            fenced: self.fenced.into(),
         };
         let fds = [admission.mailbox.as_fd(), theirs.as_fd()];
         // As for attaching: it goes out at once or not at all.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::SealFlags;
 
 use crate::atomic::Ordering;
-use crate::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, Word};
+use crate::mailbox::{MAILBOX_BYTES, MAILBOX_MAGIC, Mailbox, ThreadWord, Word};
 use crate::sys::{self, Mapping, MappingAdvice};
 
 /// Whether a worker is there, as the kernel knows it, wherever its process is and however it ends: the open file description
@@ -55,21 +55,45 @@ pub fn adopt_mailbox(fd: &OwnedFd) -> io::Result<(Mailbox, Presence)> {
     Ok((mailbox, Presence(own)))
 }
 
-/// A mailbox object for one worker, sealed against resizing, and its descriptor for the worker, which will map the
-/// segment's `object`.
+/// A mailbox that is nobody's yet.
+#[derive(Debug)]
+pub struct BlankMailbox {
+    mailbox: Mailbox,
+    theirs: OwnedFd,
+    presence: Presence,
+}
+
+impl BlankMailbox {
+    /// Makes one: an object that is sealed against resizing.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn create() -> io::Result<Self> {
+        let own = sys::memfd("jitcast-mailbox", MAILBOX_BYTES.into())?;
+        let mailbox = map(&own)?;
+        sys::seal(&own, SIZED)?;
+        mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
+        // Every worker has a thread: its page is there with the header's, and mapped by the same fault.
+        mailbox.thread(0, ThreadWord::Tid).store(0, Ordering::Relaxed);
+        let theirs = sys::reopen(&own)?;
+        sys::share_lock(&theirs, PRESENT)?;
+        Ok(Self { mailbox, theirs, presence: Presence(own) })
+    }
+
+    /// For a worker that will map the segment's `object`, with the descriptor that it is given.
+    pub fn for_object(self, object: u64) -> (Mailbox, OwnedFd, Presence) {
+        self.mailbox.word(Word::Object).store(object, Ordering::Relaxed);
+        self.mailbox.word(Word::Mapped).store(object, Ordering::Relaxed);
+        (self.mailbox, self.theirs, self.presence)
+    }
+}
+
+/// A mailbox for one worker, which will map the segment's `object`, and its descriptor for the worker.
 ///
 /// # Errors
-/// What the system said.
+/// As [`BlankMailbox::create`].
 pub fn create_mailbox(object: u64) -> io::Result<(Mailbox, OwnedFd, Presence)> {
-    let own = sys::memfd("jitcast-mailbox", MAILBOX_BYTES.into())?;
-    let mailbox = map(&own)?;
-    sys::seal(&own, SIZED)?;
-    mailbox.word(Word::Magic).store(MAILBOX_MAGIC, Ordering::Relaxed);
-    mailbox.word(Word::Object).store(object, Ordering::Relaxed);
-    mailbox.word(Word::Mapped).store(object, Ordering::Relaxed);
-    let theirs = sys::reopen(&own)?;
-    sys::share_lock(&theirs, PRESENT)?;
-    Ok((mailbox, theirs, Presence(own)))
+    Ok(BlankMailbox::create()?.for_object(object))
 }
 
 fn map(fd: &OwnedFd) -> io::Result<Mailbox> {

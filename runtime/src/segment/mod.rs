@@ -29,7 +29,7 @@ use crate::header::HeaderError;
 pub use {
     cgroup::check_transient,
     create::{AdoptError, BackEnd, Segment, SegmentError, SegmentOptions, SharedOrigin},
-    mailboxes::{Presence, adopt_mailbox, create_mailbox},
+    mailboxes::{BlankMailbox, Presence, adopt_mailbox, create_mailbox},
     named::{DeadSegment, Leftover, examine},
 };
 

@@ -14,8 +14,25 @@ pub(super) const UNKNOWN: &str = "it is not known yet which the shared data are"
 
 impl Loop<'_> {
     /// Lets whoever wants to attach wait while it is not known which object the shared data are in; one that was attached before
-    /// may bring it.
+    /// may bring it. What its child takes over has been asked for in the same breath, and comes after that.
     pub(super) fn wait(&mut self, token: u64, incoming: Incoming) -> Option<Incoming> {
+        if matches!(incoming, Incoming::Spare) {
+            return match self
+                .waiting
+                .iter()
+                .filter(|(waiting, _)| *waiting == token)
+                .count()
+            {
+                0 => Some(incoming),
+                1 => {
+                    self.waiting.push((token, incoming));
+                    None
+                }
+                _ => Some(Incoming::Refused(
+                    "this connection waits already".to_owned(),
+                )),
+            };
+        }
         let attaches = matches!(incoming, Incoming::Attach(_) | Incoming::Resume(..));
         let segment = self.compiler.segment();
         if !attaches || segment.shared_fd().is_some() {
