@@ -130,7 +130,7 @@ fn apart(geometry: &Geometry) -> Result<Option<OwnedFd>, AttachError> {
 /// How long a wait goes on before it looks whether the compiler process is there.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The same, when it is about to offer something, or when a wait before this one looked.
+/// The same, when it is about to offer something; and for how long a look of one wait serves those that follow.
 const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
@@ -332,16 +332,15 @@ impl Worker {
     }
 
     /// Tends the worker, unless that was done a moment ago: who waits for one publication after the other is woken later by what it does
-    /// before it sleeps. Returns when it is to be done again.
+    /// before it sleeps. Returns when it is to be done again: not soon, as a rule, since a timer that is the next one of its processor has to be
+    /// set there and reset when somebody wakes, before he runs.
     fn look_and_how_soon_again(&self) -> Duration {
         let now_ns = sys::monotonic_ns();
         let looked_ns = self.0.looked_ns.load(Ordering::Relaxed);
-        let since = Duration::from_nanos(now_ns.saturating_sub(looked_ns));
-        if let Some(left) = LOOK_SOON.checked_sub(since).filter(|left| !left.is_zero()) {
-            return left;
+        if Duration::from_nanos(now_ns.saturating_sub(looked_ns)) >= LOOK_SOON {
+            self.0.looked_ns.store(now_ns, Ordering::Relaxed);
+            self.tend();
         }
-        self.0.looked_ns.store(now_ns, Ordering::Relaxed);
-        self.tend();
         // What is announced to be another object is about to come, and nothing wakes whoever waits here.
         if self.0.life.moving().load(Ordering::Relaxed) == u64::MAX {
             LOOK_SOON
