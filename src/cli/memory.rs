@@ -3,13 +3,13 @@
 //! Linking a large unit takes tens of megabytes for as many milliseconds. glibc's malloc gives such memory back to the kernel at
 //! once and asks for it anew, page by page, for the next unit: with 60,000 functions that is a third of the whole time.
 
-/// How much freed memory the process keeps, bytes.
+/// How much freed memory each of malloc's arenas keeps, bytes; there is one for each thread that publishes while others do.
 const KEPT_BYTES: i32 = 64 << 20;
 
 /// The longest piece that does not get a mapping of its own, bytes: the most that glibc's malloc takes.
 const UNMAPPED_BYTES: i32 = 32 << 20;
 
-/// Has malloc keep what is freed, up to 64 MiB. To be called while there is one thread.
+/// Has malloc keep what is freed. To be called while there is one thread.
 pub(super) fn keep_freed() {
     for (parameter, bytes) in [
         (libc::M_TRIM_THRESHOLD, KEPT_BYTES),
