@@ -20,7 +20,7 @@
 //! | where each piece goes, what runs when | `layout`, `bounds`, `startup` |
 //! | what was done, for people | `explain` |
 //! | what debugging information says of it, once it is placed | `debug` |
-//! | the values | [`relocation`] (refused kinds in `refusal`), `apply` |
+//! | the values | [`relocation`] (refused kinds in `refusal`, indices in `row`), `apply`, `fields` |
 //!
 //! Inputs are hostile: nothing that they hold may panic, loop, or cost more than a fixed multiple of
 //! their length. What is not supported is refused by name.
@@ -63,6 +63,7 @@ pub mod relocation;
 mod request;
 mod resolve;
 mod rewrite;
+mod row;
 mod section;
 mod startup;
 mod thunk;
