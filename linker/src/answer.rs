@@ -39,7 +39,7 @@ pub(crate) struct Answer {
     earlier: u32,
     kind: u8,
     /// Neither the bytes nor the addend count.
-    anyhow: bool,
+    unconditional: bool,
     /// How many answers the symbol has, with this one.
     count: u8,
 }
@@ -116,7 +116,7 @@ impl<'a> Answers<'a> {
             let answer = self.list.get(number as usize)?;
             if (word ^ answer.before) & answer.mask == 0
                 && entry.r_type(LE, false) == u32::from(answer.kind)
-                && (answer.anyhow || entry.r_addend.get(LE) == answer.fixup.addend)
+                && (answer.unconditional || entry.r_addend.get(LE) == answer.fixup.addend)
             {
                 return Some(number);
             }
@@ -137,7 +137,7 @@ impl<'a> Answers<'a> {
         if usize::from(request.row.field.width_bytes) != WIDTH_BYTES || count == MOST {
             return None;
         }
-        let anyhow = fixup.rewrite == Rewrite::Nothing && request.leads_to_its_place();
+        let unconditional = fixup.rewrite == Rewrite::Nothing && request.leads_to_its_place();
         let [first, second, third, _] = before.to_le_bytes();
         let [one, two, three] = classify::looked_at(usage, [first, second, third]);
         let mask = u32::from_le_bytes([one, two, three, 0]);
@@ -146,10 +146,10 @@ impl<'a> Answers<'a> {
         self.list.push(Answer {
             fixup: *fixup,
             before,
-            mask: if anyhow { 0 } else { mask },
+            mask: if unconditional { 0 } else { mask },
             earlier,
             kind,
-            anyhow,
+            unconditional,
             count: count + 1,
         });
         Some(*last)
@@ -213,4 +213,23 @@ fn at_the_start(bytes: &[u8], field: usize) -> Option<u32> {
             .zip(there)
             .fold(0, |word, (place, &byte)| word | u32::from(byte) << place),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::before;
+
+    #[test]
+    fn before_a_field_is_what_there_is() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(before(&bytes, 3), Some(0x03_0201));
+        assert_eq!(before(&bytes, 2), Some(0x02_0100));
+        assert_eq!(before(&bytes, 1), Some(0x01_0000));
+        assert_eq!(before(&bytes, 0), Some(0));
+        // A field that ends outside is none.
+        assert_eq!(before(&bytes, 4), None);
+        assert_eq!(before(&bytes[..4], 1), None);
+        assert_eq!(before(&[], 0), None);
+        assert_eq!(before(&bytes, usize::MAX), None);
+    }
 }

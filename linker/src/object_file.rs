@@ -40,7 +40,7 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) symbols: SymbolTable<'a, Elf>,
     /// The names of the symbols, if all of them are UTF-8; else nothing.
     names: &'a str,
-    /// Some name has a `@`.
+    /// Some name may have a `@`.
     pub(crate) has_versions: bool,
     /// The file and its sections, for what is not loaded.
     pub(crate) bytes: &'a [u8],
@@ -103,12 +103,13 @@ impl<'a> ObjectFile<'a> {
                     budget,
                     ..
                 } = reader;
-                let names = strings(bytes, &table, symbols.string_section());
+                let strings = strings(bytes, &table, symbols.string_section());
                 Ok(Self {
                     name,
                     dialect,
-                    names: core::str::from_utf8(names).unwrap_or_default(),
-                    has_versions: names.contains(&b'@'),
+                    names: all_text(strings),
+                    // Without strings no name is found; one that were, would be looked at.
+                    has_versions: strings.is_none_or(|strings| strings.contains(&b'@')),
                     has_frames: sections.iter().any(|section| section.role == Role::Frames),
                     sections,
                     symbols,
@@ -142,10 +143,9 @@ impl<'a> ObjectFile<'a> {
         let table = header.sections(LE, bytes).map_err(corrupt)?;
         let symbols = table.symbols(LE, bytes, elf::SHT_SYMTAB).map_err(corrupt)?;
         let names = SectionIndex(header.shstrndx(LE, bytes).map_err(corrupt)? as usize);
-        let names = strings(bytes, &table, names);
         let mut reader = Reader {
             bytes,
-            names: core::str::from_utf8(names).unwrap_or_default(),
+            names: all_text(strings(bytes, &table, names)),
             table,
             symbols,
             budget: Budget::new(bytes.len()),
@@ -280,11 +280,19 @@ impl<'a> ObjectFile<'a> {
     }
 }
 
-/// The strings of a section; none if there is no such one.
-fn strings<'a>(bytes: &'a [u8], table: &SectionTable<'a, Elf>, section: SectionIndex) -> &'a [u8] {
-    let section = table.section(section);
-    let strings = section.and_then(|section| section.data(LE, bytes));
-    strings.unwrap_or_default()
+/// The strings of a section, if all of it is in the file.
+fn strings<'a>(
+    bytes: &'a [u8],
+    table: &SectionTable<'a, Elf>,
+    section: SectionIndex,
+) -> Option<&'a [u8]> {
+    table.section(section).ok()?.data(LE, bytes).ok()
+}
+
+/// The same as text, if all of them are UTF-8; else nothing.
+fn all_text(strings: Option<&[u8]>) -> &str {
+    let text = strings.and_then(|strings| core::str::from_utf8(strings).ok());
+    text.unwrap_or_default()
 }
 
 /// `name`, the one at `offset` in its section, as text; `strings` are those of that section, if all of them are UTF-8.

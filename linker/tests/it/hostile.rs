@@ -52,6 +52,29 @@ fn attempt(name: &str, bytes: &[u8]) {
     }
 }
 
+/// An object's names are looked at as a whole; where the whole is not in the file, none of them is found either.
+#[test]
+fn names_that_claim_more_than_the_file_are_refused() {
+    let source = ".symver old, memcpy@GLIBC_2.2.5\n.text\n.globl f\nf: call old@PLT\n";
+    let mut object = assemble(source);
+    let read = |bytes: &[u8], at: usize, len: usize| {
+        let field = bytes[at..at + len].iter().rev();
+        field.fold(0, |number, &byte| number << 8 | usize::from(byte))
+    };
+    // e_shoff and e_shnum; sh_type, sh_link and sh_size (gABI, chapter 4).
+    let header = read(&object, 0x28, 8);
+    let headers = (0..read(&object, 0x3c, 2)).map(|index| header + index * 64);
+    let symbols = { headers }
+        .find(|&at| read(&object, at + 4, 4) == 2)
+        .unwrap();
+    let names = header + read(&object, symbols + 40, 4) * 64;
+    let len_bytes = object.len() as u64;
+    object[names + 32..names + 40].copy_from_slice(&len_bytes.to_le_bytes());
+    let files = [("x.o", &object[..])];
+    let problem = prepare(&files).unwrap_err().to_string();
+    assert!(problem.contains("symbol name"), "{problem}");
+}
+
 #[test]
 fn every_prefix_of_an_object_is_refused_or_linked() {
     let object = object();
