@@ -34,6 +34,23 @@ fn every_command_shows_an_example() {
     }
 }
 
+/// As in `jitcast status | head`, when `head` has seen enough.
+#[test]
+fn what_nobody_reads_on_ends_quietly() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let shown = jitcast(&["completions", "bash"])
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .unwrap();
+    assert_eq!(shown.status.signal(), Some(libc::SIGPIPE), "{shown:?}");
+    assert_eq!(shown.stderr, b"");
+}
+
 #[test]
 fn exit_statuses_are_documented_and_true() {
     let help = finish(&mut jitcast(&["--help"])).succeeded().stdout;

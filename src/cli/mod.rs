@@ -60,6 +60,21 @@ pub(crate) fn main() -> ExitCode {
         .with_ansi(color::wanted(args.color))
         .with_span_events(FmtSpan::CLOSE)
         .init();
+    let only_shows = matches!(
+        args.command,
+        Command::History(_)
+            | Command::Link(_)
+            | Command::Status(_)
+            | Command::Map(_)
+            | Command::Dis(_)
+            | Command::PerfResolve(_)
+            | Command::Why(_)
+            | Command::Completions { .. }
+    );
+    if only_shows && let Err(error) = signals::end_with_the_reader() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     let done = match args.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),

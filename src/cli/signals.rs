@@ -3,8 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGPIPE, SIGTERM};
+
+/// Lets the process end when whoever reads what it shows has seen enough (`jitcast status | head`), as other commands do: by SIGPIPE, which
+/// Rust's runtime ignores. Sockets are written to without that signal. For commands that nobody depends on.
+pub(super) fn end_with_the_reader() -> io::Result<()> {
+    let always = Arc::new(AtomicBool::new(true));
+    signal_hook::flag::register_conditional_default(SIGPIPE, always).map(drop)
+}
 
 /// Becomes readable when the process is asked to end.
 #[derive(Debug)]
