@@ -31,17 +31,41 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Answer {
     /// The fixup of the first relocation that asked.
     pub(crate) fixup: Fixup,
-    /// The bytes before its field, as far as they count.
-    before: u32,
-    /// Which bits of them count.
-    mask: u32,
+    /// How that asked.
+    asked: Asked,
+    /// Which bits of it count.
+    mask: Asked,
     /// The symbol's answer before this one.
     earlier: u32,
-    kind: u8,
-    /// Neither the bytes nor the addend count.
-    unconditional: bool,
     /// How many answers the symbol has, with this one.
     count: u8,
+}
+
+/// How a relocation asks, apart from its symbol: as bits, of which an answer compares those that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    /// The kind in the upper half, the bytes before the field in the lower one.
+    how: u64,
+    addend: u64,
+}
+
+impl Asked {
+    /// How `entry` asks, whose field has these bytes before it.
+    #[inline(always)]
+    fn by(entry: &Rela64<LE>, before: u32) -> Self {
+        // The symbol is in the upper half.
+        let kind = entry.r_info.get(LE) << 32;
+        Self {
+            how: kind | u64::from(before),
+            addend: entry.r_addend.get(LE).cast_unsigned(),
+        }
+    }
+
+    /// Whether `self` and `other` agree in `mask`.
+    #[inline(always)]
+    fn agrees(self, other: Self, mask: Self) -> bool {
+        (self.how ^ other.how) & mask.how | (self.addend ^ other.addend) & mask.addend == 0
+    }
 }
 
 /// The relocations of a piece of text.
@@ -60,7 +84,10 @@ pub(crate) struct Answers<'a> {
     /// The last answer for each symbol of the object that is read.
     last: Vec<u32>,
     batches: Vec<Batch<'a>>,
+    /// The number of the answer to each relocation of the batches, or [`NONE`].
     given: Vec<u32>,
+    /// How many relocations have been looked at.
+    next: usize,
 }
 
 impl Answer {
@@ -93,6 +120,8 @@ impl<'a> Answers<'a> {
     /// Begins with the relocations of a piece of text, each of which is then given an answer, or none.
     pub(crate) fn begin_batch(&mut self, chunk: u32, entries: &'a [Rela64<LE>]) {
         let first = self.given.len();
+        self.next = first;
+        self.given.resize(first + entries.len(), NONE);
         self.batches.push(Batch {
             chunk,
             entries,
@@ -100,34 +129,40 @@ impl<'a> Answers<'a> {
         });
     }
 
+    /// Gives the next relocation an answer, or none.
     #[inline]
     pub(crate) fn give(&mut self, answer: Option<u32>) {
-        self.given.push(answer.unwrap_or(NONE));
+        if let Some((given, answer)) = self.given.get_mut(self.next).zip(answer) {
+            *given = answer;
+        }
+        self.next += 1;
     }
 
-    /// The answer to `entry`, a relocation of a piece of text with these `bytes`, if there is one already.
-    #[inline(always)]
-    pub(crate) fn find(&self, entry: &Rela64<LE>, bytes: &[u8]) -> Option<u32> {
-        let mut number = *self.last.get(entry.r_sym(LE, false) as usize)?;
-        let offset = u32::try_from(entry.r_offset.get(LE)).ok()?;
-        let word = before(bytes, offset as usize)?;
-        loop {
-            // No more than `MOST`.
-            let answer = self.list.get(number as usize)?;
-            if (word ^ answer.before) & answer.mask == 0
-                && entry.r_type(LE, false) == u32::from(answer.kind)
-                && (answer.unconditional || entry.r_addend.get(LE) == answer.fixup.addend)
-            {
-                return Some(number);
-            }
-            number = answer.earlier;
+    /// Answers those of `entries`, relocations of a piece of text with these `bytes`, that ask as others did, up to the first
+    /// that does not; returns that one and those after it.
+    #[inline(never)]
+    pub(crate) fn give_known<'e>(
+        &mut self,
+        entries: &'e [Rela64<LE>],
+        bytes: &[u8],
+    ) -> Option<(&'e Rela64<LE>, &'e [Rela64<LE>])> {
+        let (list, last) = (self.list.as_slice(), self.last.as_slice());
+        let given = self.given.get_mut(self.next..).unwrap_or_default();
+        let mut count = 0;
+        for (entry, given) in entries.iter().zip(given) {
+            let Some(answer) = find(list, last, entry, bytes) else {
+                break;
+            };
+            *given = answer;
+            count += 1;
         }
+        self.next += count;
+        entries.get(count..)?.split_first()
     }
 
     /// Keeps `fixup` as the answer to `request`; returns its number.
     pub(crate) fn keep(&mut self, request: &Request<'_>, usage: Use, fixup: &Fixup) -> Option<u32> {
-        let before = before(request.bytes, request.site.offset as usize)?;
-        let kind = u8::try_from(request.row.number).ok()?;
+        let before = before(request.bytes, request.site.offset.into())?;
         let last = self.last.get_mut(request.symbol as usize)?;
         let earlier = *last;
         let count = self
@@ -137,19 +172,30 @@ impl<'a> Answers<'a> {
         if usize::from(request.row.field.width_bytes) != WIDTH_BYTES || count == MOST {
             return None;
         }
-        let unconditional = fixup.rewrite == Rewrite::Nothing && request.leads_to_its_place();
-        let [first, second, third, _] = before.to_le_bytes();
-        let [one, two, three] = classify::looked_at(usage, [first, second, third]);
-        let mask = u32::from_le_bytes([one, two, three, 0]);
+        let kind = u64::from(u32::MAX) << 32;
+        let mask = if fixup.rewrite == Rewrite::Nothing && request.leads_to_its_place() {
+            Asked {
+                how: kind,
+                addend: 0,
+            }
+        } else {
+            let [first, second, third, _] = before.to_le_bytes();
+            let [one, two, three] = classify::looked_at(usage, [first, second, third]);
+            Asked {
+                how: kind | u64::from(u32::from_le_bytes([one, two, three, 0])),
+                addend: u64::MAX,
+            }
+        };
         let number = u32::try_from(self.list.len()).ok();
         *last = number.filter(|&number| number != NONE)?;
         self.list.push(Answer {
             fixup: *fixup,
-            before,
-            mask: if unconditional { 0 } else { mask },
+            asked: Asked {
+                how: u64::from(request.row.number) << 32 | u64::from(before),
+                addend: fixup.addend.cast_unsigned(),
+            },
+            mask,
             earlier,
-            kind,
-            unconditional,
             count: count + 1,
         });
         Some(*last)
@@ -165,18 +211,11 @@ impl<'a> Answers<'a> {
         self.given.len()
     }
 
-    /// The relocations that have answers, with these, piece by piece of text.
-    pub(crate) fn batches(
-        &self,
-    ) -> impl Iterator<Item = (u32, impl Iterator<Item = (&'a Rela64<LE>, usize)>)> {
+    /// The relocations of each piece of text, and the numbers of their answers; those that have none, have one that is none of the list.
+    pub(crate) fn batches(&self) -> impl Iterator<Item = (u32, &'a [Rela64<LE>], &[u32])> {
         self.batches.iter().map(|batch| {
-            let given = &self.given[batch.first..];
-            let answered = batch.entries.iter().zip(given);
-            let answered = answered.filter(|&(_, &answer)| answer != NONE);
-            (
-                batch.chunk,
-                answered.map(|(entry, &answer)| (entry, answer as usize)),
-            )
+            let given = &self.given[batch.first..][..batch.entries.len()];
+            (batch.chunk, batch.entries, given)
         })
     }
 
@@ -184,27 +223,59 @@ impl<'a> Answers<'a> {
     pub(crate) fn fixups(&self, wanted: fn(&Answer) -> bool) -> impl Iterator<Item = Fixup> {
         let some = self.list.iter().any(wanted);
         let batches = self.batches().take_while(move |_| some);
-        batches.flat_map(move |(chunk, entries)| {
-            entries.filter_map(move |(entry, answer)| {
-                let answer = self.list.get(answer).filter(|answer| wanted(answer))?;
-                Some(answer.fixup_of(entry, chunk))
-            })
+        batches.flat_map(move |(chunk, entries, given)| {
+            entries
+                .iter()
+                .zip(given)
+                .filter_map(move |(entry, &answer)| {
+                    let answer = self.list.get(answer as usize);
+                    let answer = answer.filter(|answer| wanted(answer))?;
+                    Some(answer.fixup_of(entry, chunk))
+                })
         })
     }
 }
 
-/// The bytes before a field, which has to be inside; zeros, which no instruction is told by, where there are none.
+/// The answer to `entry`, if it is among these.
 #[inline(always)]
-fn before(bytes: &[u8], field: usize) -> Option<u32> {
-    let Some(start) = field.checked_sub(BEFORE) else {
-        return at_the_start(bytes, field);
-    };
+fn find(list: &[Answer], last: &[u32], entry: &Rela64<LE>, bytes: &[u8]) -> Option<u32> {
+    let number = *last.get(entry.r_sym(LE, false) as usize)?;
+    let field = entry.r_offset.get(LE);
+    match inside(bytes, field) {
+        Some(before) => agreeing(list, number, Asked::by(entry, before)),
+        None => agreeing(list, number, Asked::by(entry, at_the_start(bytes, field)?)),
+    }
+}
+
+/// Of answer `number` and those before it, one to what is `asked`.
+#[inline(always)]
+fn agreeing(list: &[Answer], mut number: u32, asked: Asked) -> Option<u32> {
+    loop {
+        // No more than `MOST`.
+        let answer = list.get(number as usize)?;
+        if asked.agrees(answer.asked, answer.mask) {
+            return Some(number);
+        }
+        number = answer.earlier;
+    }
+}
+
+/// The bytes before a field, which has to be inside; zeros, which no instruction is told by, where there are none.
+fn before(bytes: &[u8], field: u64) -> Option<u32> {
+    inside(bytes, field).or_else(|| at_the_start(bytes, field))
+}
+
+/// The same, where there are as many as are looked at.
+#[inline(always)]
+fn inside(bytes: &[u8], field: u64) -> Option<u32> {
+    let start = usize::try_from(field.wrapping_sub(BEFORE as u64)).ok()?;
     let around: &[u8; BEFORE + WIDTH_BYTES] = bytes.get(start..)?.first_chunk()?;
     Some(u32::from_le_bytes(*around.first_chunk()?) & 0xff_ffff)
 }
 
 #[cold]
-fn at_the_start(bytes: &[u8], field: usize) -> Option<u32> {
+fn at_the_start(bytes: &[u8], field: u64) -> Option<u32> {
+    let field = usize::try_from(field).ok()?;
     bytes.get(field..)?.first_chunk::<WIDTH_BYTES>()?;
     let there = bytes.get(..field)?.iter().rev();
     let places = [16, 8, 0].into_iter();
@@ -230,6 +301,6 @@ mod tests {
         assert_eq!(before(&bytes, 4), None);
         assert_eq!(before(&bytes[..4], 1), None);
         assert_eq!(before(&[], 0), None);
-        assert_eq!(before(&bytes, usize::MAX), None);
+        assert_eq!(before(&bytes, u64::MAX), None);
     }
 }

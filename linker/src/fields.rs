@@ -4,6 +4,7 @@
 
 use jitcast_runtime::{Patch, PatchKind, PatchTarget, SegmentOffset};
 use object::LittleEndian as LE;
+use object::elf::Rela64;
 
 use crate::carry::Carriage;
 use crate::error::{LinkError, Problem};
@@ -59,18 +60,17 @@ impl<'p, 'a> Fields<'p, 'a> {
             .iter()
             .map(|answer| self.way(&answer.fixup))
             .collect();
-        for (chunk, entries) in plan.answers.batches() {
+        for (chunk, mut entries, mut given) in plan.answers.batches() {
             let (bytes, patches) = self.bytes(chunk, linked);
             let home = self.starts[chunk as usize];
-            for (entry, answer) in entries {
-                let (offset, addend) = (entry.r_offset.get(LE), entry.r_addend.get(LE));
-                if let Some(way) = &ways[answer]
-                    && way.store(home, offset, addend, bytes).is_some()
-                {
-                    continue;
-                }
-                let fixup = answers[answer].fixup_of(entry, chunk);
+            loop {
+                let count = store(&ways, home, (entries, given), bytes);
+                let Some((entry, rest)) = entries.get(count..).and_then(<[_]>::split_first) else {
+                    break;
+                };
+                let fixup = answers[given[count] as usize].fixup_of(entry, chunk);
                 self.apply(&fixup, bytes, patches)?;
+                (entries, given) = (rest, &given[count + 1..]);
             }
         }
         for run in plan
@@ -270,16 +270,43 @@ impl Way {
     #[inline(always)]
     fn store(&self, home: u64, asked: u64, addend: i64, bytes: &mut [u8]) -> Option<()> {
         let field = asked.wrapping_sub(self.asked_after as u64);
-        let site = u32::try_from(home.wrapping_add(field)).ok()?;
-        let distance = i64::from(self.target) - i64::from(site);
+        // What is outside of `bytes` comes to nothing below; all else is below 2^32, as every place in the window is.
+        let site = home.wrapping_add(field).cast_signed();
+        let distance = i64::from(self.target).wrapping_sub(site);
         let value = i32::try_from(distance.checked_add(addend)?).ok()?;
         let field = field as usize;
         if self.rewrite != Rewrite::Nothing {
             rewrite(bytes, field, self.rewrite)?;
         }
-        *bytes.get_mut(field..)?.first_chunk_mut()? = value.to_le_bytes();
+        let place = bytes.get_mut(field..)?.first_chunk_mut()?;
+        *place = value.to_le_bytes();
         Some(())
     }
+}
+
+/// Stores what relocations with these answers come to, up to the first that no short way leads to; returns how many there are
+/// before it. Those without an answer are left alone.
+#[inline(never)]
+fn store(
+    ways: &[Option<Way>],
+    home: u64,
+    (entries, given): (&[Rela64<LE>], &[u32]),
+    bytes: &mut [u8],
+) -> usize {
+    let mut count = 0;
+    for (entry, &answer) in entries.iter().zip(given) {
+        let (asked, addend) = (entry.r_offset.get(LE), entry.r_addend.get(LE));
+        let stored = match ways.get(answer as usize) {
+            Some(Some(way)) => way.store(home, asked, addend, bytes),
+            Some(None) => None,
+            None => Some(()),
+        };
+        if stored.is_none() {
+            break;
+        }
+        count += 1;
+    }
+    count
 }
 
 /// A target with a place.

@@ -5,8 +5,9 @@
 //! and names itself.
 
 use object::LittleEndian as LE;
+use object::elf::Rela64;
 
-use crate::atoms::{Atoms, Found, meant};
+use crate::atoms::{Around, Atoms, Found, meant};
 use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs, Reference};
@@ -35,40 +36,13 @@ pub(crate) fn graph(
         bound,
         found: Found::new(symbols.max().unwrap_or_default()),
     };
-    let mut edges = Vec::with_capacity(plan.answers.given() + plan.fixups.len());
+    let mut edges = Edges::new(atoms.nodes(), plan.references.len());
     // Sites come in their order, more or less: the next one is often in the same atom.
     let mut here = atoms.around(Spot {
         chunk: 0,
         offset: 0,
     });
-    let answers = plan.answers.list();
-    let answered: Vec<u32> = answers
-        .iter()
-        .map(|answer| match answer.fixup.by_section {
-            true => EACH,
-            false => targets.of(&answer.fixup, 0).unwrap_or(NOTHING),
-        })
-        .collect();
-    for (chunk, entries) in plan.answers.batches() {
-        for (entry, answer) in entries {
-            // Inside its section, whose length has 31 bits.
-            let offset = entry.r_offset.get(LE) as u32;
-            let site = Spot { chunk, offset };
-            if !here.has(site) {
-                here = atoms.around_next(here, site);
-            }
-            let to = match answered[answer] {
-                EACH => {
-                    let fixup = answers[answer].fixup_of(entry, chunk);
-                    targets.of(&fixup, here.start.offset).unwrap_or(NOTHING)
-                }
-                to => to,
-            };
-            if to != NOTHING {
-                edges.push((here.node, to));
-            }
-        }
-    }
+    answered(&mut targets, &mut edges, &mut here);
     for fixup in &plan.fixups {
         if matches!(fixup.site.chunk, CELLS | DYNAMIC_CELLS | FRAMES) {
             continue;
@@ -76,18 +50,64 @@ pub(crate) fn graph(
         if !here.has(fixup.site) {
             here = atoms.around_next(here, fixup.site);
         }
+        edges.begin(here.node);
         if let Some(to) = targets.of(fixup, here.start.offset) {
-            edges.push((here.node, to));
+            edges.add(edges.place(to));
         }
     }
     local_edges(unit, &atoms, &mut edges);
-    let references = plan.references.len();
-    (compress(edges, atoms.nodes(), references), atoms)
+    (edges.group(), atoms)
 }
 
-/// Among the nodes of answers: that nothing is needed, and that it is found out for each relocation.
-const NOTHING: u32 = u32::MAX;
-const EACH: u32 = u32::MAX - 1;
+/// Among the places of answers: that it is found out for each relocation.
+const EACH: u32 = u32::MAX;
+
+/// Adds the edges of the relocations that are answered for.
+fn answered(targets: &mut Targets<'_, '_>, edges: &mut Edges, here: &mut Around) {
+    let (plan, atoms) = (targets.plan, targets.atoms);
+    let answers = plan.answers.list();
+    let places: Vec<u32> = answers
+        .iter()
+        .map(|answer| match answer.fixup.by_section {
+            true => EACH,
+            false => match targets.of(&answer.fixup, 0) {
+                Some(to) => edges.place(to),
+                None => edges.nowhere(),
+            },
+        })
+        .collect();
+    edges.reserve(plan.answers.given());
+    for (chunk, mut entries, mut given) in plan.answers.batches() {
+        let site = |entry: &Rela64<LE>| Spot {
+            chunk,
+            // Inside its section, whose length has 31 bits.
+            offset: entry.r_offset.get(LE) as u32,
+        };
+        while let Some(first) = entries.first() {
+            if !here.has(site(first)) {
+                *here = atoms.around_next(*here, site(first));
+            }
+            edges.begin(here.node);
+            let others = entries[1..]
+                .iter()
+                .take_while(|entry| here.has(site(entry)));
+            let count = 1 + others.count();
+            let (ours, answers_of_ours) = (&entries[..count], &given[..count]);
+            (entries, given) = (&entries[count..], &given[count..]);
+            if edges.add_answered(&places, answers_of_ours) {
+                continue;
+            }
+            for (entry, &answer) in ours.iter().zip(answers_of_ours) {
+                if places.get(answer as usize) == Some(&EACH) {
+                    let fixup = answers[answer as usize].fixup_of(entry, chunk);
+                    if let Some(to) = targets.of(&fixup, here.start.offset) {
+                        edges.add(edges.place(to));
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// Finds the nodes that fixups lead to.
 struct Targets<'t, 'a> {
@@ -137,7 +157,7 @@ impl Targets<'_, '_> {
 }
 
 /// Adds the edges to local functions that no relocation shows.
-fn local_edges(unit: &Unit<'_>, atoms: &Atoms, edges: &mut Vec<(u32, u32)>) {
+fn local_edges(unit: &Unit<'_>, atoms: &Atoms, edges: &mut Edges) {
     for (chunk, home) in (0..).zip(&unit.chunks) {
         let group = atoms.of_chunk(chunk);
         if home.area != Area::Text || group.len() < 2 || !group.iter().any(|atom| atom.local) {
@@ -147,7 +167,8 @@ fn local_edges(unit: &Unit<'_>, atoms: &Atoms, edges: &mut Vec<(u32, u32)>) {
         let is_start = |offset| find(offset).is_ok_and(|index| group[index].local);
         local_calls::scan(home.bytes().unwrap_or_default(), is_start, |at, target| {
             let node = |offset| atoms.node(Spot { chunk, offset });
-            edges.push((node(at), node(target)));
+            edges.begin(node(at));
+            edges.add(edges.place(node(target)));
         });
     }
 }
@@ -161,59 +182,203 @@ fn bound_node(unit: &Unit<'_>, atoms: &Atoms, number: u32, reference: &Reference
     }
 }
 
-/// Groups edges by their start, without duplicates and those that lead nowhere else.
-fn compress(mut edges: Vec<(u32, u32)>, nodes: usize, references: usize) -> Needs {
-    // A few ascending runs, which this sort merges.
-    edges.sort_by_key(|&(from, _)| from);
-    let mut first = Vec::with_capacity(nodes + 1);
-    let mut targets = Vec::with_capacity(edges.len());
-    // For each node, then each reference, the last one from which an edge led there.
-    let mut last = vec![u32::MAX; nodes + references];
-    for (from, to) in edges {
-        if from == to {
-            continue;
-        }
-        if from as usize >= first.len() {
-            // Also of the nodes before, from which no edge starts.
-            first.resize(from as usize + 1, targets.len() as u32);
-        }
-        let place = match to & Needs::REFERENCE {
-            0 => to as usize,
-            _ => nodes + (to & !Needs::REFERENCE) as usize,
-        };
-        if last[place] != from {
-            last[place] = from;
-            targets.push(to);
+/// The edges of the graph, run by run of those that start at one node, as long as they come.
+///
+/// What edges lead to has a place in one table: the nodes, then the references, then what stands for nothing.
+#[derive(Debug)]
+struct Edges {
+    nodes: u32,
+    /// The places that edges lead to.
+    places: Vec<u32>,
+    /// The node that each run starts at, and its first place.
+    runs: Vec<(u32, u32)>,
+    /// The node of the last run.
+    from: u32,
+    /// For each place, the last node from which an edge led there, or would have.
+    last: Vec<u32>,
+}
+
+impl Edges {
+    fn new(nodes: usize, references: usize) -> Self {
+        Self {
+            // Nodes and references are numbered with 31 bits each.
+            nodes: nodes as u32,
+            places: Vec::new(),
+            runs: Vec::new(),
+            from: u32::MAX,
+            last: vec![u32::MAX; nodes + references + 1],
         }
     }
-    first.resize(nodes + 1, targets.len() as u32);
-    Needs { first, targets }
+
+    fn reserve(&mut self, count: usize) {
+        self.places.reserve(count);
+        self.runs.reserve(self.nodes as usize);
+    }
+
+    /// The place of a node or a reference.
+    fn place(&self, to: u32) -> u32 {
+        match to & Needs::REFERENCE {
+            0 => to,
+            _ => self.nodes + (to & !Needs::REFERENCE),
+        }
+    }
+
+    /// The place of nothing.
+    fn nowhere(&self) -> u32 {
+        self.last.len() as u32 - 1
+    }
+
+    /// Begins with edges that start at `from`.
+    fn begin(&mut self, from: u32) {
+        if from != self.from {
+            self.from = from;
+            self.runs.push((from, self.places.len() as u32));
+            // Neither leads anywhere else.
+            let nowhere = self.nowhere();
+            self.last[from as usize] = from;
+            self.last[nowhere as usize] = from;
+        }
+    }
+
+    /// Adds an edge, unless there has been the same since the run began, or it leads nowhere else.
+    #[inline]
+    fn add(&mut self, place: u32) {
+        let last = &mut self.last[place as usize];
+        if *last != self.from {
+            *last = self.from;
+            self.places.push(place);
+        }
+    }
+
+    /// Adds the edges of relocations that have these answers, as far as answers have places; whether all have.
+    #[inline(never)]
+    fn add_answered(&mut self, places: &[u32], given: &[u32]) -> bool {
+        let mut all = true;
+        for &answer in given {
+            match places.get(answer as usize) {
+                Some(&EACH) => all = false,
+                Some(&place) => self.add(place),
+                // What has no answer has a fixup.
+                None => {}
+            }
+        }
+        all
+    }
+
+    /// Groups them by the nodes that they start at.
+    fn group(mut self) -> Needs {
+        if !self.runs.is_sorted_by(|one, next| one.0 < next.0) {
+            self = self.sorted();
+        }
+        let nodes = self.nodes as usize;
+        let mut first = Vec::with_capacity(nodes + 1);
+        for (from, start) in self.runs {
+            // Also of the nodes before, from which no edge starts.
+            first.resize(from as usize + 1, start);
+        }
+        first.resize(nodes + 1, self.places.len() as u32);
+        let mut targets = self.places;
+        for target in &mut targets {
+            if *target >= self.nodes {
+                *target = (*target - self.nodes) | Needs::REFERENCE;
+            }
+        }
+        Needs { first, targets }
+    }
+
+    /// The same with one run for each node, in order.
+    fn sorted(self) -> Self {
+        let ends = self.runs.iter().skip(1).map(|&(_, start)| start);
+        let ends = ends.chain([self.places.len() as u32]);
+        let mut runs: Vec<_> = self.runs.iter().copied().zip(ends).collect();
+        runs.sort_by_key(|&((from, _), _)| from);
+        let mut sorted = Self {
+            nodes: self.nodes,
+            places: Vec::with_capacity(self.places.len()),
+            runs: Vec::with_capacity(runs.len()),
+            from: u32::MAX,
+            last: vec![u32::MAX; self.last.len()],
+        };
+        for ((from, start), end) in runs {
+            sorted.begin(from);
+            for &place in &self.places[start as usize..end as usize] {
+                sorted.add(place);
+            }
+        }
+        sorted
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn group(edges: &[(u32, u32)], nodes: usize, references: usize) -> Needs {
+        let mut all = Edges::new(nodes, references);
+        for &(from, to) in edges {
+            all.begin(from);
+            all.add(all.place(to));
+        }
+        all.group()
+    }
+
     #[test]
     fn edges_are_grouped_and_deduplicated() {
-        let edges = vec![(2, 5), (0, 1), (2, 5), (2, 1), (0, 1)];
-        let needs = compress(edges, 6, 0);
+        let reference = 1 | Needs::REFERENCE;
+        let edges = [
+            (2, 5),
+            (0, 1),
+            (2, 5),
+            (2, 1),
+            (2, 2),
+            (0, 1),
+            (0, reference),
+            (2, reference),
+            (2, reference),
+        ];
+        let needs = group(&edges, 6, 2);
         assert_eq!(
-            (needs.of(0), needs.of(1), needs.of(2)),
-            (&[1][..], &[][..], &[5, 1][..])
+            [0, 1, 2, 3, 5].map(|node| needs.of(node)),
+            [&[1, reference][..], &[], &[5, 1, reference], &[], &[]]
         );
         assert_eq!(needs.of(9), &[] as &[u32]);
+        assert_eq!(needs.first.len(), 7);
+    }
+
+    /// In whatever order they come, they are grouped as if they had been sorted by where they start.
+    #[test]
+    fn order_does_not_matter() {
+        let mut edges = vec![
+            (0, 3),
+            (0, 1),
+            (1, 1),
+            (1, 0),
+            (1, 0),
+            (3, 2),
+            (3, 4),
+            (3, 2),
+        ];
+        let sorted = group(&edges, 5, 0);
+        assert_eq!(sorted.targets, [3, 1, 0, 2, 4]);
+        edges.rotate_left(3);
+        let rotated = group(&edges, 5, 0);
+        assert_eq!(
+            (rotated.first, rotated.targets),
+            (sorted.first, sorted.targets)
+        );
+        let none = group(&[], 5, 0);
+        assert_eq!((none.first, none.targets), (vec![0; 6], vec![]));
     }
 
     #[test]
     fn needs_are_transitive_and_cycles_end() {
-        let edges = vec![
+        let edges = [
             (0, 1),
             (1, 0),
             (1, 7 | Needs::REFERENCE),
             (2, 3 | Needs::REFERENCE),
         ];
-        let needs = compress(edges, 3, 8);
+        let needs = group(&edges, 3, 8);
         assert_eq!(needs.references_of(0), [7]);
         assert_eq!(needs.references_of(2), [3]);
         assert_eq!(needs.references_of(9), []);

@@ -124,11 +124,12 @@ impl<'a> Plan<'a> {
         if shares {
             self.answers.begin_batch(chunk, table.entries);
         }
-        for entry in table.entries {
-            if shares && let Some(answer) = self.answers.find(entry, bytes) {
-                self.answers.give(Some(answer));
-                continue;
-            }
+        let mut left = table.entries;
+        while let Some((entry, rest)) = match shares {
+            true => self.answers.give_known(left, bytes),
+            false => left.split_first(),
+        } {
+            left = rest;
             let planned = match read(unit, symbols, object, table, chunk, bytes, entry) {
                 Ok(Some(request)) if in_text => self.text(unit, &request, shares),
                 Ok(Some(request)) => self.data(unit, &request).map(|()| None),
