@@ -3,8 +3,12 @@
 /// What is shorter is sorted by comparing.
 const FEW: usize = 64;
 
-/// Sorts `list` by `key`, what is equal in the order in which it was: a byte of the keys at a time, from the last on, and
-/// only bytes in which they differ. So places of a unit take two or three rounds.
+/// How many bits are sorted by at a time: the tables stay in the first cache, and are no longer than the list.
+const FEWER_BITS: u32 = 8;
+const BITS: u32 = 11;
+
+/// Sorts `list` by `key`, what is equal in the order in which it was: some bits of the keys at a time, from the last on, and
+/// only bits in which they differ. So places of a unit take two or three rounds.
 pub(crate) fn sort<T: Copy>(list: &mut Vec<T>, key: impl Fn(&T) -> u64) {
     if list.is_sorted_by_key(&key) {
         return;
@@ -13,28 +17,33 @@ pub(crate) fn sort<T: Copy>(list: &mut Vec<T>, key: impl Fn(&T) -> u64) {
         list.sort_by_key(key);
         return;
     }
+    let bits = if list.len() < 1 << BITS {
+        FEWER_BITS
+    } else {
+        BITS
+    };
+    let mask = (1 << bits) - 1;
     let first = key(&list[0]);
-    let differing = list.iter().fold(0, |bits, item| bits | (key(item) ^ first));
+    let mut differing = list.iter().fold(0, |bits, item| bits | (key(item) ^ first));
     let mut other = list.clone();
-    for shift in (0..u64::BITS).step_by(8) {
-        if differing >> shift & 0xff == 0 {
-            continue;
-        }
-        let byte = |item: &T| (key(item) >> shift & 0xff) as usize;
-        let mut next = [0_usize; 256];
+    while differing != 0 {
+        let shift = differing.trailing_zeros();
+        let digit = |item: &T| (key(item) >> shift & mask) as usize;
+        let mut next = [0_u32; 1 << BITS];
         for item in &*list {
-            next[byte(item)] += 1;
+            next[digit(item)] += 1;
         }
         let mut sum = 0;
-        for start in &mut next {
+        for start in &mut next[..1 << bits] {
             (*start, sum) = (sum, sum + *start);
         }
         for item in &*list {
-            let place = &mut next[byte(item)];
-            other[*place] = *item;
+            let place = &mut next[digit(item)];
+            other[*place as usize] = *item;
             *place += 1;
         }
         core::mem::swap(list, &mut other);
+        differing &= !(mask << shift);
     }
 }
 
@@ -46,7 +55,7 @@ mod tests {
     #[test]
     fn it_is_the_stable_order() {
         let mut seed = 1_u64;
-        for len in [0, 1, 2, 63, 64, 65, 1000] {
+        for len in [0, 1, 2, 63, 64, 65, 1000, 5000] {
             for mask in [0, 7, 0xff00, 0x00ff_00ff_0000_00ff, u64::MAX] {
                 let next = |_| {
                     seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
