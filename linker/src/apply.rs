@@ -198,12 +198,14 @@ impl<'a> Prepared<'a> {
         spot: Spot,
         at: &Placement,
     ) -> Result<(Area, SegmentOffset), Problem> {
-        let outside = Problem::Placement("a place of the unit is outside every window");
+        let outside = || Problem::Placement("a place of the unit is outside every window");
         let chunk = &self.unit.chunks[spot.chunk as usize];
         let offset = u64::from(chunk.position) + u64::from(spot.offset);
         Ok((
             chunk.area,
-            at.start(chunk.area).checked_add(offset).ok_or(outside)?,
+            at.start(chunk.area)
+                .checked_add(offset)
+                .ok_or_else(outside)?,
         ))
     }
 
@@ -221,38 +223,35 @@ impl<'a> Prepared<'a> {
     /// A placement outside every window.
     pub fn symbols(&self, at: &Placement) -> Result<Vec<PlacedSymbol>, LinkError> {
         let mut symbols = Vec::with_capacity(self.unit.defined.len());
-        for (definition, &global) in self.unit.defined.iter().enumerate() {
-            let placed = self.symbol(global, at);
-            let (place, node) = placed.map_err(|problem| LinkError::new(self.name, problem))?;
+        for ((definition, &global), &node) in (0..).zip(&self.unit.defined).zip(&self.nodes) {
+            let place = self.symbol(global, at);
             symbols.push(PlacedSymbol {
                 definition,
-                place,
+                place: place.map_err(|problem| LinkError::new(self.name, problem))?,
                 node,
             });
         }
         Ok(symbols)
     }
 
-    /// The place and the node of a global that the unit defines.
-    fn symbol(&self, global: u32, at: &Placement) -> Result<(Place, u32), Problem> {
-        let own = match self.unit.definition(global)? {
-            Meaning::Own(own) => own,
-            Meaning::Absolute(value) => return Ok((Place::Absolute(value), 0)),
-            Meaning::External(_) | Meaning::Window => {
-                return Err(Problem::Corrupt("definition that is none".into()));
-            }
+    /// The place of a global that the unit defines.
+    fn symbol(&self, global: u32, at: &Placement) -> Result<Place, Problem> {
+        let Some(own) = self.unit.own(global) else {
+            return match self.unit.definition(global)? {
+                Meaning::Absolute(value) => Ok(Place::Absolute(value)),
+                _ => Err(Problem::Corrupt("definition that is none".into())),
+            };
         };
         let (area, offset) = self.place(own.spot, at)?;
-        let node = self.atoms.node(own.spot);
         if !own.thread_local {
-            return Ok((Place::At(area, offset), node));
+            return Ok(Place::At(area, offset));
         }
         let in_block = u64::try_from(i128::from(offset.get()) - self.block_start(at));
         let (module, offset) = self
             .module(at)
             .zip(in_block.ok())
             .ok_or_else(|| Problem::Corrupt("thread-local symbol outside its block".into()))?;
-        Ok((Place::ThreadLocal { module, offset }, node))
+        Ok(Place::ThreadLocal { module, offset })
     }
 
     /// Says where in its object a problem is.

@@ -55,6 +55,14 @@ impl Found {
             list: vec![(Spot { chunk, offset }, 0); count],
         }
     }
+
+    /// Keeps that `symbol` led to `spot`, whose node is `node`.
+    #[inline]
+    pub(crate) fn keep(&mut self, symbol: u32, spot: Spot, node: u32) {
+        if let Some(entry) = self.list.get_mut(symbol as usize) {
+            *entry = (spot, node);
+        }
+    }
 }
 
 /// The atoms of a unit, in order; they do not overlap.
@@ -90,7 +98,7 @@ impl Atoms {
             list.push(Atom {
                 start,
                 end: start.offset.saturating_add(label.len_bytes),
-                local: label.kind == elf::STT_FUNC && label.local,
+                local: label.kind == elf::STT_FUNC && label.global.is_none(),
             });
         }
         // Assembly leaves the sizes of its functions out: such a one ends where the next begins.

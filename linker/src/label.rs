@@ -1,12 +1,10 @@
 //! Where functions and objects are, told by the symbols of the inputs: the one list of which atoms and names are made.
 
 use object::LittleEndian as LE;
-use object::elf;
+use object::elf::{self, Sym64};
 use object::read::elf::Sym as _;
 
-use crate::error::LinkError;
 use crate::layout::Spot;
-use crate::object_file::ask_ahead;
 use crate::order;
 use crate::unit::Unit;
 
@@ -21,37 +19,63 @@ pub(crate) struct Label {
     pub(crate) symbol: u32,
     /// `STT_FUNC`, `STT_GNU_IFUNC` or `STT_OBJECT`.
     pub(crate) kind: u8,
-    /// `STB_LOCAL`.
-    pub(crate) local: bool,
+    /// What others know it by, if they do: an index into [`Globals::list`](crate::resolve::Globals::list).
+    pub(crate) global: Option<u32>,
 }
 
-/// All of them in the order of their places, those of one place in the order of the files.
-pub(crate) fn collect(unit: &Unit<'_>) -> Result<Vec<Label>, LinkError> {
-    let symbols = unit.objects.iter().map(|object| object.symbols.len());
-    let mut labels = Vec::with_capacity(symbols.sum());
-    for (number, object) in unit.objects.iter().enumerate() {
-        ask_ahead(&unit.objects, number);
-        for (index, symbol) in (0..).zip(object.symbols.symbols()) {
-            let kind = symbol.st_type();
-            if !matches!(kind, elf::STT_FUNC | elf::STT_GNU_IFUNC | elf::STT_OBJECT) {
-                continue;
-            }
-            if let Some(section) = object.symbol_section(index, symbol)?
-                && let Some(chunk) = unit.chunk_of(number, section)
-                && let Ok(offset) = u32::try_from(symbol.st_value(LE))
-            {
-                labels.push(Label {
-                    start: Spot { chunk, offset },
-                    len_bytes: u32::try_from(symbol.st_size(LE)).unwrap_or(u32::MAX),
-                    // Objects are numbered with 32 bits.
-                    object: number as u32,
-                    symbol: index,
-                    kind,
-                    local: symbol.st_bind() == elf::STB_LOCAL,
-                });
-            }
+/// Those of all objects, as they are read: where in their sections they are.
+#[derive(Debug, Default)]
+pub(crate) struct Labels {
+    /// Each one's section, and what it will be there.
+    list: Vec<(u32, Label)>,
+}
+
+/// Whether a symbol of `kind` is that of a function or an object.
+pub(crate) fn is_labelled(kind: u8) -> bool {
+    matches!(kind, elf::STT_FUNC | elf::STT_GNU_IFUNC | elf::STT_OBJECT)
+}
+
+impl Labels {
+    /// Makes room for `count` more.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.list.reserve(count);
+    }
+
+    /// Takes note of a symbol that is defined in `section`, if it is one of a function or an object.
+    #[inline]
+    pub(crate) fn note(
+        &mut self,
+        (object, index): (u32, u32),
+        symbol: &Sym64<LE>,
+        section: u32,
+        global: Option<u32>,
+    ) {
+        let kind = symbol.st_type();
+        if is_labelled(kind)
+            && let Ok(offset) = u32::try_from(symbol.st_value(LE))
+        {
+            let label = Label {
+                start: Spot { chunk: 0, offset },
+                len_bytes: u32::try_from(symbol.st_size(LE)).unwrap_or(u32::MAX),
+                object,
+                symbol: index,
+                kind,
+                global,
+            };
+            self.list.push((section, label));
         }
     }
-    order::sort(&mut labels, |label| label.start.key());
-    Ok(labels)
+
+    /// Those that are placed, in the order of their places; those of one place in the order of the files.
+    pub(crate) fn placed(&self, unit: &Unit<'_>) -> Vec<Label> {
+        let mut labels = Vec::with_capacity(self.list.len());
+        for &(section, mut label) in &self.list {
+            if let Some(chunk) = unit.chunk_of(label.object as usize, section as usize) {
+                label.start.chunk = chunk;
+                labels.push(label);
+            }
+        }
+        order::sort(&mut labels, |label| label.start.key());
+        labels
+    }
 }

@@ -11,7 +11,6 @@ use crate::input::{Area, Placement};
 use crate::label::Label;
 use crate::layout::Spot;
 use crate::prepared::Prepared;
-use crate::resolve::SymbolUse;
 use crate::unit::Unit;
 
 /// A function and its name.
@@ -28,34 +27,41 @@ pub(crate) fn collect<'a>(
     labels: &[Label],
 ) -> Result<Vec<Named<'a>>, LinkError> {
     let mut named: Vec<Named<'a>> = Vec::with_capacity(labels.len());
-    for of_one in labels.chunk_by(|one, next| one.start == next.start) {
-        let mut functions = of_one.iter().filter(|label| label.kind != elf::STT_OBJECT);
-        let Some(first) = functions.next() else {
-            continue;
-        };
-        let label = match first.local {
-            true => functions.find(|label| !label.local).unwrap_or(first),
-            false => first,
-        };
+    let functions = labels.iter().filter(|label| label.kind != elf::STT_OBJECT);
+    let (mut home, mut len_bytes) = (u32::MAX, 0);
+    // Whether only its object knows the last one.
+    let mut local = false;
+    for label in functions {
         let start = label.start;
-        let home = &unit.chunks[start.chunk as usize];
-        if home.area != Area::Text || u64::from(start.offset) >= home.len_bytes() {
+        if start.chunk != home {
+            let chunk = &unit.chunks[start.chunk as usize];
+            // Chunks are no longer than a window. Elsewhere are no functions.
+            let text = (chunk.area == Area::Text).then(|| chunk.len_bytes() as u32);
+            (home, len_bytes) = (start.chunk, text.unwrap_or_default());
+        }
+        if start.offset >= len_bytes {
             continue;
         }
-        let (object, symbol) = (label.object as usize, label.symbol);
-        let name = match unit.symbol_use(object, symbol) {
-            Some(SymbolUse::Global { global, .. }) => {
-                Cow::Borrowed(unit.globals.list[global as usize].name)
-            }
-            _ => {
-                let file = &mut unit.objects[object];
-                let local = file.symbol(symbol).map(|local| file.global_name(local));
-                String::from_utf8_lossy(local.transpose()?.unwrap_or_default())
+        let again = named.last().is_some_and(|last| last.start == start);
+        if again && (label.global.is_none() || !local) {
+            continue;
+        }
+        if again {
+            named.pop();
+        }
+        local = label.global.is_none();
+        let name = match label.global {
+            Some(global) => Cow::Borrowed(unit.globals.list[global as usize].name),
+            None => {
+                let file = &mut unit.objects[label.object as usize];
+                let local = file.symbol(label.symbol);
+                let name = local.map(|local| file.global_name(local)).transpose()?;
+                String::from_utf8_lossy(name.unwrap_or_default())
             }
         };
         named.push(Named {
             start,
-            len_bytes: label.len_bytes.min(home.len_bytes() as u32 - start.offset),
+            len_bytes: label.len_bytes.min(len_bytes - start.offset),
             name,
         });
     }

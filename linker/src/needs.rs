@@ -11,30 +11,34 @@ use crate::atoms::{Around, Atoms, Found, meant};
 use crate::dynamic::Held;
 use crate::fixup::{Fixup, Target};
 use crate::input::{Area, Needs, Reference};
+use crate::label::Label;
 use crate::layout::{CELLS, CONSTANTS, DYNAMIC_CELLS, FRAMES, Spot};
 use crate::local_calls;
 use crate::plan::Plan;
-use crate::unit::{Meaning, Unit};
+use crate::unit::Unit;
 
-/// The graph of a unit, and its nodes.
+/// The graph of a unit, and the node of each of its definitions: [`NONE`] of those that have no place.
 pub(crate) fn graph(
     unit: &Unit<'_>,
     plan: &Plan<'_>,
     atoms: Atoms,
+    labels: &[Label],
     thunks: &[(Spot, u32)],
-) -> (Needs, Atoms) {
+) -> (Needs, Vec<u32>) {
     let atoms = atoms.refine(unit, plan, thunks);
+    let symbols = unit.objects.iter().map(|object| object.symbols.len());
+    let mut found = Found::new(symbols.max().unwrap_or_default());
+    let defined = definitions(unit, &atoms, labels, &mut found);
     let bound: Vec<u32> = (0..)
         .zip(&plan.references)
-        .map(|(number, reference)| bound_node(unit, &atoms, number, reference))
+        .map(|(number, reference)| bound_node(&defined, number, reference))
         .collect();
-    let symbols = unit.objects.iter().map(|object| object.symbols.len());
     let mut targets = Targets {
         unit,
         plan,
         atoms: &atoms,
         bound,
-        found: Found::new(symbols.max().unwrap_or_default()),
+        found,
     };
     let mut edges = Edges::new(atoms.nodes(), plan.references.len());
     // Sites come in their order, more or less: the next one is often in the same atom.
@@ -56,13 +60,48 @@ pub(crate) fn graph(
         }
     }
     local_edges(unit, &atoms, &mut edges);
-    (edges.group(), atoms)
+    (edges.group(), defined)
+}
+
+/// What needs nothing, and nothing is part of.
+pub(crate) const NONE: u32 = 0;
+
+/// The node of each definition. Most have labels, which are in the order of the nodes; those are `found` then.
+#[inline(never)]
+fn definitions(unit: &Unit<'_>, atoms: &Atoms, labels: &[Label], found: &mut Found) -> Vec<u32> {
+    let mut nodes = vec![NONE; unit.defined.len()];
+    let mut here = atoms.around(Spot {
+        chunk: 0,
+        offset: 0,
+    });
+    for label in labels {
+        if !here.has(label.start) {
+            here = atoms.around_next(here, label.start);
+        }
+        found.keep(label.symbol, label.start, here.node);
+        if let Some(global) = label.global
+            && let Some(definition) = unit.definition_of(global)
+            // Another object's, perhaps.
+            && (unit.own(global)).is_some_and(|own| own.spot == label.start)
+        {
+            nodes[definition] = here.node;
+        }
+    }
+    for (node, &global) in nodes.iter_mut().zip(&unit.defined) {
+        if *node == NONE
+            && let Some(own) = unit.own(global)
+        {
+            *node = atoms.node(own.spot);
+        }
+    }
+    nodes
 }
 
 /// Among the places of answers: that it is found out for each relocation.
 const EACH: u32 = u32::MAX;
 
 /// Adds the edges of the relocations that are answered for.
+#[inline(never)]
 fn answered(targets: &mut Targets<'_, '_>, edges: &mut Edges, here: &mut Around) {
     let (plan, atoms) = (targets.plan, targets.atoms);
     let answers = plan.answers.list();
@@ -174,10 +213,10 @@ fn local_edges(unit: &Unit<'_>, atoms: &Atoms, edges: &mut Edges) {
 }
 
 /// The node of a reference: that of the unit's own function, which is needed itself, or the reference.
-fn bound_node(unit: &Unit<'_>, atoms: &Atoms, number: u32, reference: &Reference<'_>) -> u32 {
-    let global = reference.own.and_then(|own| unit.defined.get(own));
-    match global.map(|&global| unit.definition(global)) {
-        Some(Ok(Meaning::Own(own))) => atoms.node(own.spot),
+fn bound_node(defined: &[u32], number: u32, reference: &Reference<'_>) -> u32 {
+    let node = reference.own.and_then(|own| defined.get(own));
+    match node {
+        Some(&node) if node != NONE => node,
         _ => number | Needs::REFERENCE,
     }
 }

@@ -4,7 +4,6 @@ use crate::archive;
 use crate::atoms::Atoms;
 use crate::error::LinkError;
 use crate::input::{Definition, Extents, Input, Needs, Options, Reference};
-use crate::label;
 use crate::layout::{self, CELLS, CONSTANTS, Content, DYNAMIC_CELLS, Plot};
 use crate::names::{self, Named};
 use crate::needs;
@@ -65,8 +64,9 @@ pub struct Prepared<'a> {
     pub(crate) name: &'a str,
     pub(crate) unit: Unit<'a>,
     pub(crate) plan: Plan<'a>,
-    pub(crate) atoms: Atoms,
     pub(crate) needs: Needs,
+    /// The node of each definition.
+    pub(crate) nodes: Vec<u32>,
     pub(crate) startup: Order,
     pub(crate) unwound: Vec<Unwound>,
     pub(crate) names: Vec<Named<'a>>,
@@ -103,13 +103,13 @@ impl<'a> Prepared<'a> {
         let name = unit;
         let mut unit = Unit::read(files, options)?;
         let mut plan = plan::plan(&unit)?;
-        let labels = label::collect(&unit)?;
+        let labels = unit.labels.placed(&unit);
         let atoms = Atoms::of(&unit, &labels);
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
         make(&mut unit, &plan);
         let unwound = unwind::place(&mut unit, &mut plan)?;
         let names = names::collect(&mut unit, &labels)?;
-        let (needs, atoms) = needs::graph(&unit, &plan, atoms, &thunks);
+        let (needs, nodes) = needs::graph(&unit, &plan, atoms, &labels, &thunks);
         let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
         let plot = layout::lay_out(&mut unit.chunks, max_len_bytes)
@@ -118,8 +118,8 @@ impl<'a> Prepared<'a> {
             name,
             unit,
             plan,
-            atoms,
             needs,
+            nodes,
             startup,
             unwound,
             names,

@@ -63,14 +63,17 @@ impl Symbol {
     #[inline(never)]
     fn find_out(unit: &Unit<'_>, object: usize, index: u32) -> Self {
         let file = &unit.objects[object];
+        let (meaning, address) = match unit.symbol_use(object, index) {
+            Some(SymbolUse::Global { global, address }) => (
+                unit.known_meaning(global),
+                address || file.dialect == Dialect::Elf,
+            ),
+            _ => (unit.meaning(object, index).ok(), true),
+        };
         Self {
-            meaning: unit.meaning(object, index).ok(),
-            address: match unit.symbol_use(object, index) {
-                Some(SymbolUse::Global { address, .. }) => address || file.dialect == Dialect::Elf,
-                _ => true,
-            },
-            is_section: file
-                .symbol(index)
+            meaning,
+            address,
+            is_section: (file.symbol(index))
                 .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION),
         }
     }
@@ -167,7 +170,7 @@ pub(crate) fn read<'u>(
         .checked_add(u64::from(width_bytes))
         .is_some_and(|end| end <= len_bytes);
     let offset = u32::try_from(offset).ok().filter(|_| inside);
-    let offset = offset.ok_or(Problem::FieldOutside {
+    let offset = offset.ok_or_else(|| Problem::FieldOutside {
         kind: row.name,
         width_bytes,
         len_bytes,

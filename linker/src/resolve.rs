@@ -14,6 +14,7 @@ use object::read::elf::Sym as _;
 
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
+use crate::label::{Labels, is_labelled};
 use crate::mutant::{Mutant, makes};
 use crate::name::Names;
 use crate::object_file::ObjectFile;
@@ -111,11 +112,12 @@ impl<'a> Globals<'a> {
 
     /// Adds an object: settles its COMDAT groups, then its symbols. Returns what each of its symbols is.
     ///
-    /// `objects` are those added before.
+    /// `objects` are those added before; `labels` takes note of its functions and objects.
     pub(crate) fn add(
         &mut self,
         object: &mut ObjectFile<'a>,
         objects: &[Box<ObjectFile<'a>>],
+        labels: &mut Labels,
     ) -> Result<Vec<SymbolUse>, LinkError> {
         for group in 0..object.groups.len() {
             if self
@@ -127,23 +129,41 @@ impl<'a> Globals<'a> {
                 object.discard(group);
             }
         }
+        let number = u32::try_from(objects.len())
+            .map_err(|_| object.error(Problem::Corrupt("too many objects".into())))?;
         let mut uses = Vec::with_capacity(object.symbols.len());
         // And some more: small objects after a large one do not have all of it moved.
         let room = object.symbols.len() + object.symbols.len() / 8;
         self.names.reserve(room);
         self.list.reserve(room);
+        labels.reserve(room);
         let mut locals = HashMap::new();
         for (index, symbol) in (0..).zip(object.symbols.symbols()) {
             self.check_kind(object, index, symbol)?;
             self.has_indirect |= symbol.st_type() == elf::STT_GNU_IFUNC;
-            if index != 0 && symbol.st_bind() != elf::STB_LOCAL {
-                uses.push(self.add_symbol(object, objects, index, symbol)?);
-                continue;
+            let is_global = index != 0 && symbol.st_bind() != elf::STB_LOCAL;
+            let mut section = None;
+            if is_global || is_labelled(symbol.st_type()) {
+                // Sections are numbered with 32 bits.
+                section = (object.symbol_section(index, symbol)?).map(|section| section as u32);
             }
-            if object.dialect == Dialect::Cranelift {
+            let mut global = None;
+            if is_global {
+                let (number, address) = self.add_symbol(object, objects, index, symbol, section)?;
+                uses.push(SymbolUse::Global {
+                    global: number,
+                    address,
+                });
+                global = Some(number);
+            } else {
+                uses.push(SymbolUse::Local(index));
+            }
+            if let Some(section) = section {
+                labels.note((number, index), symbol, section, global);
+            }
+            if !is_global && object.dialect == Dialect::Cranelift {
                 locals.insert(object.global_name(symbol)?, index);
             }
-            uses.push(SymbolUse::Local(index));
         }
         if object.dialect == Dialect::Cranelift {
             self.bind_local_addresses(object, &locals, &mut uses)?;
@@ -191,13 +211,15 @@ impl<'a> Globals<'a> {
         Ok(())
     }
 
+    /// Adds a symbol that others see. Returns its index in the list, and whether only its address is asked for.
     fn add_symbol(
         &mut self,
         object: &mut ObjectFile<'a>,
         objects: &[Box<ObjectFile<'a>>],
         index: u32,
         symbol: &'a Sym64<LE>,
-    ) -> Result<SymbolUse, LinkError> {
+        section: Option<u32>,
+    ) -> Result<(u32, bool), LinkError> {
         let mut name = object.global_name(symbol)?;
         let mut address = false;
         if object.dialect == Dialect::Cranelift
@@ -250,7 +272,7 @@ impl<'a> Globals<'a> {
             symbol.st_visibility(),
             elf::STV_DEFAULT | elf::STV_PROTECTED
         );
-        let found = read_definition(object, index, symbol, objects.len())?;
+        let found = read_definition(object, objects.len() as u32, symbol, section)?;
         if let Value::InSection { section, .. } = found.1
             && object.sections[section as usize].role == Role::Discarded
         {
@@ -265,7 +287,7 @@ impl<'a> Globals<'a> {
             let takes_unique = self.takes_unique;
             entry.define(found, symbol, object, objects, takes_unique)?;
         }
-        Ok(SymbolUse::Global { global, address })
+        Ok((global, address))
     }
 
     fn intern(
@@ -383,12 +405,12 @@ impl<'a> Global<'a> {
     }
 }
 
-/// What a symbol that is not local says, in the object that will have number `number`.
+/// What a symbol that is not local says, in the object that will have number `number`, where it is defined in `section`.
 fn read_definition(
     object: &ObjectFile<'_>,
-    index: u32,
+    number: u32,
     symbol: &Sym64<LE>,
-    number: usize,
+    section: Option<u32>,
 ) -> Result<(Strength, Value), LinkError> {
     // Of what is unique, every copy is as good as another.
     let strength = if matches!(symbol.st_bind(), elf::STB_WEAK | elf::STB_GNU_UNIQUE) {
@@ -397,14 +419,13 @@ fn read_definition(
         Strength::Strong
     };
     let corrupt = |what: &str| object.error(Problem::Corrupt(what.into()));
-    if let Some(section) = object.symbol_section(index, symbol)? {
+    if let Some(section) = section {
         let value = symbol.st_value(LE);
-        let home = &object.sections[section];
+        let home = &object.sections[section as usize];
         if home.role.is_placed() && value > home.len_bytes() {
             return Err(corrupt("symbol past the end of its section"));
         }
-        let object = u32::try_from(number).map_err(|_| corrupt("too many objects"))?;
-        let section = u32::try_from(section).map_err(|_| corrupt("too many sections"))?;
+        let object = number;
         return Ok((
             strength,
             Value::InSection {

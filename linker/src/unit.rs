@@ -10,6 +10,7 @@ use crate::archive::Archives;
 use crate::bounds::Bounded;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
+use crate::label::Labels;
 use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
 use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
@@ -90,6 +91,7 @@ pub(crate) struct Unit<'a> {
     /// For each object, what each of its symbols means.
     uses: Vec<Vec<SymbolUse>>,
     pub(crate) globals: Globals<'a>,
+    pub(crate) labels: Labels,
     pub(crate) chunks: Vec<Chunk<'a>>,
     /// For each object, the chunk of each section.
     chunk_of: Vec<Vec<u32>>,
@@ -122,6 +124,7 @@ impl<'a> Unit<'a> {
             objects: Vec::new(),
             uses: Vec::new(),
             globals: Globals::new(options),
+            labels: Labels::default(),
             chunks: Chunk::made(),
             chunk_of: Vec::new(),
             common_of: Vec::new(),
@@ -203,8 +206,8 @@ impl<'a> Unit<'a> {
     }
 
     fn add(&mut self, mut object: Box<ObjectFile<'a>>) -> Result<(), LinkError> {
-        self.uses
-            .push(self.globals.add(&mut object, &self.objects)?);
+        let uses = (self.globals).add(&mut object, &self.objects, &mut self.labels)?;
+        self.uses.push(uses);
         self.objects.push(object);
         Ok(())
     }
@@ -305,21 +308,50 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
-    /// The alignment of a global's place in the piece that it lies in.
-    fn align_of(&self, own: Option<&Own>) -> u64 {
-        let place = own.map(|own| {
-            let piece = self.chunks[own.spot.chunk as usize].align_bytes;
-            piece | u64::from(own.spot.offset)
-        });
-        1 << place.map_or(0, u64::trailing_zeros)
+    /// What a global is to other units, given what it means here; nothing, if they do not see it.
+    fn export(
+        &self,
+        global: &Global<'a>,
+        meaning: Option<Meaning>,
+    ) -> Result<Option<Definition<'a>>, LinkError> {
+        if !global.exported || global.strength == Strength::Undefined {
+            return Ok(None);
+        }
+        let mut definition = Definition {
+            name: global.name,
+            kind: SymbolKind::Absolute,
+            weak: global.strength == Strength::Weak && !global.unique,
+            unique: global.unique,
+            size: global.size,
+            align_bytes: 1,
+            writable: false,
+            shared: false,
+        };
+        match meaning {
+            Some(Meaning::Own(own)) => {
+                let chunk = &self.chunks[own.spot.chunk as usize];
+                definition.kind = match chunk.thread_local {
+                    true => SymbolKind::ThreadLocal,
+                    false if is_code(chunk, global.kind) => SymbolKind::Function,
+                    false => SymbolKind::Data,
+                };
+                let place = chunk.align_bytes | u64::from(own.spot.offset);
+                definition.align_bytes = 1 << place.trailing_zeros();
+                definition.writable = self.is_variable(global, &own, chunk);
+                definition.shared = chunk.area == Area::SharedData;
+                if definition.shared && global.unique {
+                    return Err(self.refuse_shared(global));
+                }
+            }
+            Some(_) => {}
+            // In a section that is not placed: nothing that anybody could refer to.
+            None => return Ok(None),
+        }
+        Ok(Some(definition))
     }
 
     /// Whether a global is a variable that a later version may take over.
-    fn is_variable(&self, global: &Global<'a>, own: Option<&Own>) -> bool {
-        let Some(own) = own else {
-            return false;
-        };
-        let chunk = &self.chunks[own.spot.chunk as usize];
+    fn is_variable(&self, global: &Global<'a>, own: &Own, chunk: &Chunk<'a>) -> bool {
         if !matches!(chunk.area, Area::Private | Area::SharedData) {
             return false;
         }
@@ -334,73 +366,38 @@ impl<'a> Unit<'a> {
         written && alone && whole && global.size > 0
     }
 
-    /// Whether a global lies in shared data; refused if it is to be unique in each process.
-    fn is_shared(&self, global: &Global<'a>) -> Result<bool, LinkError> {
-        let Value::InSection {
-            object, section, ..
-        } = global.value
-        else {
-            return Ok(false);
-        };
-        let object = &self.objects[object as usize];
-        let shared = object.sections[section as usize].role == Role::Shared;
-        if shared && global.unique {
-            let (symbol, refusal) = (global.name.into(), SymbolRefusal::SharedUnique);
-            return Err(object.error(Problem::Symbol { symbol, refusal }));
+    /// Refuses a global that lies in shared data, and is to be unique in each process.
+    #[cold]
+    fn refuse_shared(&self, global: &Global<'a>) -> LinkError {
+        let (symbol, refusal) = (global.name.into(), SymbolRefusal::SharedUnique);
+        let problem = Problem::Symbol { symbol, refusal };
+        match global.value {
+            Value::InSection { object, .. } => self.objects[object as usize].error(problem),
+            _ => LinkError::new(global.name, problem),
         }
-        Ok(shared)
     }
 
-    /// Lists what other units may refer to by name.
+    /// Finds out what each global means, and lists what other units may refer to by name.
     fn define(&mut self) -> Result<(), LinkError> {
-        let known = (0..).zip(&self.globals.list).map(|(number, global)| Known {
-            definition: self.find_definition(number).ok(),
-            indirect: global.is_indirect(),
-        });
-        self.known = known.collect();
-        self.definition_of = vec![NONE; self.globals.list.len()];
-        self.definitions.reserve(self.globals.list.len());
-        self.defined.reserve(self.globals.list.len());
-        for (number, global) in (0..).zip(&self.globals.list) {
-            if !global.exported || global.strength == Strength::Undefined {
-                continue;
-            }
-            let kind = match global.value {
-                Value::Absolute(_) => SymbolKind::Absolute,
-                Value::InSection {
-                    object, section, ..
-                } => {
-                    let chunk = self.chunk_of[object as usize][section as usize];
-                    match self.chunks.get(chunk as usize) {
-                        Some(chunk) if chunk.thread_local => SymbolKind::ThreadLocal,
-                        Some(chunk) if is_code(chunk, global.kind) => SymbolKind::Function,
-                        Some(_) => SymbolKind::Data,
-                        // In a section that is not placed: nothing that anybody could refer to.
-                        None => continue,
-                    }
-                }
-                Value::Common { .. } if global.kind == elf::STT_TLS => SymbolKind::ThreadLocal,
-                Value::Common { .. } | Value::Nothing => SymbolKind::Data,
-            };
-            // There are fewer definitions than globals, whose numbers are 32 bits wide.
-            self.definition_of[number as usize] = self.definitions.len() as u32;
-            self.defined.push(number);
-            let own = match &self.known[number as usize].definition {
-                Some(Meaning::Own(own)) => Some(own),
-                _ => None,
-            };
-            let weak = global.strength == Strength::Weak;
-            self.definitions.push(Definition {
-                name: global.name,
-                kind,
-                weak: weak && !global.unique,
-                unique: global.unique,
-                size: global.size,
-                align_bytes: self.align_of(own),
-                writable: self.is_variable(global, own),
-                shared: self.is_shared(global)?,
+        let count = self.globals.list.len();
+        let mut known = Vec::with_capacity(count);
+        let mut definition_of = vec![NONE; count];
+        let (mut definitions, mut defined) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for ((number, global), place) in (0..).zip(&self.globals.list).zip(&mut definition_of) {
+            let meaning = self.find_definition(number).ok();
+            known.push(Known {
+                definition: meaning,
+                indirect: global.is_indirect(),
             });
+            if let Some(definition) = self.export(global, meaning)? {
+                // There are fewer definitions than globals, whose numbers are 32 bits wide.
+                *place = definitions.len() as u32;
+                definitions.push(definition);
+                defined.push(number);
+            }
         }
+        (self.known, self.definition_of) = (known, definition_of);
+        (self.definitions, self.defined) = (definitions, defined);
         Ok(())
     }
 
@@ -465,10 +462,19 @@ impl<'a> Unit<'a> {
 
     /// What a global name means to those who refer to it.
     pub(crate) fn global_meaning(&self, number: u32) -> Result<Meaning, Problem> {
-        if (self.known.get(number as usize)).is_some_and(|known| known.indirect) {
-            return Ok(Meaning::External(number));
+        match self.known_meaning(number) {
+            Some(meaning) => Ok(meaning),
+            None => self.definition(number),
         }
-        self.definition(number)
+    }
+
+    /// The same; `None` where that refuses.
+    pub(crate) fn known_meaning(&self, number: u32) -> Option<Meaning> {
+        let known = self.known.get(number as usize)?;
+        match known.indirect {
+            true => Some(Meaning::External(number)),
+            false => known.definition,
+        }
     }
 
     /// What the unit has under a global name.
@@ -477,6 +483,15 @@ impl<'a> Unit<'a> {
         match known.and_then(|known| known.definition) {
             Some(meaning) => Ok(meaning),
             None => self.find_definition(number),
+        }
+    }
+
+    /// What the unit has under a global name, where that has a place.
+    #[inline]
+    pub(crate) fn own(&self, number: u32) -> Option<&Own> {
+        match &self.known.get(number as usize)?.definition {
+            Some(Meaning::Own(own)) => Some(own),
+            _ => None,
         }
     }
 
@@ -563,8 +578,8 @@ impl<'a> Unit<'a> {
         value: u64,
         label: impl Fn() -> String,
     ) -> Result<Spot, Problem> {
-        let home = &self.objects[object].sections[section];
         let Some(chunk) = self.chunk_of(object, section) else {
+            let home = &self.objects[object].sections[section];
             let refusal = if home.role == Role::Discarded {
                 SymbolRefusal::Discarded
             } else {
@@ -575,9 +590,8 @@ impl<'a> Unit<'a> {
                 refusal,
             });
         };
-        let offset = u32::try_from(value)
-            .ok()
-            .filter(|_| value <= home.len_bytes());
+        let len_bytes = self.chunks[chunk as usize].len_bytes();
+        let offset = u32::try_from(value).ok().filter(|_| value <= len_bytes);
         let offset =
             offset.ok_or_else(|| Problem::Corrupt("symbol past the end of its section".into()))?;
         Ok(Spot { chunk, offset })
