@@ -14,7 +14,6 @@ use object::elf::Rela64;
 
 use crate::classify::{self, BEFORE, Use};
 use crate::fixup::{Fixup, Rewrite};
-use crate::layout::Spot;
 use crate::request::Request;
 
 /// The width of the fields that are answered for, bytes.
@@ -26,12 +25,10 @@ const MOST: u8 = 8;
 /// "None" among the numbers of answers.
 const NONE: u32 = u32::MAX;
 
-/// An answer.
+/// Who gets an answer. Looked at by every relocation, so it is small.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Answer {
-    /// The fixup of the first relocation that asked.
-    pub(crate) fixup: Fixup,
-    /// How that asked.
+struct Condition {
+    /// How the first relocation asked.
     asked: Asked,
     /// Which bits of it count.
     mask: Asked,
@@ -80,7 +77,9 @@ struct Batch<'a> {
 /// The answers of a unit, and who got them.
 #[derive(Debug, Default)]
 pub(crate) struct Answers<'a> {
-    list: Vec<Answer>,
+    conditions: Vec<Condition>,
+    /// The fixup of the first relocation that asked, of each answer.
+    list: Vec<Fixup>,
     /// The last answer for each symbol of the object that is read.
     last: Vec<u32>,
     batches: Vec<Batch<'a>>,
@@ -88,21 +87,6 @@ pub(crate) struct Answers<'a> {
     given: Vec<u32>,
     /// How many relocations have been looked at.
     next: usize,
-}
-
-impl Answer {
-    /// The fixup of `entry`, which this answers, in a piece of text.
-    #[inline(always)]
-    pub(crate) fn fixup_of(&self, entry: &Rela64<LE>, chunk: u32) -> Fixup {
-        let asked = entry.r_offset.get(LE) as u32;
-        let offset = asked.wrapping_sub(self.fixup.asked_after as u32);
-        Fixup {
-            site: Spot { chunk, offset },
-            addend: entry.r_addend.get(LE),
-            symbol: entry.r_sym(LE, false),
-            ..self.fixup
-        }
-    }
 }
 
 impl<'a> Answers<'a> {
@@ -115,6 +99,8 @@ impl<'a> Answers<'a> {
     pub(crate) fn begin(&mut self, symbols: usize) {
         self.last.clear();
         self.last.resize(symbols, NONE);
+        self.conditions.reserve(symbols);
+        self.list.reserve(symbols);
     }
 
     /// Begins with the relocations of a piece of text, each of which is then given an answer, or none.
@@ -146,7 +132,7 @@ impl<'a> Answers<'a> {
         entries: &'e [Rela64<LE>],
         bytes: &[u8],
     ) -> Option<(&'e Rela64<LE>, &'e [Rela64<LE>])> {
-        let (list, last) = (self.list.as_slice(), self.last.as_slice());
+        let (list, last) = (self.conditions.as_slice(), self.last.as_slice());
         let given = self.given.get_mut(self.next..).unwrap_or_default();
         let mut count = 0;
         for (entry, given) in entries.iter().zip(given) {
@@ -165,10 +151,8 @@ impl<'a> Answers<'a> {
         let before = before(request.bytes, request.site.offset.into())?;
         let last = self.last.get_mut(request.symbol as usize)?;
         let earlier = *last;
-        let count = self
-            .list
-            .get(earlier as usize)
-            .map_or(0, |answer| answer.count);
+        let earliest = self.conditions.get(earlier as usize);
+        let count = earliest.map_or(0, |condition| condition.count);
         if usize::from(request.row.field.width_bytes) != WIDTH_BYTES || count == MOST {
             return None;
         }
@@ -188,8 +172,8 @@ impl<'a> Answers<'a> {
         };
         let number = u32::try_from(self.list.len()).ok();
         *last = number.filter(|&number| number != NONE)?;
-        self.list.push(Answer {
-            fixup: *fixup,
+        self.list.push(*fixup);
+        self.conditions.push(Condition {
             asked: Asked {
                 how: u64::from(request.row.number) << 32 | u64::from(before),
                 addend: fixup.addend.cast_unsigned(),
@@ -201,8 +185,8 @@ impl<'a> Answers<'a> {
         Some(*last)
     }
 
-    /// All answers, by their numbers.
-    pub(crate) fn list(&self) -> &[Answer] {
+    /// The fixups of all answers, by their numbers.
+    pub(crate) fn list(&self) -> &[Fixup] {
         &self.list
     }
 
@@ -220,7 +204,7 @@ impl<'a> Answers<'a> {
     }
 
     /// The fixups of those relocations whose answer is `wanted`.
-    pub(crate) fn fixups(&self, wanted: fn(&Answer) -> bool) -> impl Iterator<Item = Fixup> {
+    pub(crate) fn fixups(&self, wanted: fn(&Fixup) -> bool) -> impl Iterator<Item = Fixup> {
         let some = self.list.iter().any(wanted);
         let batches = self.batches().take_while(move |_| some);
         batches.flat_map(move |(chunk, entries, given)| {
@@ -230,7 +214,7 @@ impl<'a> Answers<'a> {
                 .filter_map(move |(entry, &answer)| {
                     let answer = self.list.get(answer as usize);
                     let answer = answer.filter(|answer| wanted(answer))?;
-                    Some(answer.fixup_of(entry, chunk))
+                    Some(answer.of(entry, chunk))
                 })
         })
     }
@@ -238,7 +222,7 @@ impl<'a> Answers<'a> {
 
 /// The answer to `entry`, if it is among these.
 #[inline(always)]
-fn find(list: &[Answer], last: &[u32], entry: &Rela64<LE>, bytes: &[u8]) -> Option<u32> {
+fn find(list: &[Condition], last: &[u32], entry: &Rela64<LE>, bytes: &[u8]) -> Option<u32> {
     let number = *last.get(entry.r_sym(LE, false) as usize)?;
     let field = entry.r_offset.get(LE);
     match inside(bytes, field) {
@@ -249,7 +233,7 @@ fn find(list: &[Answer], last: &[u32], entry: &Rela64<LE>, bytes: &[u8]) -> Opti
 
 /// Of answer `number` and those before it, one to what is `asked`.
 #[inline(always)]
-fn agreeing(list: &[Answer], mut number: u32, asked: Asked) -> Option<u32> {
+fn agreeing(list: &[Condition], mut number: u32, asked: Asked) -> Option<u32> {
     loop {
         // No more than `MOST`.
         let answer = list.get(number as usize)?;

@@ -1,6 +1,7 @@
 //! Linking a unit that is read: its bytes go to their areas, its symbols get places, and [`Fields`] fills the rest.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use jitcast_runtime::{Patch, PatchTarget, SegmentOffset, module};
 
@@ -50,7 +51,7 @@ impl<'a> Prepared<'a> {
             shared: zeros(self.plot.shared_len_bytes),
             patches: Vec::new(),
             symbols: Vec::new(),
-            needs: self.needs.clone(),
+            needs: Arc::clone(&self.needs),
             init: self.slots(&self.startup.init, at)?,
             fini: self.slots(&self.startup.fini, at)?,
             module: self.module(at),

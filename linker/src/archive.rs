@@ -134,7 +134,7 @@ impl<'a> Archives<'a> {
     /// Notes who defines `name`, if nobody has before.
     fn define(&mut self, name: &'a [u8], definer: (usize, Place)) {
         // More names than 32 bits can number are in no archive whose offsets have 32 bits; they would be undefined.
-        if let Some((_, true)) = self.defined.number(name) {
+        if let Some((_, true)) = self.defined.number(self.defined.key().name(name)) {
             self.definers.push(definer);
         }
     }

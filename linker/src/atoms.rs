@@ -212,7 +212,7 @@ impl Atoms {
                 local: false,
             })
             .collect();
-        let answered = plan.answers.fixups(|answer| answer.fixup.by_section);
+        let answered = plan.answers.fixups(|answer| answer.by_section);
         let others = plan.fixups.iter().filter(|fixup| fixup.by_section);
         let mut starts: Vec<Spot> = answered
             .chain(others.copied())

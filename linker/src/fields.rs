@@ -56,10 +56,7 @@ impl<'p, 'a> Fields<'p, 'a> {
     pub(crate) fn fill(&self, linked: &mut Linked) -> Result<(), LinkError> {
         let plan = &self.prepared.plan;
         let answers = plan.answers.list();
-        let ways: Vec<Option<Way>> = answers
-            .iter()
-            .map(|answer| self.way(&answer.fixup))
-            .collect();
+        let ways: Vec<Option<Way>> = answers.iter().map(|answer| self.way(answer)).collect();
         for (chunk, mut entries, mut given) in plan.answers.batches() {
             let (bytes, patches) = self.bytes(chunk, linked);
             let home = self.starts[chunk as usize];
@@ -68,7 +65,7 @@ impl<'p, 'a> Fields<'p, 'a> {
                 let Some((entry, rest)) = entries.get(count..).and_then(<[_]>::split_first) else {
                     break;
                 };
-                let fixup = answers[given[count] as usize].fixup_of(entry, chunk);
+                let fixup = answers[given[count] as usize].of(entry, chunk);
                 self.apply(&fixup, bytes, patches)?;
                 (entries, given) = (rest, &given[count + 1..]);
             }
@@ -270,10 +267,11 @@ impl Way {
     #[inline(always)]
     fn store(&self, home: u64, asked: u64, addend: i64, bytes: &mut [u8]) -> Option<()> {
         let field = asked.wrapping_sub(self.asked_after as u64);
-        // What is outside of `bytes` comes to nothing below; all else is below 2^32, as every place in the window is.
+        // What is outside of `bytes` comes to nothing below. All else is below 2^32, as every place in the window is; so a sum
+        // that wraps around is far from zero, as the true one is.
         let site = home.wrapping_add(field).cast_signed();
         let distance = i64::from(self.target).wrapping_sub(site);
-        let value = i32::try_from(distance.checked_add(addend)?).ok()?;
+        let value = i32::try_from(distance.wrapping_add(addend)).ok()?;
         let field = field as usize;
         if self.rewrite != Rewrite::Nothing {
             rewrite(bytes, field, self.rewrite)?;

@@ -1,5 +1,8 @@
 //! Fixups: what each field will hold, in terms of places that have no address yet.
 
+use object::LittleEndian as LE;
+use object::elf::Rela64;
+
 use crate::classify::Use;
 use crate::layout::Spot;
 use crate::relocation::{RELATIVE, Row};
@@ -92,6 +95,20 @@ impl Fixup {
         Spot {
             offset,
             ..self.site
+        }
+    }
+
+    /// The same for `entry`, a relocation in a piece of text that asks as the one did for which this is.
+    #[inline(always)]
+    pub(crate) fn of(&self, entry: &Rela64<LE>, chunk: u32) -> Self {
+        // Inside its section, whose length has 31 bits.
+        let asked = entry.r_offset.get(LE) as u32;
+        let offset = asked.wrapping_sub(self.asked_after as u32);
+        Self {
+            site: Spot { chunk, offset },
+            addend: entry.r_addend.get(LE),
+            symbol: entry.r_sym(LE, false),
+            ..*self
         }
     }
 

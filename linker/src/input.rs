@@ -1,5 +1,7 @@
 //! What goes into the linker and what comes out: the contract with whoever publishes units.
 
+use std::sync::Arc;
+
 use jitcast_runtime::{Patch, PatchTarget, SegmentOffset};
 
 /// One file of a unit: an object or an archive (told apart by their magic).
@@ -257,8 +259,8 @@ pub struct Linked {
     pub patches: Vec<Patch>,
     /// Every definition's place, in the order of [`Prepared::definitions`](crate::Prepared::definitions).
     pub symbols: Vec<PlacedSymbol>,
-    /// Which code needs which references.
-    pub needs: Needs,
+    /// Which code needs which references: the unit's, wherever it lies.
+    pub needs: Arc<Needs>,
     /// The constructors, in the order in which they are to run: slots of the private data, each of which
     /// holds the address of a function after it was patched (`void(int, char **, char **)`).
     pub init: Vec<SegmentOffset>,
@@ -300,7 +302,8 @@ pub enum Place {
 ///
 /// A node is an atom: the range of one function or object, or what no symbol covers in a section. Node 0
 /// needs nothing. What a node needs is what its targets need, transitively; nothing of it is exact to the
-/// byte, since assemblers refer to local data by section and addend.
+/// byte, since assemblers refer to local data by section and addend. Of a unit without references there is no graph: all is
+/// node 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Where each node's targets start in `targets`; one more entry than there are nodes.

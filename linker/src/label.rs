@@ -23,11 +23,10 @@ pub(crate) struct Label {
     pub(crate) global: Option<u32>,
 }
 
-/// Those of all objects, as they are read: where in their sections they are.
+/// Those of all objects, as they are read. The chunks that they are in are still numbers of their objects' sections.
 #[derive(Debug, Default)]
 pub(crate) struct Labels {
-    /// Each one's section, and what it will be there.
-    list: Vec<(u32, Label)>,
+    list: Vec<Label>,
 }
 
 /// Whether a symbol of `kind` is that of a function or an object.
@@ -55,26 +54,29 @@ impl Labels {
             && let Ok(offset) = u32::try_from(symbol.st_value(LE))
         {
             let label = Label {
-                start: Spot { chunk: 0, offset },
+                start: Spot {
+                    chunk: section,
+                    offset,
+                },
                 len_bytes: u32::try_from(symbol.st_size(LE)).unwrap_or(u32::MAX),
                 object,
                 symbol: index,
                 kind,
                 global,
             };
-            self.list.push((section, label));
+            self.list.push(label);
         }
     }
 
     /// Those that are placed, in the order of their places; those of one place in the order of the files.
-    pub(crate) fn placed(&self, unit: &Unit<'_>) -> Vec<Label> {
-        let mut labels = Vec::with_capacity(self.list.len());
-        for &(section, mut label) in &self.list {
-            if let Some(chunk) = unit.chunk_of(label.object as usize, section as usize) {
-                label.start.chunk = chunk;
-                labels.push(label);
-            }
-        }
+    pub(crate) fn placed(self, unit: &Unit<'_>) -> Vec<Label> {
+        let mut labels = self.list;
+        labels.retain_mut(|label| {
+            let section = label.start.chunk as usize;
+            let chunk = unit.chunk_of(label.object as usize, section);
+            label.start.chunk = chunk.unwrap_or_default();
+            chunk.is_some()
+        });
         order::sort(&mut labels, |label| label.start.key());
         labels
     }

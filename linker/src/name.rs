@@ -1,10 +1,10 @@
 //! Names that hostile input brings, numbered: each is hashed once when it is looked for, and never again when the table
 //! grows.
 //!
-//! A name is a polynomial over the field of `2^61 - 1` elements: its length, then its bytes, eight at a time, are the
-//! coefficients. It is hashed to the polynomial's value at a point that is drawn for each table, times an odd number that is
-//! drawn too. Two names of n coefficients differ by a polynomial that is not zero and of degree n at most, which has n zeros
-//! at most in each direction: so for whoever does not know the point they collide once in `2^61 / n` times, whatever they are, and
+//! A name is a polynomial over the field of `2^61 - 1` elements: its bytes, seven at a time, are the coefficients, and its
+//! length is the last. It is hashed to the polynomial's value at a point that is drawn for each table, of `2^59`, times an odd number
+//! that is drawn too. Two names of n coefficients differ by a polynomial that is not zero and of degree n at most, which has n zeros
+//! at most: so for whoever does not know the point they collide once in `2^59 / n` times, whatever they are, and
 //! meet in one of m buckets about twice in m. No table is asked twice what it was drawn for, and no output depends on it.
 
 use std::hash::{BuildHasher, RandomState};
@@ -15,8 +15,14 @@ use hashbrown::hash_table::Entry;
 /// A Mersenne prime.
 const PRIME: u64 = (1 << 61) - 1;
 
-/// How many bytes of a name are compared without looking for it in its file.
-const INLINE: usize = 16;
+/// How many bytes make a coefficient.
+const STEP: usize = 7;
+
+/// The bits of a word that make one.
+const COEFFICIENT: u64 = (1 << (8 * STEP)) - 1;
+
+/// How many coefficients of a name are compared without looking for it in its file.
+const INLINE: usize = 2;
 
 /// A name and its hash.
 ///
@@ -24,9 +30,16 @@ const INLINE: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Name<'a> {
     hash: u64,
-    /// The first [`INLINE`] bytes, with zeros behind them if there are fewer.
-    first: [u64; INLINE / 8],
+    /// The first [`INLINE`] coefficients, zero if there are fewer.
+    first: [u64; INLINE],
     bytes: &'a [u8],
+}
+
+impl<'a> Name<'a> {
+    /// What it is.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
 }
 
 impl PartialEq for Name<'_> {
@@ -34,7 +47,7 @@ impl PartialEq for Name<'_> {
         self.hash == other.hash
             && self.bytes.len() == other.bytes.len()
             && self.first == other.first
-            && (self.bytes.len() <= INLINE || self.bytes == other.bytes)
+            && (self.bytes.len() <= INLINE * STEP || self.bytes == other.bytes)
     }
 }
 
@@ -56,10 +69,14 @@ impl<'a> Names<'a> {
         self.list.reserve(count);
     }
 
+    /// What its names are hashed by.
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
     /// The number of `name`, and whether it is new; `None` if there are 2^32 - 1 others.
     #[inline]
-    pub(crate) fn number(&mut self, name: &'a [u8]) -> Option<(u32, bool)> {
-        let name = self.key.name(name);
+    pub(crate) fn number(&mut self, name: Name<'a>) -> Option<(u32, bool)> {
         let list = &mut self.list;
         let entry = self.numbers.entry(
             name.hash,
@@ -93,8 +110,6 @@ impl<'a> Names<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key {
     point: u64,
-    /// The second coordinate of the point: what the upper halves of the coefficients count.
-    upper: u64,
     factor: u64,
 }
 
@@ -103,63 +118,107 @@ impl Default for Key {
     fn default() -> Self {
         let random = RandomState::new();
         Self {
-            point: random.hash_one(0) & PRIME,
-            upper: random.hash_one(1) & PRIME,
-            factor: random.hash_one(2) | 1,
+            point: random.hash_one(0) >> 5,
+            factor: random.hash_one(1) | 1,
         }
     }
 }
 
 impl Key {
     /// `bytes` as a key.
-    #[inline]
     pub(crate) fn name<'a>(&self, bytes: &'a [u8]) -> Name<'a> {
-        let (words, rest) = bytes.as_chunks();
-        let mut value = self.add(0, bytes.len() as u64);
-        for word in words {
-            value = self.add(value, u64::from_le_bytes(*word));
+        let mut polynomial = Polynomial::new(*self);
+        let mut rest = bytes;
+        while let Some(word) = rest.first_chunk() {
+            polynomial.add(u64::from_le_bytes(*word) & COEFFICIENT);
+            rest = &rest[STEP..];
         }
-        let last = last_word(bytes, rest.len());
         if !rest.is_empty() {
-            // The length says how many of its zeros there are.
-            value = self.add(value, last);
+            let last = rest.iter().rev();
+            polynomial.add(last.fold(0, |word, &byte| word << 8 | u64::from(byte)));
         }
-        let first = match words {
-            [] => [last, 0],
-            [one] => [u64::from_le_bytes(*one), last],
-            [one, two, ..] => [u64::from_le_bytes(*one), u64::from_le_bytes(*two)],
-        };
-        // Tables go by the lower bits, and those of a product are mixed best above.
-        let hash = value.wrapping_mul(self.factor).rotate_left(32);
-        Name { hash, first, bytes }
+        polynomial.name(bytes)
     }
 
-    /// One coefficient more. The field holds 61 bits, so a word's halves are two coefficients, in two variables.
+    /// The name at the start of `strings`, which ends before the first zero; nothing, if there is none.
     #[inline]
-    fn add(&self, value: u64, word: u64) -> u64 {
-        // Below 2^62 * 2^61 + 2^32 * 2^61 + 2^32.
-        let sum = u128::from(value) * u128::from(self.point)
-            + u128::from(word >> 32) * u128::from(self.upper)
-            + u128::from(word & u64::from(u32::MAX));
-        let (low, high) = (sum as u64 & PRIME, (sum >> 61) as u64);
-        // Below 2^61 + 2^62 + 2^33, and after another round below 2^61 + 4.
-        let folded = low + high;
-        (folded & PRIME) + (folded >> 61)
+    pub(crate) fn first_of<'a>(&self, strings: &'a [u8]) -> Option<Name<'a>> {
+        let mut polynomial = Polynomial::new(*self);
+        let mut len = 0;
+        while let Some(word) = strings.get(len..)?.first_chunk() {
+            let word = u64::from_le_bytes(*word);
+            let zeros = zeros(word) & COEFFICIENT;
+            if zeros == 0 {
+                polynomial.add(word & COEFFICIENT);
+                len += STEP;
+                continue;
+            }
+            let before = zeros.trailing_zeros() & !7;
+            if before > 0 {
+                polynomial.add(word & ((1 << before) - 1));
+            }
+            return Some(polynomial.name(strings.get(..len + before as usize / 8)?));
+        }
+        let rest = strings.get(len..)?.iter();
+        let end = len + rest.take_while(|&&byte| byte != 0).count();
+        (end < strings.len()).then(|| self.name(&strings[..end]))
     }
 }
 
-/// The last `count` bytes, seven at most, with zeros behind them.
+/// The highest bit of each byte of `word` that is zero; those above the lowest such byte may be wrong.
 #[inline]
-fn last_word(bytes: &[u8], count: usize) -> u64 {
-    if count == 0 {
-        return 0;
+fn zeros(word: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    word.wrapping_sub(ONES) & !word & (ONES << 7)
+}
+
+/// The value of a polynomial whose coefficients come one by one.
+struct Polynomial {
+    key: Key,
+    value: u64,
+    first: [u64; INLINE],
+    count: usize,
+}
+
+impl Polynomial {
+    #[inline]
+    fn new(key: Key) -> Self {
+        Self {
+            key,
+            value: 0,
+            first: [0; INLINE],
+            count: 0,
+        }
     }
-    match bytes.last_chunk() {
-        // What is not asked for is below.
-        Some(word) => u64::from_le_bytes(*word) >> (64 - 8 * count),
-        None => {
-            let bytes = bytes.iter().rev().take(count);
-            bytes.fold(0, |word, &byte| word << 8 | u64::from(byte))
+
+    /// One coefficient more.
+    #[inline]
+    fn add(&mut self, coefficient: u64) {
+        if let Some(first) = self.first.get_mut(self.count) {
+            *first = coefficient;
+        }
+        self.count += 1;
+        self.value = self.next(coefficient);
+    }
+
+    #[inline]
+    fn next(&self, coefficient: u64) -> u64 {
+        // Below 2^62 * 2^59 + 2^56.
+        let sum = u128::from(self.value) * u128::from(self.key.point) + u128::from(coefficient);
+        // Below 2^61 + 2^60 + 1, and as good as what is left of the sum.
+        (sum as u64 & PRIME) + (sum >> 61) as u64
+    }
+
+    /// The name that it is of.
+    #[inline]
+    fn name(self, bytes: &[u8]) -> Name<'_> {
+        // Its length, which says how many of the last coefficient's zeros are its own.
+        let value = self.next(bytes.len() as u64);
+        Name {
+            // Tables go by the lower bits, and those of a product are mixed best above.
+            hash: value.wrapping_mul(self.key.factor).rotate_left(32),
+            first: self.first,
+            bytes,
         }
     }
 }
@@ -172,44 +231,59 @@ mod tests {
 
     #[test]
     fn it_is_the_polynomial() {
-        let (point, upper, factor) = (123_456_789_012_345_678, 987_654_321_098_765_432, 1);
-        let key = Key {
-            point,
-            upper,
-            factor,
-        };
+        let (point, factor) = (123_456_789_012_345_678, 1);
+        let key = Key { point, factor };
         let text = b"_ZN4name6that_is_longE";
         let times = |one: u64, two: u64| u128::from(one) * u128::from(two) % u128::from(PRIME);
-        let mut expected = text.len() as u64;
-        for chunk in text.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            let word = u64::from_le_bytes(word);
-            let sum = times(expected, point) + times(word >> 32, upper) + u128::from(word as u32);
-            expected = (sum % u128::from(PRIME)) as u64;
-        }
+        let mut coefficients: Vec<u64> = (text.chunks(STEP))
+            .map(|chunk| {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                u64::from_le_bytes(word)
+            })
+            .collect();
+        coefficients.push(text.len() as u64);
+        let expected = coefficients.iter().fold(0, |value, &coefficient| {
+            ((times(value, point) + u128::from(coefficient)) % u128::from(PRIME)) as u64
+        });
         let found = key.name(text).hash.rotate_right(32) % PRIME;
         assert_eq!(found, expected);
     }
 
-    /// At a point that an attacker would choose only the last word counts.
+    /// Of every length, with whatever behind it, at the end of the table and before it.
+    #[test]
+    fn what_ends_with_a_zero_is_the_name_before_it() {
+        let key = Key::default();
+        let text = b"a_name.that\xff\x80\x01is$longer_than_a_few_words";
+        for len in 0..=text.len() {
+            let name = key.name(&text[..len]);
+            for behind in [&b""[..], b"\x01", b"\0\0", b"\x80next\0", b"the next one\0"] {
+                let table = [&text[..len], b"\0", behind].concat();
+                let found = key.first_of(&table).unwrap();
+                assert_eq!(
+                    (found, found.bytes()),
+                    (name, name.bytes()),
+                    "{len} {behind:?}"
+                );
+            }
+            assert_eq!(key.first_of(&text[..len]), None);
+        }
+    }
+
+    /// At a point that an attacker would choose only the length counts.
     #[test]
     fn names_that_collide_are_told_apart() {
-        let key = Key {
-            point: 0,
-            upper: 1,
-            factor: 1,
-        };
+        let (point, factor) = (0, 1);
+        let key = Key { point, factor };
         let names = [
             "0123456789abcdefX123456789abcdef",
             "0123456789abcdefY123456789abcdef",
             "0123456789Xbcdef0123456789abcdef",
-            "X1234567 and more89abcdef",
-            "89abcdef",
+            "X1234567 and more, so as long as",
         ];
-        let hash = key.name(b"89abcdef").hash;
+        let hash = key.name(&[b' '; 32]).hash;
         assert!(
-            names[..3]
+            names
                 .iter()
                 .all(|name| key.name(name.as_bytes()).hash == hash)
         );
@@ -218,10 +292,16 @@ mod tests {
             ..Names::default()
         };
         for (number, name) in (0..).zip(names) {
-            assert_eq!(table.number(name.as_bytes()), Some((number, true)));
+            assert_eq!(
+                table.number(key.name(name.as_bytes())),
+                Some((number, true))
+            );
         }
         for (number, name) in (0..).zip(names) {
-            assert_eq!(table.number(name.as_bytes()), Some((number, false)));
+            assert_eq!(
+                table.number(key.name(name.as_bytes())),
+                Some((number, false))
+            );
             assert_eq!(table.find(name.as_bytes()), Some(number));
         }
     }
@@ -241,11 +321,11 @@ mod tests {
         let mut table = Names::default();
         for (number, name) in (0..).zip(&all) {
             assert_eq!(table.find(name), None);
-            assert_eq!(table.number(name), Some((number, true)));
+            assert_eq!(table.number(table.key().name(name)), Some((number, true)));
         }
         for (number, name) in (0..).zip(&all) {
             assert_eq!(table.find(name), Some(number));
-            assert_eq!(table.number(name), Some((number, false)));
+            assert_eq!(table.number(table.key().name(name)), Some((number, false)));
         }
     }
 }

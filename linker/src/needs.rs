@@ -107,9 +107,9 @@ fn answered(targets: &mut Targets<'_, '_>, edges: &mut Edges, here: &mut Around)
     let answers = plan.answers.list();
     let places: Vec<u32> = answers
         .iter()
-        .map(|answer| match answer.fixup.by_section {
+        .map(|answer| match answer.by_section {
             true => EACH,
-            false => match targets.of(&answer.fixup, 0) {
+            false => match targets.of(answer, 0) {
                 Some(to) => edges.place(to),
                 None => edges.nowhere(),
             },
@@ -138,7 +138,7 @@ fn answered(targets: &mut Targets<'_, '_>, edges: &mut Edges, here: &mut Around)
             }
             for (entry, &answer) in ours.iter().zip(answers_of_ours) {
                 if places.get(answer as usize) == Some(&EACH) {
-                    let fixup = answers[answer as usize].fixup_of(entry, chunk);
+                    let fixup = answers[answer as usize].of(entry, chunk);
                     if let Some(to) = targets.of(&fixup, here.start.offset) {
                         edges.add(edges.place(to));
                     }
@@ -313,14 +313,15 @@ impl Edges {
         let mut first = Vec::with_capacity(nodes + 1);
         for (from, start) in self.runs {
             // Also of the nodes before, from which no edge starts.
-            first.resize(from as usize + 1, start);
+            let missing = (from as usize + 1).saturating_sub(first.len());
+            first.extend(std::iter::repeat_n(start, missing));
         }
         first.resize(nodes + 1, self.places.len() as u32);
         let mut targets = self.places;
+        let reference = Needs::REFERENCE.wrapping_sub(self.nodes);
         for target in &mut targets {
-            if *target >= self.nodes {
-                *target = (*target - self.nodes) | Needs::REFERENCE;
-            }
+            let more = if *target < self.nodes { 0 } else { reference };
+            *target = target.wrapping_add(more);
         }
         Needs { first, targets }
     }

@@ -12,6 +12,7 @@ use object::{SectionIndex, SymbolIndex};
 use crate::budget::Budget;
 use crate::error::{LinkError, Problem, SectionRefusal, Site};
 use crate::input::Dialect;
+use crate::name::{Key, Name};
 use crate::section::{Content, Role, Section, alignment, is_shared, refuse, role};
 use crate::startup::Startup;
 
@@ -40,6 +41,8 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) symbols: SymbolTable<'a, Elf>,
     /// The names of the symbols, if all of them are UTF-8; else nothing.
     names: &'a str,
+    /// The same, if none of them says more than what something is called; else nothing.
+    plain: &'a [u8],
     /// Some name may have a `@`.
     pub(crate) has_versions: bool,
     /// The file and its sections, for what is not loaded.
@@ -104,12 +107,15 @@ impl<'a> ObjectFile<'a> {
                     ..
                 } = reader;
                 let strings = strings(bytes, &table, symbols.string_section());
+                // Without strings no name is found; one that were, would be looked at.
+                let has_versions = strings.is_none_or(|strings| strings.contains(&b'@'));
+                let is_plain = dialect == Dialect::Elf && !has_versions;
                 Ok(Self {
                     name,
                     dialect,
                     names: all_text(strings),
-                    // Without strings no name is found; one that were, would be looked at.
-                    has_versions: strings.is_none_or(|strings| strings.contains(&b'@')),
+                    plain: strings.filter(|_| is_plain).unwrap_or_default(),
+                    has_versions,
                     has_frames: sections.iter().any(|section| section.role == Role::Frames),
                     sections,
                     symbols,
@@ -198,11 +204,22 @@ impl<'a> ObjectFile<'a> {
     }
 
     /// The section that symbol `index` is defined in; `None` if it is undefined, absolute or common.
+    #[inline]
     pub(crate) fn symbol_section(
         &self,
         index: u32,
         symbol: &Sym64<LE>,
     ) -> Result<Option<usize>, LinkError> {
+        let section = usize::from(symbol.st_shndx(LE));
+        let plain = 1..self.sections.len().min(elf::SHN_LORESERVE.into());
+        match plain.contains(&section) {
+            true => Ok(Some(section)),
+            false => self.reserved_section(index, symbol),
+        }
+    }
+
+    /// The same, of a symbol that says it in another way.
+    fn reserved_section(&self, index: u32, symbol: &Sym64<LE>) -> Result<Option<usize>, LinkError> {
         let section = self
             .symbols
             .symbol_section(LE, symbol, SymbolIndex(index as usize));
@@ -224,6 +241,22 @@ impl<'a> ObjectFile<'a> {
         self.budget
             .name(name)
             .map_err(|problem| LinkError::new(&self.name, problem))?;
+        Ok(name)
+    }
+
+    /// The same as a key, if it says no more than what the symbol is called.
+    #[inline]
+    pub(crate) fn plain_name(
+        &mut self,
+        symbol: &Sym64<LE>,
+        key: Key,
+    ) -> Result<Option<Name<'a>>, LinkError> {
+        let strings = self.plain.get(symbol.st_name(LE) as usize..);
+        let name = strings.and_then(|strings| key.first_of(strings));
+        if let Some(name) = &name {
+            let counted = self.budget.name(name.bytes());
+            counted.map_err(|problem| LinkError::new(&self.name, problem))?;
+        }
         Ok(name)
     }
 

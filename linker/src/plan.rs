@@ -61,6 +61,8 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     }
     plan.answers.reserve(sharing);
     plan.fixups.reserve(others);
+    let globals = unit.globals.list.len();
+    plan.references.reserve(globals.min(sharing + others));
     for (number, object) in unit.objects.iter().enumerate() {
         ask_ahead(&unit.objects, number);
         symbols.begin(object.symbols.len());
@@ -505,7 +507,7 @@ impl<'a> Plan<'a> {
                 .ok_or_else(|| Problem::Corrupt("too many references".into()))?;
             self.references.push(Reference {
                 name: symbol.name,
-                version: symbol.version,
+                version: unit.globals.version(global),
                 weak: !symbol.wanted,
                 own: unit.definition_of(global),
                 call_cell: false,

@@ -1,5 +1,7 @@
 //! A unit that is ready to be placed.
 
+use std::sync::Arc;
+
 use crate::archive;
 use crate::atoms::Atoms;
 use crate::error::LinkError;
@@ -64,7 +66,7 @@ pub struct Prepared<'a> {
     pub(crate) name: &'a str,
     pub(crate) unit: Unit<'a>,
     pub(crate) plan: Plan<'a>,
-    pub(crate) needs: Needs,
+    pub(crate) needs: Arc<Needs>,
     /// The node of each definition.
     pub(crate) nodes: Vec<u32>,
     pub(crate) startup: Order,
@@ -103,13 +105,19 @@ impl<'a> Prepared<'a> {
         let name = unit;
         let mut unit = Unit::read(files, options)?;
         let mut plan = plan::plan(&unit)?;
-        let labels = unit.labels.placed(&unit);
-        let atoms = Atoms::of(&unit, &labels);
+        let labels = core::mem::take(&mut unit.labels).placed(&unit);
+        // Where nothing refers to anybody else, nobody asks what needs what.
+        let needy = !plan.references.is_empty();
+        let asked = needy || !plan.detours.is_empty();
+        let atoms = Atoms::of(&unit, if asked { &labels } else { &[] });
         let thunks = thunk::build(&mut unit, &mut plan, &atoms)?;
         make(&mut unit, &plan);
         let unwound = unwind::place(&mut unit, &mut plan)?;
         let names = names::collect(&mut unit, &labels)?;
-        let (needs, nodes) = needs::graph(&unit, &plan, atoms, &labels, &thunks);
+        let (needs, nodes) = match needy {
+            true => needs::graph(&unit, &plan, atoms, &labels, &thunks),
+            false => (Needs::default(), vec![needs::NONE; unit.defined.len()]),
+        };
         let startup = startup::order(&unit, &plan)?;
         let max_len_bytes = options.max_len_bytes.min(Options::WINDOW_LEN_BYTES);
         let plot = layout::lay_out(&mut unit.chunks, max_len_bytes)
@@ -118,7 +126,7 @@ impl<'a> Prepared<'a> {
             name,
             unit,
             plan,
-            needs,
+            needs: Arc::new(needs),
             nodes,
             startup,
             unwound,

@@ -16,7 +16,7 @@ use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
 use crate::label::{Labels, is_labelled};
 use crate::mutant::{Mutant, makes};
-use crate::name::Names;
+use crate::name::{Key, Name, Names};
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -70,8 +70,6 @@ pub(crate) struct Global<'a> {
     pub(crate) size: u64,
     /// `STT_*` of the definition.
     pub(crate) kind: u8,
-    /// The version of it that those who refer to it ask for.
-    pub(crate) version: Option<&'a str>,
     /// One in the process, whoever defines it too: `STB_GNU_UNIQUE`, and data of COMDAT groups.
     pub(crate) unique: bool,
     /// Default or protected: seen by other units.
@@ -83,12 +81,23 @@ pub(crate) struct Global<'a> {
     definer: u32,
 }
 
+/// What a symbol is called.
+struct Spelling<'a> {
+    name: Name<'a>,
+    /// The version that is asked for.
+    version: Option<&'a str>,
+    /// Named `f@addr`, in the Cranelift dialect.
+    address: bool,
+}
+
 /// All global names of a unit.
 #[derive(Debug, Default)]
 pub(crate) struct Globals<'a> {
     /// The index of each name in `list`.
     names: Names<'a>,
     pub(crate) list: Vec<Global<'a>>,
+    /// The versions that those who refer to some of them ask for.
+    versions: HashMap<u32, &'a str>,
     groups: HashMap<&'a [u8], ()>,
     /// Indirect functions are taken.
     takes_indirect: bool,
@@ -220,47 +229,15 @@ impl<'a> Globals<'a> {
         symbol: &'a Sym64<LE>,
         section: Option<u32>,
     ) -> Result<(u32, bool), LinkError> {
-        let mut name = object.global_name(symbol)?;
-        let mut address = false;
-        if object.dialect == Dialect::Cranelift
-            && symbol.st_shndx(LE) == elf::SHN_UNDEF
-            && let Some(stem) = name.strip_suffix(ADDRESS_SUFFIX)
-        {
-            (name, address) = (stem, true);
-        }
-        let mut version = None;
-        if object.has_versions
-            && let Some(at) = name.iter().position(|&byte| byte == b'@')
-        {
-            if object.dialect == Dialect::Cranelift {
-                return Err(object.error(Problem::Symbol {
-                    symbol: object.symbol_label(index),
-                    refusal: SymbolRefusal::Versioned,
-                }));
-            }
-            let (stem, rest) = (&name[..at], &name[at..]);
-            let default = rest.strip_prefix(b"@@");
-            // `f@@V` defines `f`; `f@V` defines what only those who ask for that version may have.
-            if default.is_none() && symbol.st_shndx(LE) != elf::SHN_UNDEF {
-                return Err(object.error(Problem::Symbol {
-                    symbol: object.symbol_label(index),
-                    refusal: SymbolRefusal::OldVersion,
-                }));
-            }
-            let named = core::str::from_utf8(default.unwrap_or(&rest[1..])).map_err(|_| {
-                object.error(Problem::Corrupt("symbol version is not UTF-8".into()))
-            })?;
-            version = Some(named).filter(|_| symbol.st_shndx(LE) == elf::SHN_UNDEF);
-            name = stem;
-        }
+        let Spelling {
+            name,
+            version,
+            address,
+        } = self.spelling(object, index, symbol)?;
         let global = self.intern(object, symbol, name)?;
         if let Some(version) = version {
-            let entry = &mut self.list[global as usize];
-            if entry
-                .version
-                .replace(version)
-                .is_some_and(|other| other != version)
-            {
+            let other = self.versions.insert(global, version);
+            if other.is_some_and(|other| other != version) {
                 return Err(object.error(Problem::Symbol {
                     symbol: object.symbol_label(index),
                     refusal: SymbolRefusal::TwoVersions,
@@ -290,11 +267,30 @@ impl<'a> Globals<'a> {
         Ok((global, address))
     }
 
+    /// What a symbol that others see is called.
+    #[inline]
+    fn spelling(
+        &self,
+        object: &mut ObjectFile<'a>,
+        index: u32,
+        symbol: &Sym64<LE>,
+    ) -> Result<Spelling<'a>, LinkError> {
+        let key = self.names.key();
+        match object.plain_name(symbol, key)? {
+            Some(name) => Ok(Spelling {
+                name,
+                version: None,
+                address: false,
+            }),
+            None => spelled_out(object, index, symbol, key),
+        }
+    }
+
     fn intern(
         &mut self,
         object: &ObjectFile<'a>,
         symbol: &Sym64<LE>,
-        name: &'a [u8],
+        name: Name<'a>,
     ) -> Result<u32, LinkError> {
         let number = self.names.number(name);
         let (number, is_new) =
@@ -302,7 +298,7 @@ impl<'a> Globals<'a> {
         if !is_new {
             return Ok(number);
         }
-        let text = object.text(symbol, name)?;
+        let text = object.text(symbol, name.bytes())?;
         if text.is_empty() {
             return Err(object.error(Problem::Corrupt("global symbol without a name".into())));
         }
@@ -312,7 +308,6 @@ impl<'a> Globals<'a> {
             value: Value::Nothing,
             size: 0,
             kind: elf::STT_NOTYPE,
-            version: None,
             unique: false,
             exported: true,
             wanted: false,
@@ -338,6 +333,11 @@ impl<'a> Globals<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The version of a global that those who refer to it ask for.
+    pub(crate) fn version(&self, global: u32) -> Option<&'a str> {
+        self.versions.get(&global).copied()
     }
 
     /// Why `global` cannot be referred to, if nobody defines it.
@@ -390,19 +390,65 @@ impl<'a> Global<'a> {
             self.value = value;
             self.size = symbol.st_size(LE);
             self.kind = symbol.st_type();
-            let shared = match value {
+            let shared = || match value {
                 Value::InSection { section, .. } => {
                     object.sections[section as usize].is_shared_datum()
                 }
                 _ => false,
             };
-            let weak = takes_unique && strength == Strength::Weak && shared;
+            let weak = takes_unique && strength == Strength::Weak && shared();
             self.unique = symbol.st_type() != elf::STT_TLS
                 && (symbol.st_bind() == elf::STB_GNU_UNIQUE || weak);
             self.definer = u32::try_from(objects.len()).unwrap_or(u32::MAX);
         }
         Ok(())
     }
+}
+
+/// The same, of an object whose names may say more than what something is called.
+fn spelled_out<'a>(
+    object: &mut ObjectFile<'a>,
+    index: u32,
+    symbol: &Sym64<LE>,
+    key: Key,
+) -> Result<Spelling<'a>, LinkError> {
+    let mut name = object.global_name(symbol)?;
+    let mut address = false;
+    if object.dialect == Dialect::Cranelift
+        && symbol.st_shndx(LE) == elf::SHN_UNDEF
+        && let Some(stem) = name.strip_suffix(ADDRESS_SUFFIX)
+    {
+        (name, address) = (stem, true);
+    }
+    let mut version = None;
+    if object.has_versions
+        && let Some(at) = name.iter().position(|&byte| byte == b'@')
+    {
+        if object.dialect == Dialect::Cranelift {
+            return Err(object.error(Problem::Symbol {
+                symbol: object.symbol_label(index),
+                refusal: SymbolRefusal::Versioned,
+            }));
+        }
+        let (stem, rest) = (&name[..at], &name[at..]);
+        let default = rest.strip_prefix(b"@@");
+        // `f@@V` defines `f`; `f@V` defines what only those who ask for that version may have.
+        if default.is_none() && symbol.st_shndx(LE) != elf::SHN_UNDEF {
+            return Err(object.error(Problem::Symbol {
+                symbol: object.symbol_label(index),
+                refusal: SymbolRefusal::OldVersion,
+            }));
+        }
+        let named = core::str::from_utf8(default.unwrap_or(&rest[1..]))
+            .map_err(|_| object.error(Problem::Corrupt("symbol version is not UTF-8".into())))?;
+        version = Some(named).filter(|_| symbol.st_shndx(LE) == elf::SHN_UNDEF);
+        name = stem;
+    }
+    Ok(Spelling {
+        name: key.name(name),
+        version,
+        address,
+    })
 }
 
 /// What a symbol that is not local says, in the object that will have number `number`, where it is defined in `section`.

@@ -384,7 +384,8 @@ impl<'a> Unit<'a> {
         let mut definition_of = vec![NONE; count];
         let (mut definitions, mut defined) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for ((number, global), place) in (0..).zip(&self.globals.list).zip(&mut definition_of) {
-            let meaning = self.find_definition(number).ok();
+            let placed = self.find_placed(number, global);
+            let meaning = placed.or_else(|| self.find_definition(number).ok());
             known.push(Known {
                 definition: meaning,
                 indirect: global.is_indirect(),
@@ -514,15 +515,39 @@ impl<'a> Unit<'a> {
         };
         let indirect = global.kind == elf::STT_GNU_IFUNC;
         let spot = if indirect { self.resolved(spot) } else { spot };
-        let exported = global.exported.then_some(number);
-        let code = is_code(&self.chunks[spot.chunk as usize], global.kind);
-        let has_stub = global.exported && (code || makes(Mutant::StubForData));
-        Ok(Meaning::Own(Own {
+        Ok(Meaning::Own(self.defined_at(spot, number, global)))
+    }
+
+    /// The same, found sooner, for a global in a section that is placed, as most are.
+    #[inline]
+    fn find_placed(&self, number: u32, global: &Global<'a>) -> Option<Meaning> {
+        let Value::InSection {
+            object,
+            section,
+            value,
+        } = global.value
+        else {
+            return None;
+        };
+        let chunk = self.chunk_of(object as usize, section as usize)?;
+        let offset = u32::try_from(value).ok()?;
+        let spot = Spot { chunk, offset };
+        let inside = value <= self.chunks[chunk as usize].len_bytes();
+        let plain = inside && global.kind != elf::STT_GNU_IFUNC;
+        plain.then(|| Meaning::Own(self.defined_at(spot, number, global)))
+    }
+
+    /// What global `number` is, which is defined at `spot`.
+    #[inline]
+    fn defined_at(&self, spot: Spot, number: u32, global: &Global<'a>) -> Own {
+        let chunk = &self.chunks[spot.chunk as usize];
+        let code = is_code(chunk, global.kind);
+        Own {
             spot,
-            exported,
-            has_stub,
-            thread_local: self.chunks[spot.chunk as usize].thread_local,
-        }))
+            exported: global.exported.then_some(number),
+            has_stub: global.exported && (code || makes(Mutant::StubForData)),
+            thread_local: chunk.thread_local,
+        }
     }
 
     /// The size of symbol `index` of an object, if the unit defines it.

@@ -1,6 +1,6 @@
 //! Which definition a name means, and who needs what.
 
-use jitcast_linker::SymbolKind;
+use jitcast_linker::{Needs, SymbolKind};
 
 use crate::common::{Effect, World, assemble, compile, prepare, refusal_of};
 
@@ -256,4 +256,24 @@ fn needs_lead_to_what_a_function_lacks() {
     assert_eq!(needs("needs_both"), ["missing_a", "missing_b"]);
     assert_eq!(needs("needs_c"), ["missing_c"]);
     assert_eq!(needs("needs_switch"), ["missing_b"]);
+}
+
+/// What needs what is asked where something may be lacking, and nowhere else.
+#[test]
+fn who_lacks_nothing_has_no_graph() {
+    let (one, two) = ("one: call two@PLT; ret", "two: call one@PLT; ret");
+    for (three, asked) in [("ret", false), ("call elsewhere@PLT; ret", true)] {
+        let object = assemble(&format!(
+            ".text\n.globl one, two, three\n.type one, @function\n.type two, @function\n\
+             .type three, @function\n{one}\n{two}\nthree: {three}\n"
+        ));
+        let files = [("all.o", &object[..])];
+        let prepared = prepare(&files).unwrap();
+        assert_eq!(prepared.references().is_empty(), !asked);
+        let linked = World::new(&prepared).linked;
+        assert_eq!(linked.symbols.len(), 3);
+        let mut nodes = linked.symbols.iter().map(|symbol| symbol.node);
+        assert!(nodes.all(|node| (node != 0) == asked), "{three}");
+        assert_eq!(*linked.needs != Needs::default(), asked, "{three}");
+    }
 }
