@@ -90,9 +90,9 @@ pub(crate) struct Answers<'a> {
 }
 
 impl<'a> Answers<'a> {
-    /// Makes room for the answers to `count` relocations.
+    /// Makes room for the answers to `count` relocations, all that there will be.
     pub(crate) fn reserve(&mut self, count: usize) {
-        self.given.reserve(count);
+        self.given.resize(count, NONE);
     }
 
     /// Begins with an object that has `symbols`.
@@ -105,13 +105,10 @@ impl<'a> Answers<'a> {
 
     /// Begins with the relocations of a piece of text, each of which is then given an answer, or none.
     pub(crate) fn begin_batch(&mut self, chunk: u32, entries: &'a [Rela64<LE>]) {
-        let first = self.given.len();
-        self.next = first;
-        self.given.resize(first + entries.len(), NONE);
         self.batches.push(Batch {
             chunk,
             entries,
-            first,
+            first: self.next,
         });
     }
 
@@ -147,6 +144,7 @@ impl<'a> Answers<'a> {
     }
 
     /// Keeps `fixup` as the answer to `request`; returns its number.
+    #[inline]
     pub(crate) fn keep(&mut self, request: &Request<'_>, usage: Use, fixup: &Fixup) -> Option<u32> {
         let before = before(request.bytes, request.site.offset.into())?;
         let last = self.last.get_mut(request.symbol as usize)?;

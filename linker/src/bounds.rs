@@ -90,7 +90,8 @@ impl<'a> Bounded<'a> {
         Ok(())
     }
 
-    /// Makes a chunk, which will have number `number`, lie beside the others of its section.
+    /// Makes chunk `number` lie beside the others of its section.
+    #[inline]
     pub(crate) fn gather(&mut self, name: &str, chunk: &mut Chunk<'_>, number: u32) {
         let Some(bounds) = self.sections.get_mut(name) else {
             return;

@@ -113,6 +113,7 @@ impl Fixup {
     }
 
     /// Turns a use of a GOT entry into one of the symbol itself.
+    #[inline]
     pub(crate) fn relax(&mut self, usage: Use) {
         self.row = RELATIVE;
         match usage {

@@ -6,6 +6,7 @@
 use crate::error::Problem;
 use crate::input::{Area, Extent, Extents};
 use crate::mutant::{Mutant, makes};
+use crate::order;
 
 /// A place in a unit before it has an address: a chunk, and an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,35 +134,34 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// What chunks are laid out by, those that are equal in the order of the files.
-    pub(crate) fn sort_key(&self) -> (u8, core::cmp::Reverse<u64>, u32) {
+    /// A number that chunks are laid out by, those that have the same in the order of the files.
+    pub(crate) fn sort_key(&self) -> u64 {
         let rank = match (&self.content, self.area) {
             _ if self.thread_local => RANK_THREAD_LOCAL,
             (Content::Zero(_), Area::Private | Area::SharedData) => RANK_ZERO,
             _ => self.rank,
         };
-        // Code stays in the order of the files, which is that of its callers; data packs best by alignment.
-        let align_bytes = if self.area == Area::Text {
-            0
-        } else {
-            self.pack_bytes
+        // Code stays in the order of the files, which is that of its callers; data packs best by alignment, the strictest first.
+        let looseness = match self.area {
+            Area::Text => 0,
+            _ => self.pack_bytes.leading_zeros(),
         };
-        (rank, core::cmp::Reverse(align_bytes), self.group)
+        u64::from(rank) << 40 | u64::from(looseness) << 32 | u64::from(self.group)
     }
 }
 
 /// The rank of a text section: the pages of what runs rarely are kept apart.
 pub(crate) fn text_rank(name: &str) -> u8 {
-    let rare = [
-        ".text.unlikely",
-        ".text.startup",
-        ".text.exit",
-        ".text.cold",
-    ];
-    if rare.iter().any(|stem| name.starts_with(stem)) {
-        2
-    } else {
-        u8::from(!name.starts_with(".text.hot"))
+    match name.strip_prefix(".text.") {
+        Some(rest) if rest.starts_with("hot") => 0,
+        Some(rest)
+            if ["unlikely", "startup", "exit", "cold"]
+                .iter()
+                .any(|stem| rest.starts_with(stem)) =>
+        {
+            2
+        }
+        _ => 1,
     }
 }
 
@@ -189,8 +189,10 @@ pub(crate) struct Block {
 
 /// Gives each chunk its position.
 pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Plot, Problem> {
-    let mut order: Vec<usize> = (0..chunks.len()).collect();
-    order.sort_by_key(|&index| chunks[index].sort_key());
+    let keys = chunks.iter().map(Chunk::sort_key);
+    let mut order: Vec<(u64, usize)> = keys.zip(0..).collect();
+    order::sort(&mut order, |&(key, _)| key);
+    let order: Vec<usize> = order.into_iter().map(|(_, index)| index).collect();
     let is_image = |chunk: &Chunk<'_>| !matches!(chunk.content, Content::Zero(_));
     let block_align_bytes = chunks
         .iter()
@@ -230,7 +232,7 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
         };
         let packed = makes(Mutant::Unaligned) && chunk.area == Area::Text;
         let align_bytes = if packed { 1 } else { chunk.align_bytes };
-        let start = extent.len_bytes.next_multiple_of(align_bytes);
+        let start = align_up(extent.len_bytes, align_bytes);
         let end = start.saturating_add(chunk.len_bytes());
         if end > max_len_bytes {
             return Err(over(end));
@@ -284,6 +286,11 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
     })
 }
 
+/// The next multiple of `align_bytes`, a power of two, from `len_bytes` on: that of a window at most, so no sum overflows.
+fn align_up(len_bytes: u64, align_bytes: u64) -> u64 {
+    (len_bytes + (align_bytes - 1)) & !(align_bytes - 1)
+}
+
 /// Gives the zeros of thread-local storage their positions: behind the image, where they take no room.
 fn lay_out_zeros(
     chunks: &mut [Chunk<'_>],
@@ -300,7 +307,7 @@ fn lay_out_zeros(
         if !chunk.thread_local {
             continue;
         }
-        let distance = block.len_bytes.next_multiple_of(chunk.align_bytes);
+        let distance = align_up(block.len_bytes, chunk.align_bytes);
         let end = distance.saturating_add(len_bytes);
         let over = |value| Problem::Limit {
             what: "the length of thread-local storage",

@@ -31,7 +31,8 @@ const INLINE: usize = 2;
 pub(crate) struct Name<'a> {
     hash: u64,
     /// The first [`INLINE`] coefficients, zero if there are fewer.
-    first: [u64; INLINE],
+    first: u64,
+    second: u64,
     bytes: &'a [u8],
 }
 
@@ -46,7 +47,7 @@ impl PartialEq for Name<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash
             && self.bytes.len() == other.bytes.len()
-            && self.first == other.first
+            && (self.first, self.second) == (other.first, other.second)
             && (self.bytes.len() <= INLINE * STEP || self.bytes == other.bytes)
     }
 }
@@ -165,6 +166,20 @@ impl Key {
     }
 }
 
+/// How long what `strings` begin with is, up to the first zero; nothing, if there is none.
+#[inline]
+pub(crate) fn len_of_first(strings: &[u8]) -> Option<usize> {
+    let (words, rest) = strings.as_chunks();
+    for (index, word) in words.iter().enumerate() {
+        let zeros = zeros(u64::from_le_bytes(*word));
+        if zeros != 0 {
+            return Some(index * size_of_val(word) + zeros.trailing_zeros() as usize / 8);
+        }
+    }
+    let end = rest.iter().position(|&byte| byte == 0)?;
+    Some(strings.len() - rest.len() + end)
+}
+
 /// The highest bit of each byte of `word` that is zero; those above the lowest such byte may be wrong.
 #[inline]
 fn zeros(word: u64) -> u64 {
@@ -176,8 +191,10 @@ fn zeros(word: u64) -> u64 {
 struct Polynomial {
     key: Key,
     value: u64,
-    first: [u64; INLINE],
+    /// How many there were.
     count: usize,
+    first: u64,
+    second: u64,
 }
 
 impl Polynomial {
@@ -186,16 +203,19 @@ impl Polynomial {
         Self {
             key,
             value: 0,
-            first: [0; INLINE],
             count: 0,
+            first: 0,
+            second: 0,
         }
     }
 
     /// One coefficient more.
     #[inline]
     fn add(&mut self, coefficient: u64) {
-        if let Some(first) = self.first.get_mut(self.count) {
-            *first = coefficient;
+        match self.count {
+            0 => self.first = coefficient,
+            1 => self.second = coefficient,
+            _ => {}
         }
         self.count += 1;
         self.value = self.next(coefficient);
@@ -218,6 +238,7 @@ impl Polynomial {
             // Tables go by the lower bits, and those of a product are mixed best above.
             hash: value.wrapping_mul(self.key.factor).rotate_left(32),
             first: self.first,
+            second: self.second,
             bytes,
         }
     }
@@ -267,6 +288,7 @@ mod tests {
                 );
             }
             assert_eq!(key.first_of(&text[..len]), None);
+            assert_eq!(len_of_first(&text[..len]), None);
         }
     }
 

@@ -12,8 +12,8 @@ use object::{SectionIndex, SymbolIndex};
 use crate::budget::Budget;
 use crate::error::{LinkError, Problem, SectionRefusal, Site};
 use crate::input::Dialect;
-use crate::name::{Key, Name};
-use crate::section::{Content, Role, Section, alignment, is_shared, refuse, role};
+use crate::name::{Key, Name, len_of_first};
+use crate::section::{Content, Role, Section, alignment, is_shared, refuse, role, tells};
 use crate::startup::Startup;
 
 type Elf = FileHeader64<LE>;
@@ -160,19 +160,30 @@ impl<'a> ObjectFile<'a> {
             .budget
             .contents(size_of_val(symbols.symbols()) as u64)?;
         let mut sections = Vec::with_capacity(table.len());
+        // What says something of other sections, which may come after it.
+        let mut tables = Vec::new();
         for header in table.iter() {
-            sections.push(reader.section(header)?);
+            reader.section(header, &mut sections)?;
+            if matches!(
+                header.sh_type(LE),
+                elf::SHT_GROUP | elf::SHT_RELA | elf::SHT_REL | elf::SHT_RELR | elf::SHT_CREL
+            ) {
+                tables.push(header);
+            }
         }
         let mut groups = Vec::new();
-        let mut relocations = Vec::new();
-        for header in table.iter() {
+        let mut relocations = Vec::with_capacity(tables.len());
+        for header in tables {
             match header.sh_type(LE) {
                 elf::SHT_GROUP => groups.extend(reader.group(header)?),
-                elf::SHT_RELA => relocations.extend(reader.relocations(header, &sections)?),
+                elf::SHT_RELA => {
+                    if let Some(table) = reader.relocations(header, &sections)? {
+                        relocations.push(table);
+                    }
+                }
                 elf::SHT_REL => reader.refuse_table("SHT_REL", header, &sections)?,
                 elf::SHT_RELR => reader.refuse_table("SHT_RELR", header, &sections)?,
-                elf::SHT_CREL => reader.refuse_table("SHT_CREL", header, &sections)?,
-                _ => {}
+                _ => reader.refuse_table("SHT_CREL", header, &sections)?,
             }
         }
         for member in groups.iter().flat_map(|group: &Group<'_>| group.members) {
@@ -365,47 +376,66 @@ fn check_header(bytes: &[u8]) -> Result<&Elf, Problem> {
 
 impl<'a> Reader<'a> {
     fn name(&mut self, header: &SectionHeader64<LE>) -> Result<&'a str, Problem> {
-        let name = self.table.section_name(LE, header).map_err(corrupt)?;
-        self.budget.name(name)?;
-        text(self.names, header.sh_name(LE), name)
-            .ok_or_else(|| Problem::Corrupt("section name is not UTF-8".into()))
+        let name = match self.known_name(header.sh_name(LE) as usize) {
+            Some(name) => name,
+            None => {
+                let name = self.table.section_name(LE, header).map_err(corrupt)?;
+                let text = core::str::from_utf8(name);
+                text.map_err(|_| Problem::Corrupt("section name is not UTF-8".into()))?
+            }
+        };
+        self.budget.name(name.as_bytes())?;
+        Ok(name)
     }
 
-    fn section(&mut self, header: &'a SectionHeader64<LE>) -> Result<Section<'a>, Problem> {
-        let name = self.name(header)?;
-        let flags = header.sh_flags(LE);
-        let mut section = Section {
-            name,
-            role: Role::NotLoaded,
-            content: Content::Zero(0),
-            align_bytes: 1,
-            retained: flags & u64::from(elf::SHF_GNU_RETAIN) != 0,
-            startup: None,
-            thread_local: flags & u64::from(elf::SHF_TLS) != 0,
-            comdat: false,
+    /// The name at `start` among those of the sections.
+    fn known_name(&self, start: usize) -> Option<&'a str> {
+        let len = len_of_first(self.names.as_bytes().get(start..)?)?;
+        self.names.get(start..start + len)
+    }
+
+    /// Adds the section that `header` is of.
+    #[inline]
+    fn section(
+        &mut self,
+        header: &'a SectionHeader64<LE>,
+        sections: &mut Vec<Section<'a>>,
+    ) -> Result<(), Problem> {
+        let (flags, kind) = (header.sh_flags(LE), header.sh_type(LE));
+        let has = |flag: u32| flags & u64::from(flag) != 0;
+        // Nobody asks what relocations are called, of which there are as many as of all else.
+        let name = match kind {
+            elf::SHT_RELA if !has(elf::SHF_ALLOC) => "",
+            _ => self.name(header)?,
         };
-        if flags & u64::from(elf::SHF_ALLOC) == 0 {
+        let (mut content, mut becomes) = (Content::Zero(0), Role::NotLoaded);
+        let (mut align_bytes, mut startup) = (1, None);
+        if has(elf::SHF_ALLOC) {
+            content = self.content(header)?;
+            becomes = role(name, header, content.len_bytes())?;
+        } else if is_shared(name) {
             // What an assembler makes of the name alone.
-            if is_shared(name) {
-                return Err(refuse(name, SectionRefusal::SharedFlags));
+            return Err(refuse(name, SectionRefusal::SharedFlags));
+        } else if name == ".note.GNU-stack" && has(elf::SHF_EXECINSTR) {
+            return Err(refuse(name, SectionRefusal::ExecutableStack));
+        }
+        if becomes.is_placed() {
+            align_bytes = alignment(header.sh_addralign(LE))?;
+            if tells(name) || kind != elf::SHT_PROGBITS {
+                startup = Startup::of(name, kind).filter(|_| content.len_bytes() > 0);
             }
-            let executable_stack =
-                name == ".note.GNU-stack" && flags & u64::from(elf::SHF_EXECINSTR) != 0;
-            let refusal = SectionRefusal::ExecutableStack;
-            return if executable_stack {
-                Err(refuse(name, refusal))
-            } else {
-                Ok(section)
-            };
         }
-        section.content = self.content(header)?;
-        section.role = role(name, header, section.len_bytes())?;
-        if !section.role.is_placed() {
-            return Ok(section);
-        }
-        section.align_bytes = alignment(header.sh_addralign(LE))?;
-        section.startup = Startup::of(name, header.sh_type(LE)).filter(|_| section.len_bytes() > 0);
-        Ok(section)
+        sections.push(Section {
+            name,
+            role: becomes,
+            content,
+            align_bytes,
+            retained: has(elf::SHF_GNU_RETAIN),
+            startup,
+            thread_local: has(elf::SHF_TLS),
+            comdat: false,
+        });
+        Ok(())
     }
 
     fn content(&mut self, header: &SectionHeader64<LE>) -> Result<Content<'a>, Problem> {

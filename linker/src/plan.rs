@@ -43,6 +43,16 @@ pub(crate) struct Plan<'a> {
     constant_of: HashMap<u64, u32>,
 }
 
+/// What a relocation of text comes to.
+enum Planned {
+    /// Its field leads to this.
+    Field(Target),
+    /// The same, and its instruction need not go through a cell.
+    Relaxed(Target),
+    /// Its instruction becomes another one, which is among the detours.
+    Detour,
+}
+
 /// Plans every relocation of the unit that is placed.
 pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     let mut plan = Plan {
@@ -159,32 +169,47 @@ impl<'a> Plan<'a> {
     ) -> Result<Option<u32>, Problem> {
         let field = request.site.offset as usize;
         let usage = classify::in_text(&request.row, request.bytes, field, request.addend);
-        let (fixups, detours) = (self.fixups.len(), self.detours.len());
-        self.used(unit, request, usage)?;
-        let mut answer = None;
-        if shares
-            && let [fixup] = &self.fixups[fixups..]
-            && self.detours.len() == detours
-        {
-            answer = self.answers.keep(request, usage, fixup);
+        let (target, relaxed) = match self.used(unit, request, usage)? {
+            Planned::Field(target) => (target, false),
+            Planned::Relaxed(target) => (target, true),
+            Planned::Detour => return Ok(None),
+        };
+        let mut fixup = request.fixup(target);
+        if relaxed {
+            fixup.relax(usage);
         }
-        if answer.is_some() {
-            self.fixups.pop();
+        let answer = match shares {
+            true => self.answers.keep(request, usage, &fixup),
+            false => None,
+        };
+        if answer.is_none() {
+            self.fixups.push(fixup);
         }
         Ok(answer)
     }
 
     /// Plans what an instruction of text does with a symbol.
-    fn used(&mut self, unit: &Unit<'a>, request: &Request<'_>, usage: Use) -> Result<(), Problem> {
+    fn used(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        usage: Use,
+    ) -> Result<Planned, Problem> {
         let meaning = match usage {
-            Use::Number(_) => return self.number(unit, request, usage),
-            Use::Thread(storage) => return self.thread_local(unit, request, storage),
+            Use::Number(_) => return Ok(Planned::Field(self.number(unit, request, usage)?)),
+            Use::Thread(storage) => {
+                let target = self.thread_local(unit, request, storage)?;
+                return Ok(Planned::Field(target));
+            }
             _ => self.addressed(unit, request)?,
         };
         // What is far rarer than the rest is decided elsewhere, by a copy.
         let target = match (usage, meaning) {
             (Use::Word, &Meaning::Absolute(value)) => Target::Number(value),
-            (Use::Word, _) => return self.immediate(unit, request, *meaning),
+            (Use::Word, _) => {
+                self.immediate(unit, request, *meaning)?;
+                return Ok(Planned::Detour);
+            }
             (Use::Branch, Meaning::Own(own)) => Target::Spot(own.spot),
             (Use::Branch, Meaning::External(_)) if request.addend != -4 => {
                 return Err(request.misuse(unit, Misuse::BranchInside));
@@ -193,12 +218,12 @@ impl<'a> Plan<'a> {
             (Use::TakeAddress | Use::Operand, &Meaning::External(global)) => {
                 let cell = self.address_cell(unit, global)?;
                 self.detour(request, cell);
-                return Ok(());
+                return Ok(Planned::Detour);
             }
             (Use::TakeAddress | Use::Operand, &Meaning::Absolute(value)) => {
                 let cell = self.constant(value);
                 self.detour(request, cell);
-                return Ok(());
+                return Ok(Planned::Detour);
             }
             (
                 Use::TakeAddress,
@@ -220,22 +245,23 @@ impl<'a> Plan<'a> {
             }
             _ => self.elsewhere(unit, request, usage, *meaning)?,
         };
-        self.fixups.push(request.fixup(target));
-        Ok(())
+        Ok(Planned::Field(target))
     }
 
     fn data(&mut self, unit: &Unit<'a>, request: &Request<'_>) -> Result<(), Problem> {
         let row = request.row;
         let usage = classify::in_data(&row);
-        let meaning = match usage {
-            Use::Number(_) => return self.number(unit, request, usage),
-            Use::Thread(storage) => return self.thread_local(unit, request, storage),
-            _ => self.addressed(unit, request)?,
-        };
         let target = match usage {
-            Use::Word => self.word(unit, *meaning, request.addend)?,
-            Use::GotEntry => return self.through_got(unit, request, Use::GotEntry, meaning),
-            _ => self.elsewhere(unit, request, usage, *meaning)?,
+            Use::Number(_) => self.number(unit, request, usage)?,
+            Use::Thread(storage) => self.thread_local(unit, request, storage)?,
+            _ => {
+                let meaning = self.addressed(unit, request)?;
+                match usage {
+                    Use::Word => self.word(unit, *meaning, request.addend)?,
+                    Use::GotEntry => self.got_entry(unit, request, meaning)?,
+                    _ => self.elsewhere(unit, request, usage, *meaning)?,
+                }
+            }
         };
         let is_address = row.resolved == Resolved::AtAttach && !matches!(target, Target::Number(_));
         if is_address && unit.chunks[request.site.chunk as usize].area == Area::SharedData {
@@ -264,7 +290,7 @@ impl<'a> Plan<'a> {
         unit: &Unit<'a>,
         request: &Request<'_>,
         storage: Storage,
-    ) -> Result<(), Problem> {
+    ) -> Result<Target, Problem> {
         let meaning = match (storage, *request.meaning(unit)?) {
             (_, Meaning::Own(own)) if !own.thread_local => {
                 return Err(request.misuse(unit, Misuse::NotThreadLocal));
@@ -296,8 +322,7 @@ impl<'a> Plan<'a> {
                 return Err(request.refuse(unit, Refusal::InitialExec));
             }
         };
-        self.fixups.push(request.fixup(target));
-        Ok(())
+        Ok(target)
     }
 
     /// What makes indirect functions what their resolvers return.
@@ -331,7 +356,7 @@ impl<'a> Plan<'a> {
         unit: &Unit<'a>,
         request: &Request<'_>,
         usage: Use,
-    ) -> Result<(), Problem> {
+    ) -> Result<Target, Problem> {
         let target = match usage {
             Use::Number(Number::Table) => Target::Window,
             Use::Number(Number::Size) => {
@@ -343,8 +368,7 @@ impl<'a> Plan<'a> {
                 _ => return Err(request.refuse(unit, Refusal::Absolute)),
             },
         };
-        self.fixups.push(request.fixup(target));
-        Ok(())
+        Ok(target)
     }
 
     /// The target of what is neither an instruction's operand nor an address: a distance.
@@ -414,50 +438,51 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// A use of a symbol's GOT entry: relaxed where that is possible, else a cell.
+    /// An instruction that goes through a symbol's GOT entry: relaxed where that is possible, else a cell.
     fn through_got(
         &mut self,
         unit: &Unit<'a>,
         request: &Request<'_>,
         usage: Use,
         meaning: &Meaning,
-    ) -> Result<(), Problem> {
+    ) -> Result<Planned, Problem> {
         let callee = matches!(usage, Use::IndirectCall | Use::IndirectJump)
             || (usage == Use::GotLoad && !request.address);
-        let mut relaxed = false;
-        let target = match *meaning {
-            Meaning::Absolute(value) => self.constant(value),
-            Meaning::Window => return Err(request.misuse(unit, Misuse::TableEntry)),
+        match *meaning {
+            _ if usage == Use::GotEntry => {}
             Meaning::External(global) if callee && !makes(Mutant::CallByAddress) => {
                 let (number, reference) = self.reference(unit, global)?;
                 reference.call_cell = true;
-                Target::CallCell(number)
+                return Ok(Planned::Field(Target::CallCell(number)));
             }
-            Meaning::External(global) => self.address_cell(unit, global)?,
-            Meaning::Own(Own {
-                exported: Some(global),
-                ..
-            }) if usage == Use::GotEntry => self.address_cell(unit, global)?,
-            Meaning::Own(own) if usage == Use::GotEntry => self.own_cell(own.spot),
             Meaning::Own(Own {
                 exported: Some(global),
                 has_stub: true,
                 ..
-            }) if !callee => {
-                relaxed = true;
-                self.stub(unit, global)?
-            }
-            Meaning::Own(own) => {
-                relaxed = true;
-                Target::Spot(own.spot)
-            }
-        };
-        let mut fixup = request.fixup(target);
-        if relaxed {
-            fixup.relax(usage);
+            }) if !callee => return Ok(Planned::Relaxed(self.stub(unit, global)?)),
+            Meaning::Own(own) => return Ok(Planned::Relaxed(Target::Spot(own.spot))),
+            _ => {}
         }
-        self.fixups.push(fixup);
-        Ok(())
+        Ok(Planned::Field(self.got_entry(unit, request, meaning)?))
+    }
+
+    /// A symbol's GOT entry: a cell.
+    fn got_entry(
+        &mut self,
+        unit: &Unit<'a>,
+        request: &Request<'_>,
+        meaning: &Meaning,
+    ) -> Result<Target, Problem> {
+        match *meaning {
+            Meaning::Absolute(value) => Ok(self.constant(value)),
+            Meaning::Window => Err(request.misuse(unit, Misuse::TableEntry)),
+            Meaning::External(global) => self.address_cell(unit, global),
+            Meaning::Own(Own {
+                exported: Some(global),
+                ..
+            }) => self.address_cell(unit, global),
+            Meaning::Own(own) => Ok(self.own_cell(own.spot)),
+        }
     }
 
     fn detour(&mut self, request: &Request<'_>, cell: Target) {

@@ -55,13 +55,24 @@ impl Symbols {
     fn find(&mut self, unit: &Unit<'_>, object: usize, index: u32) -> &Symbol {
         let last = self.list.len() - 1;
         let entry = &mut self.list[(index as usize).min(last)];
-        entry.get_or_insert_with(|| Symbol::find_out(unit, object, index))
+        if entry.is_none() {
+            Symbol::find_out(unit, object, index, entry);
+        }
+        entry.as_ref().unwrap_or(&Symbol::NONE)
     }
 }
 
 impl Symbol {
+    const NONE: Self = Self {
+        meaning: None,
+        address: true,
+        is_section: false,
+    };
+
+    /// Stores in `entry` what symbol `index` of an object is. (It would be copied word by word, and wait for each, if it were
+    /// returned.)
     #[inline(never)]
-    fn find_out(unit: &Unit<'_>, object: usize, index: u32) -> Self {
+    fn find_out(unit: &Unit<'_>, object: usize, index: u32, entry: &mut Option<Self>) {
         let file = &unit.objects[object];
         let (meaning, address) = match unit.symbol_use(object, index) {
             Some(SymbolUse::Global { global, address }) => (
@@ -70,12 +81,12 @@ impl Symbol {
             ),
             _ => (unit.meaning(object, index).ok(), true),
         };
-        Self {
+        *entry = Some(Self {
             meaning,
             address,
             is_section: (file.symbol(index))
                 .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION),
-        }
+        });
     }
 }
 

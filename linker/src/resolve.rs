@@ -16,7 +16,7 @@ use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
 use crate::label::{Labels, is_labelled};
 use crate::mutant::{Mutant, makes};
-use crate::name::{Key, Name, Names};
+use crate::name::{Name, Names};
 use crate::object_file::ObjectFile;
 use crate::section::{Role, alignment};
 
@@ -81,9 +81,9 @@ pub(crate) struct Global<'a> {
     definer: u32,
 }
 
-/// What a symbol is called.
+/// What a symbol is called whose name says more than that.
 struct Spelling<'a> {
-    name: Name<'a>,
+    stem: &'a [u8],
     /// The version that is asked for.
     version: Option<&'a str>,
     /// Named `f@addr`, in the Cranelift dialect.
@@ -229,11 +229,14 @@ impl<'a> Globals<'a> {
         symbol: &'a Sym64<LE>,
         section: Option<u32>,
     ) -> Result<(u32, bool), LinkError> {
-        let Spelling {
-            name,
-            version,
-            address,
-        } = self.spelling(object, index, symbol)?;
+        let key = self.names.key();
+        let (name, version, address) = match object.plain_name(symbol, key)? {
+            Some(name) => (name, None, false),
+            None => {
+                let spelling = spelled_out(object, index, symbol)?;
+                (key.name(spelling.stem), spelling.version, spelling.address)
+            }
+        };
         let global = self.intern(object, symbol, name)?;
         if let Some(version) = version {
             let other = self.versions.insert(global, version);
@@ -265,25 +268,6 @@ impl<'a> Globals<'a> {
             entry.define(found, symbol, object, objects, takes_unique)?;
         }
         Ok((global, address))
-    }
-
-    /// What a symbol that others see is called.
-    #[inline]
-    fn spelling(
-        &self,
-        object: &mut ObjectFile<'a>,
-        index: u32,
-        symbol: &Sym64<LE>,
-    ) -> Result<Spelling<'a>, LinkError> {
-        let key = self.names.key();
-        match object.plain_name(symbol, key)? {
-            Some(name) => Ok(Spelling {
-                name,
-                version: None,
-                address: false,
-            }),
-            None => spelled_out(object, index, symbol, key),
-        }
     }
 
     fn intern(
@@ -405,12 +389,11 @@ impl<'a> Global<'a> {
     }
 }
 
-/// The same, of an object whose names may say more than what something is called.
+/// What a symbol is called, of an object whose names may say more than that.
 fn spelled_out<'a>(
     object: &mut ObjectFile<'a>,
     index: u32,
     symbol: &Sym64<LE>,
-    key: Key,
 ) -> Result<Spelling<'a>, LinkError> {
     let mut name = object.global_name(symbol)?;
     let mut address = false;
@@ -445,7 +428,7 @@ fn spelled_out<'a>(
         name = stem;
     }
     Ok(Spelling {
-        name: key.name(name),
+        stem: name,
         version,
         address,
     })

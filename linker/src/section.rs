@@ -60,6 +60,15 @@ pub(crate) enum Content<'a> {
     Zero(u64),
 }
 
+impl Content<'_> {
+    pub(crate) fn len_bytes(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zero(len_bytes) => len_bytes,
+        }
+    }
+}
+
 /// A section.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Section<'a> {
@@ -89,10 +98,7 @@ impl Section<'_> {
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
-        match self.content {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Zero(len_bytes) => len_bytes,
-        }
+        self.content.len_bytes()
     }
 }
 
@@ -106,6 +112,12 @@ pub(crate) fn refuse(section: &str, refusal: SectionRefusal) -> Problem {
 
 /// What the names of sections begin with that mean something here only.
 const RESERVED: &str = ".jitcast.";
+
+/// Whether the name of a section may say what it is for. Those of most code do not, of which there may be thousands.
+#[inline]
+pub(crate) fn tells(name: &str) -> bool {
+    !name.starts_with(".text")
+}
 
 /// Whether a section holds shared data: `.jitcast.shared`, or that, a dot and anything.
 pub(crate) fn is_shared(name: &str) -> bool {
@@ -132,6 +144,15 @@ pub(crate) fn role(
         | elf::SHF_TLS as u64
         | elf::SHF_GNU_RETAIN as u64
         | SHF_X86_64_LARGE;
+    const PLAIN_TEXT: u64 =
+        elf::SHF_ALLOC as u64 | elf::SHF_EXECINSTR as u64 | elf::SHF_GROUP as u64;
+    if !tells(name)
+        && flags & !PLAIN_TEXT == 0
+        && has(elf::SHF_EXECINSTR)
+        && header.sh_type(LE) == elf::SHT_PROGBITS
+    {
+        return Ok(Role::Text);
+    }
     let shared = is_shared(name);
     let refusal = if name.starts_with(RESERVED) && !shared {
         Some(SectionRefusal::Reserved)
@@ -186,6 +207,7 @@ fn startup(name: &str, kind: u32) -> Option<SectionRefusal> {
 }
 
 /// The alignment `claimed`, if it is one that can be given.
+#[inline]
 pub(crate) fn alignment(claimed: u64) -> Result<u64, Problem> {
     let align_bytes = claimed.max(1);
     if !align_bytes.is_power_of_two() {

@@ -261,7 +261,7 @@ impl<'a> Unit<'a> {
                     return Err(object.error(section::refuse(section.name, startup.refusal())));
                 }
                 let origin = Some((number, index));
-                let mut chunk = Chunk {
+                let chunk = Chunk {
                     area,
                     rank,
                     align_bytes: section.align_bytes,
@@ -272,15 +272,16 @@ impl<'a> Unit<'a> {
                     thread_local: section.thread_local,
                     position: 0,
                 };
-                if !section.thread_local {
-                    self.bounded
-                        .gather(section.name, &mut chunk, self.chunks.len() as u32);
-                }
                 let chunk =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
+                if !section.thread_local {
+                    let made = &mut self.chunks[chunk as usize];
+                    self.bounded.gather(section.name, made, chunk);
+                }
                 chunk_of[index as usize] = chunk;
-                self.startups
-                    .extend(section.startup.map(|startup| (startup, chunk)));
+                if let Some(startup) = section.startup {
+                    self.startups.push((startup, chunk));
+                }
             }
             self.chunk_of.push(chunk_of);
         }
@@ -641,6 +642,7 @@ fn is_code(chunk: &Chunk<'_>, kind: u8) -> bool {
     chunk.area == Area::Text && kind != elf::STT_OBJECT
 }
 
+#[inline(always)]
 pub(crate) fn push<'a>(chunks: &mut Vec<Chunk<'a>>, chunk: Chunk<'a>) -> Result<u32, Problem> {
     let longest = Options::WINDOW_LEN_BYTES;
     if chunk.len_bytes() > longest {
