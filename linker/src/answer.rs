@@ -255,17 +255,15 @@ fn inside(bytes: &[u8], field: u64) -> Option<u32> {
     Some(u32::from_le_bytes(*around.first_chunk()?) & 0xff_ffff)
 }
 
+/// The same, where there are fewer.
+#[inline(never)]
 #[cold]
 fn at_the_start(bytes: &[u8], field: u64) -> Option<u32> {
     let field = usize::try_from(field).ok()?;
     bytes.get(field..)?.first_chunk::<WIDTH_BYTES>()?;
-    let there = bytes.get(..field)?.iter().rev();
-    let places = [16, 8, 0].into_iter();
-    Some(
-        places
-            .zip(there)
-            .fold(0, |word, (place, &byte)| word | u32::from(byte) << place),
-    )
+    let missing = BEFORE.checked_sub(field)?;
+    let first = u32::from_le_bytes(*bytes.first_chunk()?);
+    Some(first << (8 * missing) & 0xff_ffff)
 }
 
 #[cfg(test)]

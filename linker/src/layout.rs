@@ -67,6 +67,13 @@ pub(crate) const RANK_PLAIN: u8 = 1;
 const RANK_THREAD_LOCAL: u8 = 2;
 const RANK_ZERO: u8 = u8::MAX;
 
+/// The rank of the thunks, which no other text has.
+const RANK_THUNKS: u8 = u8::MAX;
+/// Their [`Chunk::sort_key`].
+const THUNKS_KEY: u64 = (RANK_THUNKS as u64) << RANK_SHIFT;
+/// Where the rank is in a [`Chunk::sort_key`].
+const RANK_SHIFT: u32 = 40;
+
 /// The chunks that every unit starts with, whether it needs them or not.
 pub(crate) const THUNKS: u32 = 0;
 pub(crate) const CONSTANTS: u32 = 1;
@@ -93,7 +100,7 @@ impl<'a> Chunk<'a> {
             position: 0,
         };
         vec![
-            made(Area::Text, u8::MAX, 1),
+            made(Area::Text, RANK_THUNKS, 1),
             made(Area::ReadOnly, RANK_PLAIN, 1),
             made(Area::Private, RANK_PATCHED, 1),
             made(Area::Private, RANK_PATCHED, 1),
@@ -146,21 +153,22 @@ impl<'a> Chunk<'a> {
             Area::Text => 0,
             _ => self.pack_bytes.leading_zeros(),
         };
-        u64::from(rank) << 40 | u64::from(looseness) << 32 | u64::from(self.group)
+        u64::from(rank) << RANK_SHIFT | u64::from(looseness) << 32 | u64::from(self.group)
     }
 }
 
 /// The rank of a text section: the pages of what runs rarely are kept apart.
+#[inline]
 pub(crate) fn text_rank(name: &str) -> u8 {
-    match name.strip_prefix(".text.") {
-        Some(rest) if rest.starts_with("hot") => 0,
-        Some(rest)
-            if ["unlikely", "startup", "exit", "cold"]
-                .iter()
-                .any(|stem| rest.starts_with(stem)) =>
-        {
-            2
-        }
+    let Some(rest) = name.strip_prefix(".text.") else {
+        return 1;
+    };
+    match rest.as_bytes().first() {
+        Some(b'h') if rest.starts_with("hot") => 0,
+        Some(b'u') if rest.starts_with("unlikely") => 2,
+        Some(b's') if rest.starts_with("startup") => 2,
+        Some(b'e') if rest.starts_with("exit") => 2,
+        Some(b'c') if rest.starts_with("cold") => 2,
         _ => 1,
     }
 }
@@ -189,10 +197,7 @@ pub(crate) struct Block {
 
 /// Gives each chunk its position.
 pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Plot, Problem> {
-    let keys = chunks.iter().map(Chunk::sort_key);
-    let mut order: Vec<(u64, usize)> = keys.zip(0..).collect();
-    order::sort(&mut order, |&(key, _)| key);
-    let order: Vec<usize> = order.into_iter().map(|(_, index)| index).collect();
+    let order = order(chunks);
     let is_image = |chunk: &Chunk<'_>| !matches!(chunk.content, Content::Zero(_));
     let block_align_bytes = chunks
         .iter()
@@ -284,6 +289,25 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
         shared_len_bytes,
         block,
     })
+}
+
+/// The indices of the chunks in the order in which they are laid out: area by area, in most of which they are in order already.
+fn order(chunks: &[Chunk<'_>]) -> Vec<usize> {
+    let mut order = Vec::with_capacity(chunks.len());
+    for area in [Area::Text, Area::ReadOnly, Area::Private, Area::SharedData] {
+        let own = chunks.iter().zip(0..);
+        let own = own.filter(|(chunk, _)| chunk.area == area);
+        let mut own: Vec<(u64, usize)> = own
+            .map(|(chunk, index)| (chunk.sort_key(), index))
+            .collect();
+        // The thunks come first, and nothing else goes last.
+        if own.first().is_some_and(|(key, _)| *key == THUNKS_KEY) {
+            own.rotate_left(1);
+        }
+        order::sort(&mut own, |&(key, _)| key);
+        order.extend(own.into_iter().map(|(_, index)| index));
+    }
+    order
 }
 
 /// The next multiple of `align_bytes`, a power of two, from `len_bytes` on: that of a window at most, so no sum overflows.
