@@ -83,7 +83,7 @@ impl<'a> Bounded<'a> {
         bounds.bytes |= !zeros;
         bounds.private |= patched || zeros || section.role == Role::Writable;
         bounds.patched |= patched;
-        bounds.align_bytes = bounds.align_bytes.max(section.align_bytes);
+        bounds.align_bytes = bounds.align_bytes.max(section.align_bytes.into());
         if (bounds.code && bounds.data) || (bounds.zeros && bounds.bytes) {
             return Err(object.error(refuse(section.name, SectionRefusal::MixedBounds)));
         }

@@ -11,7 +11,7 @@ use crate::startup::Startup;
 const SHF_X86_64_LARGE: u64 = 0x1000_0000;
 
 /// The widest alignment that a section may ask for: a page.
-pub(crate) const MAX_ALIGN_BYTES: u64 = 4096;
+pub(crate) const MAX_ALIGN_BYTES: u16 = 4096;
 
 /// What becomes of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ pub(crate) struct Section<'a> {
     pub(crate) name: &'a str,
     pub(crate) role: Role,
     pub(crate) content: Content<'a>,
-    pub(crate) align_bytes: u64,
+    /// A page at most ([`MAX_ALIGN_BYTES`]).
+    pub(crate) align_bytes: u16,
     /// `SHF_GNU_RETAIN`: wanted though nothing refers to it.
     pub(crate) retained: bool,
     /// It holds addresses of constructors or destructors.
@@ -208,19 +209,18 @@ fn startup(name: &str, kind: u32) -> Option<SectionRefusal> {
 
 /// The alignment `claimed`, if it is one that can be given.
 #[inline]
-pub(crate) fn alignment(claimed: u64) -> Result<u64, Problem> {
+pub(crate) fn alignment(claimed: u64) -> Result<u16, Problem> {
     let align_bytes = claimed.max(1);
     if !align_bytes.is_power_of_two() {
         return Err(Problem::Corrupt(format!(
             "alignment {align_bytes} is not a power of two"
         )));
     }
-    if align_bytes > MAX_ALIGN_BYTES {
-        return Err(Problem::Limit {
-            what: "an alignment",
-            value: align_bytes,
-            limit: MAX_ALIGN_BYTES,
-        });
-    }
-    Ok(align_bytes)
+    let fits = u16::try_from(align_bytes).ok();
+    let fits = fits.filter(|&align_bytes| align_bytes <= MAX_ALIGN_BYTES);
+    fits.ok_or_else(|| Problem::Limit {
+        what: "an alignment",
+        value: align_bytes,
+        limit: MAX_ALIGN_BYTES.into(),
+    })
 }

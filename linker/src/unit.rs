@@ -264,8 +264,8 @@ impl<'a> Unit<'a> {
                 let chunk = Chunk {
                     area,
                     rank,
-                    align_bytes: section.align_bytes,
-                    pack_bytes: section.align_bytes,
+                    align_bytes: section.align_bytes.into(),
+                    pack_bytes: section.align_bytes.into(),
                     group: 0,
                     content,
                     origin,
