@@ -85,12 +85,13 @@ impl<'a> Gate<'a> {
         Self { applied, staying }
     }
 
-    /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin is
+    /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin may be
     /// there, but the thread is not inside. For threads without a door, and for who holds the worker's state.
     pub fn enter(self, pin: &AtomicU64, head: &AtomicU64) -> Option<u64> {
         // Acquire: pairs with the release in `open`; what was applied is there.
         let applied = self.applied.load(Ordering::Acquire);
-        if applied == 0 {
+        // Whom this look turns away needs no barrier. It lets nobody in.
+        if applied == 0 || head.load(Ordering::Relaxed) != applied {
             return None;
         }
         let newest = pin::enter(pin, applied, head, true);
@@ -122,13 +123,14 @@ impl<'a> Gate<'a> {
         None
     }
 
-    /// Closes the gate. The caller executes a barrier that reaches every thread before it looks at pins.
+    /// Closes the gate, and executes a full barrier, for what the caller stored before, too. Where there are other threads, one that
+    /// reaches them all follows before anybody looks at pins.
     pub fn close(self) {
         self.applied.store(0, Ordering::Relaxed);
         self.shut();
     }
 
-    /// Lets nobody stay either.
+    /// Lets nobody stay either, and executes a full barrier.
     pub fn shut(self) {
         self.staying.store(0, Ordering::Relaxed);
         // Pairs with the fence in `stay`: it sees the 0, or who shut it sees the pin.
