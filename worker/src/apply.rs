@@ -25,7 +25,7 @@ use crate::error::UpdateError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
 use crate::pin_slot::PinSlot;
-use crate::renew::Stage;
+use crate::renew::{Stage, announced};
 use crate::startup::Fresh;
 use crate::transition::Step;
 use crate::unwind::register::Registered;
@@ -339,7 +339,9 @@ impl Inner {
         }
         // The root is committed before the head moves, so what was read from the root may be ahead of it.
         let mut head = self.head().load(Ordering::Acquire).max(state.applied);
-        if let Some((renewal, before)) = self.announced(head) {
+        let ring = self.control().ring();
+        let newest = ring.read(head);
+        if let Some((renewal, before)) = announced(newest.as_ref()) {
             if before <= state.applied && head > state.applied {
                 // It changes nothing; and nothing follows here.
                 state.renewal = Some(renewal);
@@ -372,13 +374,19 @@ impl Inner {
         if !self.reserve(state, others, moves) {
             return Ok(state.applied);
         }
-        let ring = self.control().ring();
         let (mut serialise, mut names, mut asked) = (0, false, false);
         for generation in state.applied + 1..=head {
-            match ring.read(generation) {
+            let is_newest = newest.as_ref().is_some_and(|it| it[0] == generation);
+            // Where it was put when it was read: a copy would wait for what has just been stored.
+            let record = if is_newest {
+                &newest
+            } else {
+                &ring.read(generation)
+            };
+            match record {
                 Some(record) if record[1] & record_flags::RESYNC == 0 => {
-                    self.apply_record(state, others, head, &record)?;
-                    root_at = record_root(&record);
+                    self.apply_record(state, others, head, record)?;
+                    root_at = record_root(record);
                     names |= record[1] & record_flags::NAMES != 0;
                     asked |= record[1] & record_flags::ASKED != 0;
                     if record[1] & record_flags::SERIALISE != 0 {
