@@ -459,9 +459,10 @@ impl Inner {
         let step = self.step(&others.pins, since);
         for op in record[2..].iter().take(count) {
             let (cell, value) = unpack_op(*op);
-            let address = self.lead_cell(state, &step, cell, value)?;
-            // So is the text, which is going to be called.
+            let address = self.cell_address(state, value);
+            // The text, which is going to be called, is in the publisher's cache too.
             prefetch(address.get() as usize);
+            self.lead_cell(state, &step, cell, address)?;
             state
                 .handles
                 .cell_changed(&mut state.transitions, &step, cell, address);
@@ -561,7 +562,8 @@ impl Inner {
         }
         let uncovered = self.uncovered_cells(state, &root, &canaries)?;
         for (cell, value) in canaries.cells().chain(uncovered) {
-            self.lead_cell(state, &step, cell, value)?;
+            let address = self.cell_address(state, value);
+            self.lead_cell(state, &step, cell, address)?;
         }
         // As in `apply`.
         let before = others.may_stay.then_some(state.root_at);
