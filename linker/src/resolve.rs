@@ -468,8 +468,9 @@ fn read_definition(
         elf::SHN_UNDEF => Ok((Strength::Undefined, Value::Nothing)),
         elf::SHN_ABS => Ok((strength, Value::Absolute(symbol.st_value(LE)))),
         elf::SHN_COMMON => {
-            let align_bytes =
-                alignment(symbol.st_value(LE)).map_err(|problem| object.error(problem))?.into();
+            let align_bytes = alignment(symbol.st_value(LE))
+                .map_err(|problem| object.error(problem))?
+                .into();
             Ok((Strength::Common, Value::Common { align_bytes }))
         }
         _ => Err(corrupt("symbol in a reserved section")),

@@ -127,10 +127,10 @@ fn apart(geometry: &Geometry) -> Result<Option<OwnedFd>, AttachError> {
     })
 }
 
-/// How long a wait goes on before it looks whether the compiler process is there.
+/// How often waits look whether the compiler process is there.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The same, when it is about to offer something; and for how long a look of one wait serves those that follow.
+/// The same, when it is about to offer something.
 const LOOK_SOON: Duration = Duration::from_millis(1);
 
 /// What a worker can say about itself.
@@ -331,21 +331,23 @@ impl Worker {
         }
     }
 
-    /// Tends the worker, unless that was done a moment ago: who waits for one publication after the other is woken later by what it does
-    /// before it sleeps. Returns when it is to be done again: not soon, as a rule, since a timer that is the next one of its processor has to be
+    /// Tends the worker, if nobody has for a while: what is done before a sleep is done before all others run who are woken on this
+    /// processor. Returns when it is to be done next: not soon, as a rule, since a timer that is the next one of its processor has to be
     /// set there and reset when somebody wakes, before he runs.
     fn look_and_how_soon_again(&self) -> Duration {
+        // What is announced to be another object is about to come, and nothing wakes whoever waits here.
+        let announced = self.0.life.moving().load(Ordering::Relaxed) == u64::MAX;
+        let often = if announced { LOOK_SOON } else { LOOK };
         let now_ns = sys::monotonic_ns();
         let looked_ns = self.0.looked_ns.load(Ordering::Relaxed);
-        if Duration::from_nanos(now_ns.saturating_sub(looked_ns)) >= LOOK_SOON {
-            self.0.looked_ns.store(now_ns, Ordering::Relaxed);
-            self.tend();
-        }
-        // What is announced to be another object is about to come, and nothing wakes whoever waits here.
-        if self.0.life.moving().load(Ordering::Relaxed) == u64::MAX {
-            LOOK_SOON
-        } else {
-            LOOK
+        let since = Duration::from_nanos(now_ns.saturating_sub(looked_ns));
+        match often.checked_sub(since) {
+            Some(left) if !left.is_zero() => left,
+            _ => {
+                self.0.looked_ns.store(now_ns, Ordering::Relaxed);
+                self.tend();
+                often
+            }
         }
     }
 
