@@ -23,70 +23,66 @@ pub(crate) struct Request<'u> {
     pub(crate) address: bool,
     pub(crate) bytes: &'u [u8],
     pub(crate) origin: (u32, u32),
-    known: &'u Symbol,
+    meaning: Option<&'u Meaning>,
+    by_section: bool,
 }
 
 /// What relocations ask of a symbol.
 #[derive(Clone, Copy, Debug)]
-struct Symbol {
+struct Symbol<'u> {
     /// [`Unit::meaning`]; `None` where that refuses.
-    meaning: Option<Meaning>,
+    meaning: Option<&'u Meaning>,
     /// [`Request::address`].
     address: bool,
     /// It stands for a section.
     is_section: bool,
 }
 
-/// The symbols of the object whose relocations are read, each found out when the first one asks.
+/// What symbols mean of the object whose relocations are read, as far as that is not known by their names: found out when the first
+/// one asks.
 #[derive(Debug, Default)]
 pub(crate) struct Symbols {
-    /// The last one stands for all that there are not.
-    list: Vec<Option<Symbol>>,
+    /// The number of symbols.
+    count: usize,
+    /// By their indices, up to the last that was asked for; what there is not has that of the last.
+    found: Vec<Option<Option<Meaning>>>,
 }
 
 impl Symbols {
     /// Begins with an object that has `count` symbols.
     pub(crate) fn begin(&mut self, count: usize) {
-        self.list.clear();
-        self.list.resize(count + 1, None);
+        self.count = count;
+        self.found.clear();
     }
 
     #[inline]
-    fn find(&mut self, unit: &Unit<'_>, object: usize, index: u32) -> &Symbol {
-        let last = self.list.len() - 1;
-        let entry = &mut self.list[(index as usize).min(last)];
-        if entry.is_none() {
-            Symbol::find_out(unit, object, index, entry);
-        }
-        entry.as_ref().unwrap_or(&Symbol::NONE)
-    }
-}
-
-impl Symbol {
-    const NONE: Self = Self {
-        meaning: None,
-        address: true,
-        is_section: false,
-    };
-
-    /// Stores in `entry` what symbol `index` of an object is. (It would be copied word by word, and wait for each, if it were
-    /// returned.)
-    #[inline(never)]
-    fn find_out(unit: &Unit<'_>, object: usize, index: u32, entry: &mut Option<Self>) {
+    fn find<'u>(&'u mut self, unit: &'u Unit<'_>, object: usize, index: u32) -> Symbol<'u> {
         let file = &unit.objects[object];
-        let (meaning, address) = match unit.symbol_use(object, index) {
+        let symbol = file.symbol(index);
+        let is_section = symbol.is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION);
+        let (known, address) = match unit.symbol_use(object, index) {
             Some(SymbolUse::Global { global, address }) => (
-                unit.known_meaning(global),
+                unit.plain_meaning(global),
                 address || file.dialect == Dialect::Elf,
             ),
-            _ => (unit.meaning(object, index).ok(), true),
+            _ => (None, true),
         };
-        *entry = Some(Self {
-            meaning,
+        Symbol {
+            meaning: known.or_else(|| self.find_out(unit, object, index)),
             address,
-            is_section: (file.symbol(index))
-                .is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION),
-        });
+            is_section,
+        }
+    }
+
+    #[inline(never)]
+    fn find_out(&mut self, unit: &Unit<'_>, object: usize, index: u32) -> Option<&Meaning> {
+        let place = (index as usize).min(self.count);
+        if place >= self.found.len() {
+            self.found.resize(place + 1, None);
+        }
+        let found = &mut self.found[place];
+        let meaning = found.get_or_insert_with(|| unit.meaning(object, index).ok());
+        meaning.as_ref()
     }
 }
 
@@ -101,7 +97,7 @@ impl<'u> Request<'u> {
             addend: self.addend,
             rewrite: Rewrite::Nothing,
             symbol: self.symbol,
-            by_section: self.known.is_section,
+            by_section: self.by_section,
             asked_after: 0,
             in_thunk: false,
         }
@@ -110,14 +106,14 @@ impl<'u> Request<'u> {
     /// Whether this is a displacement in text to what nobody else sees: whatever the instruction does with it, and whatever the
     /// addend says, it leads to its place.
     pub(crate) fn leads_to_its_place(&self) -> bool {
-        let near = matches!(self.known.meaning, Some(Meaning::Own(own)) if !own.has_stub && !own.thread_local);
+        let near =
+            matches!(self.meaning, Some(Meaning::Own(own)) if !own.has_stub && !own.thread_local);
         near && matches!(self.row.number, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32)
     }
 
     #[inline]
     pub(crate) fn meaning(&self, unit: &Unit<'_>) -> Result<&'u Meaning, Problem> {
-        let meaning = self.known.meaning.as_ref();
-        meaning.ok_or_else(|| self.refusal(unit))
+        self.meaning.ok_or_else(|| self.refusal(unit))
     }
 
     /// Why the symbol means nothing.
@@ -151,7 +147,7 @@ impl<'u> Request<'u> {
 /// Checks one relocation of the object whose `symbols` they are; `None` if there is nothing to do.
 #[inline]
 pub(crate) fn read<'u>(
-    unit: &Unit<'_>,
+    unit: &'u Unit<'_>,
     symbols: &'u mut Symbols,
     object: usize,
     table: &Relocations<'_>,
@@ -197,6 +193,7 @@ pub(crate) fn read<'u>(
         address: known.address,
         bytes,
         origin,
-        known,
+        meaning: known.meaning,
+        by_section: known.is_section,
     }))
 }

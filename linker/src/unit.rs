@@ -470,8 +470,15 @@ impl<'a> Unit<'a> {
         }
     }
 
+    /// The same, where it is what the unit has; `None` where it is not, and where that refuses.
+    #[inline]
+    pub(crate) fn plain_meaning(&self, number: u32) -> Option<&Meaning> {
+        let known = self.known.get(number as usize)?;
+        known.definition.as_ref().filter(|_| !known.indirect)
+    }
+
     /// The same; `None` where that refuses.
-    pub(crate) fn known_meaning(&self, number: u32) -> Option<Meaning> {
+    fn known_meaning(&self, number: u32) -> Option<Meaning> {
         let known = self.known.get(number as usize)?;
         match known.indirect {
             true => Some(Meaning::External(number)),
