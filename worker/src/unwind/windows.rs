@@ -150,8 +150,7 @@ impl Listing {
     pub(crate) fn set_newest(&self, generation: u64, root: SegmentOffset, older: &[u64]) {
         let [newest, others @ ..] = &self.entry.roots;
         for other in others {
-            let known = other.generation.load(Ordering::Relaxed);
-            if known != 0 && !older.contains(&known) {
+            if !older.contains(&other.get().0) {
                 other.set(0, SegmentOffset::NONE);
             }
         }
