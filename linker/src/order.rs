@@ -3,7 +3,7 @@
 /// What is shorter is sorted by comparing.
 const FEW: usize = 64;
 
-/// How many bits are sorted by at a time: the tables stay in the first cache, and are no longer than the list.
+/// How many bits are sorted by at a time, fewer of a shorter list: the counts stay in the first cache.
 const FEWER_BITS: u32 = 8;
 const BITS: u32 = 11;
 
