@@ -55,6 +55,7 @@ impl<'a> Door<'a> {
     }
 
     /// Lets the thread in at `generation`, as long as `head` says that.
+    #[inline]
     pub fn open(self, generation: u64, head: &AtomicU64) {
         // Release: cells first, then the number, and then the way in.
         self.generation.store(generation, Release::Gate.ordering());
@@ -63,6 +64,7 @@ impl<'a> Door<'a> {
     }
 
     /// Lets the thread in no more. `never` holds [`NEVER`].
+    #[inline]
     pub fn shut(self, never: &AtomicU64) {
         let never = core::ptr::from_ref(never).cast_mut();
         self.head.store(never, Ordering::Relaxed);
@@ -85,12 +87,13 @@ impl<'a> Gate<'a> {
         Self { applied, staying }
     }
 
-    /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin is
+    /// Pins the calling thread at the applied generation, if that is what `head` says, and the gate is open. Else the pin may be
     /// there, but the thread is not inside. For threads without a door, and for who holds the worker's state.
     pub fn enter(self, pin: &AtomicU64, head: &AtomicU64) -> Option<u64> {
         // Acquire: pairs with the release in `open`; what was applied is there.
         let applied = self.applied.load(Ordering::Acquire);
-        if applied == 0 {
+        // Whom this look turns away needs no barrier. It lets nobody in.
+        if applied == 0 || head.load(Ordering::Relaxed) != applied {
             return None;
         }
         let newest = pin::enter(pin, applied, head, true);
@@ -99,6 +102,7 @@ impl<'a> Gate<'a> {
     }
 
     /// Whether it is open.
+    #[inline]
     pub fn is_open(self) -> bool {
         self.applied.load(Ordering::Relaxed) != 0
     }
@@ -122,13 +126,16 @@ impl<'a> Gate<'a> {
         None
     }
 
-    /// Closes the gate. The caller executes a barrier that reaches every thread before it looks at pins.
+    /// Closes the gate, and executes a full barrier, for what the caller stored before, too. Where there are other threads, one that
+    /// reaches them all follows before anybody looks at pins.
+    #[inline]
     pub fn close(self) {
         self.applied.store(0, Ordering::Relaxed);
         self.shut();
     }
 
-    /// Lets nobody stay either.
+    /// Lets nobody stay either, and executes a full barrier.
+    #[inline]
     pub fn shut(self) {
         self.staying.store(0, Ordering::Relaxed);
         // Pairs with the fence in `stay`: it sees the 0, or who shut it sees the pin.
@@ -142,6 +149,7 @@ impl<'a> Gate<'a> {
     }
 
     /// Opens the gate at `generation`, the new one, or the old one if nothing was applied.
+    #[inline]
     pub fn open(self, generation: u64) {
         // Release: cells first, then the number.
         self.applied.store(generation, Release::Gate.ordering());

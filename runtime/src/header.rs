@@ -202,6 +202,7 @@ impl<'a> Control<'a> {
     ///
     /// # Errors
     /// [`Corrupt`] if the fixed part of the control area is not readable.
+    #[inline]
     pub fn new(view: &'a View) -> Result<Self, Corrupt> {
         const WORDS: usize = CONTROL_FIXED_BYTES as usize / 8;
         const fn index(distance: u32) -> usize {
@@ -234,21 +235,25 @@ impl<'a> Control<'a> {
 
     /// What a generation after this one retired has not been reused. A thread that wants to stay at an older
     /// generation pins itself at it, executes a full barrier, and looks here.
+    #[inline]
     pub fn floor(&self) -> &'a AtomicU64 {
         self.floor
     }
 
     /// The ring.
+    #[inline]
     pub fn ring(&self) -> Ring<'a> {
         self.ring
     }
 
     /// The word that polls load and sleepers wait on.
+    #[inline]
     pub fn head_word(&self) -> &'a AtomicU64 {
         self.head
     }
 
     /// The directory's root. Acquire: pairs with the release in [`Control::commit`].
+    #[inline]
     pub fn root(&self) -> SegmentOffset {
         SegmentOffset::new(self.root.load(Ordering::Acquire) as u32)
     }

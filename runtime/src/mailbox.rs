@@ -138,6 +138,7 @@ impl Mailbox {
     }
 
     /// A word of the header.
+    #[inline]
     pub fn word(&self, word: Word) -> &core::sync::atomic::AtomicU64 {
         &self.words()[word as usize]
     }
@@ -150,6 +151,7 @@ impl Mailbox {
     }
 
     /// The worker's seat; `None`: it has none (yet), or what stands there is none.
+    #[inline]
     pub fn seat(&self) -> Option<u32> {
         let word = self.word(Word::Seat).load(Ordering::Relaxed);
         u32::try_from(word).ok()?.checked_sub(1)

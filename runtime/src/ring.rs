@@ -26,6 +26,7 @@ impl<'a> Ring<'a> {
     ///
     /// # Panics
     /// If the number of places is not a power of two: it is a constant of the format.
+    #[inline]
     pub fn new(head: &'a AtomicU64, intent: &'a AtomicU64, words: &'a [AtomicU64]) -> Self {
         let places = words.len() / RECORD_WORDS;
         assert!(places.is_power_of_two() && words.len().is_multiple_of(RECORD_WORDS));
@@ -37,6 +38,7 @@ impl<'a> Ring<'a> {
     }
 
     /// How many records the ring holds.
+    #[inline]
     pub fn places(&self) -> u64 {
         (self.words.len() / RECORD_WORDS) as u64
     }
@@ -66,6 +68,7 @@ impl<'a> Ring<'a> {
 
     /// Record `generation`, which the caller has seen published (`generation <= self.head()`), or `None` if
     /// the writer has lapped it.
+    #[inline]
     pub fn read(&self, generation: u64) -> Option<Record> {
         let mut record = [0; RECORD_WORDS];
         for (copy, word) in record.iter_mut().zip(self.place(generation)) {
@@ -79,10 +82,12 @@ impl<'a> Ring<'a> {
     }
 
     /// Where record `generation` lies in this process: for who has it fetched.
+    #[inline]
     pub fn address(&self, generation: u64) -> usize {
         core::ptr::from_ref(self.place(generation)).addr()
     }
 
+    #[inline]
     fn place(&self, generation: u64) -> &'a [AtomicU64] {
         let index = (generation & (self.places() - 1)) as usize;
         &self.words[index * RECORD_WORDS..(index + 1) * RECORD_WORDS]

@@ -117,6 +117,7 @@ impl Window {
     }
 
     /// The control area, readable as far as it is open.
+    #[inline]
     pub fn control(&self) -> &View {
         &self.control
     }
@@ -134,6 +135,7 @@ impl Window {
     }
 
     /// First offset of `area` that is not accessible.
+    #[inline]
     pub fn end(&self, area: Area) -> u32 {
         self.ends[area.index()].load(Ordering::Acquire)
     }
@@ -190,6 +192,7 @@ impl Window {
     }
 
     /// Whether `len_bytes` at `at` lie in the accessible part of `area`.
+    #[inline]
     pub fn is_open(&self, area: Area, at: SegmentOffset, len_bytes: u64) -> bool {
         let start = self.geometry.region(area).start;
         Region { start, len_bytes: self.end(area) - start }.contains(at, len_bytes)
@@ -197,6 +200,7 @@ impl Window {
 
     /// The eight bytes at `at` in the private area, as an atomic word of this process; `None` unless they are
     /// aligned and accessible.
+    #[inline]
     pub fn private_word(&self, area: Area, at: SegmentOffset) -> Option<&core::sync::atomic::AtomicU64> {
         if !area.is_private() || !at.get().is_multiple_of(8) || !self.is_open(area, at, 8) {
             return None;
@@ -210,6 +214,7 @@ impl Window {
     }
 
     /// The word of a slot, whichever area it is in; `None` if there is none at `at`.
+    #[inline]
     pub fn slot(&self, at: SegmentOffset) -> Option<&core::sync::atomic::AtomicU64> {
         self.private_word(Area::CallCells, at).or_else(|| self.private_word(Area::AddressCells, at))
     }

@@ -5,7 +5,7 @@
 //! read what a root reaches if the root was the latest one after the thread was pinned, or if it is of the generation that the
 //! thread is pinned at, or newer. A ring record needs no pin, since it is validated after it was copied.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, TryLockError};
 
 use jitcast_runtime::directory::{INLINE_OPS, record_flags, record_root, unpack_op};
@@ -25,7 +25,7 @@ use crate::error::UpdateError;
 use crate::fault::{Fault, seeded};
 use crate::life::{ALIVE, MOVING};
 use crate::pin_slot::PinSlot;
-use crate::renew::Stage;
+use crate::renew::{Stage, announced};
 use crate::startup::Fresh;
 use crate::transition::Step;
 use crate::unwind::register::Registered;
@@ -167,49 +167,54 @@ impl Inner {
 
     /// Closes the gate, and sees who is inside. Until [`Inner::finish`] opens it, nobody enters but at what is applied.
     pub(crate) fn close(&self, state: &State, thread: u32) -> Others {
-        self.close_gate();
-        // Pinned at what is applied before the others are looked at: the compiler process sees this pin, or
+        // Pinned at what is applied before the gate is closed, which takes a full barrier: the compiler process sees this pin, or
         // this thread sees the floor that it announced before it reused anything.
         let word = self.mailbox().thread(thread, ThreadWord::Pin);
-        pin::enter(word, state.applied, self.head(), true);
-        let mut others = Others {
+        word.store(state.applied, Ordering::Relaxed);
+        self.close_gate();
+        let may_stay = self.control().floor().load(Ordering::Acquire) <= state.applied;
+        let pins = self.look(state, thread, may_stay);
+        Others {
             thread,
-            may_stay: self.control().floor().load(Ordering::Acquire) <= state.applied,
-            pins: Vec::new(),
-        };
-        self.look(state, &mut others);
-        others
+            may_stay,
+            pins,
+        }
     }
 
-    /// Sees who is inside, while the gate is shut; lets them, and others, stay if they do not leave soon.
+    /// Sees who is inside, but for the thread of record `thread`, which has just shut the gate, hence executed a full barrier; lets them,
+    /// and others, stay if they `may_stay` and do not leave soon. Returns [`Others::pins`].
     ///
     /// One that only looks, and will wait for the lock, has a pin for a moment too. So somebody's being inside does not prove
     /// that the generation's memory is still there; the floor does.
-    fn look(&self, state: &State, others: &mut Others) {
-        fence(Ordering::SeqCst);
-        // A thread that is new counts itself before it enters, and executes a full barrier in between.
-        if self.mailbox().word(Word::Threads).load(Ordering::Relaxed) > 1 {
-            self.barriers().all_threads();
+    fn look(&self, state: &State, thread: u32, may_stay: bool) -> Vec<u64> {
+        // A thread that is new counts itself before it enters, and executes a full barrier in between: one that is not seen to be
+        // there sees the gate.
+        if self.mailbox().word(Word::Threads).load(Ordering::Relaxed) <= 1 {
+            return Vec::new();
         }
-        for looks in 1.. {
-            others.pins = self.mailbox().others(others.thread);
-            if others.pins.is_empty() {
-                return;
+        self.barriers().all_threads();
+        let mut looks = 0;
+        let mut pins = loop {
+            let pins = self.mailbox().others(thread);
+            if pins.is_empty() {
+                return pins;
             }
+            looks += 1;
             if looks < PATIENCE {
                 std::hint::spin_loop();
-            } else if others.may_stay {
-                break;
+            } else if may_stay {
+                break pins;
             } else {
                 std::thread::yield_now();
             }
-        }
-        if let Err(place) = others.pins.binary_search(&state.applied) {
-            others.pins.insert(place, state.applied);
+        };
+        if let Err(place) = pins.binary_search(&state.applied) {
+            pins.insert(place, state.applied);
         }
         if self.pin_slot().is_some() {
             self.life().gate().let_stay(state.applied);
         }
+        pins
     }
 
     /// Lets threads in again, at what is applied now.
@@ -244,10 +249,10 @@ impl Inner {
         } else {
             self.open_gate(*generation);
         }
-        // Whoever stays at what was applied before, has its pin seen by those who see this: it found the gate still shut.
-        fence(Ordering::SeqCst);
         let applied = self.mailbox().word(Word::Applied);
-        // Release: pairs with the acquire in the compiler process's `Workers::oldest_user`.
+        // Release: pairs with the acquire in the compiler process's `Workers::oldest_user`, which executes a barrier between this and a
+        // look at pins: either it sees the pin of who stays at what was applied before, or who is about to, after the fence in
+        // `Gate::stay`, that nobody may any more.
         applied.store(*generation, Ordering::Release);
     }
 
@@ -334,7 +339,9 @@ impl Inner {
         }
         // The root is committed before the head moves, so what was read from the root may be ahead of it.
         let mut head = self.head().load(Ordering::Acquire).max(state.applied);
-        if let Some((renewal, before)) = self.announced(head) {
+        let ring = self.control().ring();
+        let newest = ring.read(head);
+        if let Some((renewal, before)) = announced(newest.as_ref()) {
             if before <= state.applied && head > state.applied {
                 // It changes nothing; and nothing follows here.
                 state.renewal = Some(renewal);
@@ -367,13 +374,19 @@ impl Inner {
         if !self.reserve(state, others, moves) {
             return Ok(state.applied);
         }
-        let ring = self.control().ring();
         let (mut serialise, mut names, mut asked) = (0, false, false);
         for generation in state.applied + 1..=head {
-            match ring.read(generation) {
+            let is_newest = newest.as_ref().is_some_and(|it| it[0] == generation);
+            // Where it was put when it was read: a copy would wait for what has just been stored.
+            let record = if is_newest {
+                &newest
+            } else {
+                &ring.read(generation)
+            };
+            match record {
                 Some(record) if record[1] & record_flags::RESYNC == 0 => {
-                    self.apply_record(state, others, head, &record)?;
-                    root_at = record_root(&record);
+                    self.apply_record(state, others, head, record)?;
+                    root_at = record_root(record);
                     names |= record[1] & record_flags::NAMES != 0;
                     asked |= record[1] & record_flags::ASKED != 0;
                     if record[1] & record_flags::SERIALISE != 0 {
@@ -446,9 +459,10 @@ impl Inner {
         let step = self.step(&others.pins, since);
         for op in record[2..].iter().take(count) {
             let (cell, value) = unpack_op(*op);
-            let address = self.lead_cell(state, &step, cell, value)?;
-            // So is the text, which is going to be called.
+            let address = self.cell_address(state, value);
+            // The text, which is going to be called, is in the publisher's cache too.
             prefetch(address.get() as usize);
+            self.lead_cell(state, &step, cell, address)?;
             state
                 .handles
                 .cell_changed(&mut state.transitions, &step, cell, address);
@@ -548,7 +562,8 @@ impl Inner {
         }
         let uncovered = self.uncovered_cells(state, &root, &canaries)?;
         for (cell, value) in canaries.cells().chain(uncovered) {
-            self.lead_cell(state, &step, cell, value)?;
+            let address = self.cell_address(state, value);
+            self.lead_cell(state, &step, cell, address)?;
         }
         // As in `apply`.
         let before = others.may_stay.then_some(state.root_at);
@@ -598,7 +613,7 @@ impl Inner {
     ) -> Result<(), UpdateError> {
         loop {
             self.life().gate().shut();
-            self.look(state, others);
+            others.pins = self.look(state, others.thread, others.may_stay);
             let fits = others.pins.len() < MAX_GENERATIONS;
             if fits && self.reserve_for(state, others, root, new)? {
                 return Ok(());

@@ -92,7 +92,7 @@ impl Seats {
     }
 
     fn latest(&self) -> Option<u32> {
-        self.at(u64::MAX)
+        self.since.last().and_then(|(_, seat)| *seat)
     }
 
     /// From `generation` on, the latest, it is `seat`. If `nobody` is inside, what was before does not matter.
@@ -137,6 +137,9 @@ impl Inner {
 
     /// Whether the next guard is to look for a seat.
     pub(crate) fn awaits_seat(&self, state: &mut State) -> bool {
+        if state.seats.looks == 0 {
+            return false;
+        }
         let awaited = self.mailbox().seat().is_none() || self.has_other_seat(state);
         state.seats.looks = if awaited {
             state.seats.looks.saturating_sub(1)

@@ -110,12 +110,12 @@ impl Inner {
         canaries: &Canaries,
         at: SegmentOffset,
     ) -> Result<(), UpdateError> {
-        // Nobody is inside, and nothing on its way: no thread has to be led past any of them.
-        if step.pins.is_empty() && state.transitions.is_empty() {
+        if state.transitions.lead_all_alike(step) {
             return self.store_page(state, canaries, at);
         }
         for (cell, value) in self.page(at, canaries)? {
-            self.lead_cell(state, step, cell, value)?;
+            let address = self.cell_address(state, value);
+            self.lead_cell(state, step, cell, address)?;
         }
         Ok(())
     }
@@ -268,26 +268,28 @@ impl Inner {
         latest.is_some_and(|latest| !nowhere.contains(&latest))
     }
 
-    /// Lets a cell lead to `value` from now on: the address that it leads to.
+    /// Lets a cell lead to `address` from now on.
     pub(crate) fn lead_cell(
         &self,
         state: &mut State,
         step: &Step<'_>,
         cell: SegmentOffset,
-        value: CellValue,
-    ) -> Result<WorkerAddr, UpdateError> {
-        let address = self.cell_address(state, value);
+        address: WorkerAddr,
+    ) -> Result<(), UpdateError> {
         let slot = self.slot(cell)?;
-        if self.calls(cell) && self.leads_somewhere(state, cell) {
+        let is_reached = !state.transitions.lead_all_alike(step)
+            && self.calls(cell)
+            && self.leads_somewhere(state, cell);
+        if is_reached {
             state
                 .transitions
                 .lead(step, Place::Cell(cell), address.get());
         } else {
-            // Nobody who is inside can reach it: a datum's cell belongs to its version.
+            // Nobody who is inside can reach it: there is nobody, or it is a datum's cell, which belongs to its version, or led nowhere.
             // Release: on a processor that reads the slot, what it leads to was stored before.
             slot.store(address.get(), Ordering::Release);
         }
-        Ok(address)
+        Ok(())
     }
 
     fn slot(&self, cell: SegmentOffset) -> Result<&AtomicU64, Corrupt> {
@@ -295,7 +297,7 @@ impl Inner {
     }
 
     /// What a cell of this value holds in this worker.
-    fn cell_address(&self, state: &State, value: CellValue) -> WorkerAddr {
+    pub(crate) fn cell_address(&self, state: &State, value: CellValue) -> WorkerAddr {
         match value.target() {
             Some(PatchTarget::Window(place)) if state.units.is_failed(place) => failed_trap(),
             Some(target) => self.address(state, target),

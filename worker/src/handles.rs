@@ -11,7 +11,7 @@ use jitcast_runtime::records::{Root, hash_name};
 use jitcast_runtime::{Corrupt, SegmentOffset, WorkerAddr, index};
 
 use crate::handle::{HandleCell, instead};
-use crate::transition::{Place, Step, Transitions};
+use crate::transition::{Step, Transitions};
 use crate::worker::{Inner, State};
 
 /// A handle and the slot that it follows, if there is one: its name may not be published, or its fallback serves.
@@ -83,8 +83,7 @@ impl Handles {
             .and_then(|name| self.by_name.get(name));
         for follower in followers.into_iter().flatten() {
             if follower.slot == Some(cell) {
-                let place = Place::Handle(Weak::clone(&follower.handle));
-                transitions.lead(step, place, address.get());
+                transitions.lead_handle(step, &follower.handle, address.get());
             }
         }
     }
@@ -137,8 +136,8 @@ impl Inner {
                 if let Some(slot) = follower.slot {
                     handles.by_slot.insert(slot, name);
                 }
-                let place = Place::Handle(Weak::clone(&follower.handle));
-                state.transitions.lead(step, place, target.get());
+                let transitions = &mut state.transitions;
+                transitions.lead_handle(step, &follower.handle, target.get());
             }
         }
         state.handles = handles;

@@ -17,6 +17,7 @@ use jitcast_runtime::header::FLOOR;
 use jitcast_runtime::index;
 use jitcast_runtime::mailbox::{ThreadWord, Word};
 use jitcast_runtime::records::{AskedRecord, Root, StoredRegion, UnitRecord};
+use jitcast_runtime::ring::Record;
 use jitcast_runtime::{Corrupt, pin};
 
 use crate::error::UpdateError;
@@ -102,6 +103,17 @@ impl Worker {
     }
 }
 
+/// The renewal that a record announces, and the generation before it.
+pub(crate) fn announced(record: Option<&Record>) -> Option<(Renewal, u64)> {
+    let record = record?;
+    let renewal = Renewal {
+        generation: record[0],
+        root_at: SegmentOffset::new(record[2] as u32),
+        stage: Stage::Announced,
+    };
+    (record[1] & record_flags::RENEWED != 0).then_some((renewal, record[3]))
+}
+
 impl Inner {
     /// Tells the host what it has not been told, unless somebody else is at it.
     fn tell_host(&self) {
@@ -115,22 +127,14 @@ impl Inner {
         self.log().tell(&events);
     }
 
-    /// The renewal that is announced at `head`, and the generation before it.
-    pub(crate) fn announced(&self, head: u64) -> Option<(Renewal, u64)> {
-        let record = self.control().ring().read(head)?;
-        let renewal = Renewal {
-            generation: head,
-            root_at: SegmentOffset::new(record[2] as u32),
-            stage: Stage::Announced,
-        };
-        (record[1] & record_flags::RENEWED != 0).then_some((renewal, record[3]))
-    }
-
     /// Whether the next that there is to apply is a renewal.
     pub(crate) fn is_behind(&self, state: &State) -> bool {
         let head = self.head().load(Ordering::Acquire);
-        let announced = self.announced(head);
-        announced.is_some_and(|(_, before)| before <= state.applied && state.applied < head)
+        if head <= state.applied {
+            return false;
+        }
+        let announced = announced(self.control().ring().read(head).as_ref());
+        announced.is_some_and(|(_, before)| before <= state.applied)
     }
 
     /// Goes on to the other object, if it is there and threads let it: whether it has. By a thread that runs nothing

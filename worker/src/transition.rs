@@ -104,6 +104,12 @@ impl Transitions {
         self.moving.is_empty()
     }
 
+    /// Whether nobody is inside, and nothing on its way: no thread has to be led past what is applied in `step`, so places are simply
+    /// stored to.
+    pub(crate) fn lead_all_alike(&self, step: &Step<'_>) -> bool {
+        step.pins.is_empty() && self.moving.is_empty()
+    }
+
     /// The generation from which on what is on its way is new: nothing that is, is newer.
     pub(crate) fn newest(&self) -> u64 {
         self.newest
@@ -158,6 +164,17 @@ impl Transitions {
             }
             used
         });
+    }
+
+    /// Lets a handle lead to `address` in `step`.
+    pub(crate) fn lead_handle(&mut self, step: &Step<'_>, handle: &Weak<HandleCell>, address: u64) {
+        if !self.lead_all_alike(step) {
+            return self.lead(step, Place::Handle(Weak::clone(handle)), address);
+        }
+        if let Some(handle) = handle.upgrade() {
+            // Release: as in `Place::store`.
+            handle.target().store(address, Ordering::Release);
+        }
     }
 
     /// Lets `place` lead to `address` in `step`.
@@ -239,6 +256,9 @@ impl Transitions {
     /// Lets every place whose older versions no thread can need (all are inside at `oldest` or later) lead to its
     /// last one. Threads that are inside selectors now are so at generations before `next`.
     pub(crate) fn settle(&mut self, window: &Window, oldest: u64, next: u64) {
+        if self.moving.is_empty() {
+            return;
+        }
         let mut settled = Vec::new();
         self.moving.retain(|_, moving| {
             let last = moving.versions.last().copied();

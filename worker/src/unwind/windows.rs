@@ -150,7 +150,8 @@ impl Listing {
     pub(crate) fn set_newest(&self, generation: u64, root: SegmentOffset, older: &[u64]) {
         let [newest, others @ ..] = &self.entry.roots;
         for other in others {
-            if !older.contains(&other.get().0) {
+            let known = other.generation.load(Ordering::Relaxed);
+            if known != 0 && !older.contains(&known) {
                 other.set(0, SegmentOffset::NONE);
             }
         }
