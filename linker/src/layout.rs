@@ -205,11 +205,13 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
         .map(|chunk| chunk.align_bytes)
         .max();
     // The image begins where a block may.
-    let first = order
-        .iter()
-        .find(|&&index| chunks[index].thread_local && is_image(&chunks[index]));
-    if let (Some(&first), Some(align_bytes)) = (first, block_align_bytes) {
-        chunks[first].align_bytes = align_bytes;
+    if let Some(align_bytes) = block_align_bytes
+        && let Some(&first) = (order.iter()).find(|&&number| {
+            let chunk = &chunks[number as usize];
+            chunk.thread_local && is_image(chunk)
+        })
+    {
+        chunks[first as usize].align_bytes = align_bytes;
     }
     let mut block = block_align_bytes.map(|align_bytes| Block {
         position: 0,
@@ -219,8 +221,13 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
     });
     let mut extents = Extents::default();
     let (mut template_len_bytes, mut shared_len_bytes) = (0, 0);
-    for &index in &order {
-        let chunk = &mut chunks[index];
+    let over = |value| Problem::Limit {
+        what: "the length of the unit",
+        value,
+        limit: max_len_bytes,
+    };
+    for &number in &order {
+        let chunk = &mut chunks[number as usize];
         if chunk.thread_local && !is_image(chunk) {
             continue;
         }
@@ -229,11 +236,6 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
             Area::ReadOnly => &mut extents.read_only,
             Area::Private => &mut extents.private,
             Area::SharedData => &mut extents.shared,
-        };
-        let over = |value| Problem::Limit {
-            what: "the length of the unit",
-            value,
-            limit: max_len_bytes,
         };
         let packed = makes(Mutant::Unaligned) && chunk.area == Area::Text;
         let align_bytes = if packed { 1 } else { chunk.align_bytes };
@@ -259,26 +261,22 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
                 Area::Text | Area::ReadOnly => {}
             }
         }
-        let all = [
-            extents.text,
-            extents.read_only,
-            extents.private,
-            extents.shared,
-        ];
-        let sum = all.iter().map(|extent| extent.len_bytes).sum();
-        if sum > max_len_bytes {
-            return Err(over(sum));
-        }
     }
+    let mut len_bytes = 0;
     for extent in [
         &mut extents.text,
         &mut extents.read_only,
         &mut extents.private,
         &mut extents.shared,
     ] {
+        // Each is that of a window at most.
+        len_bytes += extent.len_bytes;
         if extent.len_bytes == 0 {
             *extent = Extent::default();
         }
+    }
+    if len_bytes > max_len_bytes {
+        return Err(over(len_bytes));
     }
     if let Some(block) = &mut block {
         lay_out_zeros(chunks, &order, block, max_len_bytes)?;
@@ -291,21 +289,32 @@ pub(crate) fn lay_out(chunks: &mut [Chunk<'_>], max_len_bytes: u64) -> Result<Pl
     })
 }
 
-/// The indices of the chunks in the order in which they are laid out: area by area, in most of which they are in order already.
-fn order(chunks: &[Chunk<'_>]) -> Vec<usize> {
-    let mut order = Vec::with_capacity(chunks.len());
-    for area in [Area::Text, Area::ReadOnly, Area::Private, Area::SharedData] {
-        let own = chunks.iter().zip(0..);
-        let own = own.filter(|(chunk, _)| chunk.area == area);
-        let mut own: Vec<(u64, usize)> = own
-            .map(|(chunk, index)| (chunk.sort_key(), index))
-            .collect();
-        // The thunks come first, and nothing else goes last.
-        if own.first().is_some_and(|(key, _)| *key == THUNKS_KEY) {
-            own.rotate_left(1);
+/// The chunks in the order in which they are laid out: area by area, in most of which they are in order already.
+fn order(chunks: &[Chunk<'_>]) -> Vec<u32> {
+    const AREAS: usize = Area::SharedData as usize + 1;
+    let mut areas = [const { Vec::new() }; AREAS];
+    // Of code there may be thousands.
+    areas[Area::Text as usize].reserve(chunks.len());
+    // The last key of each, as long as they are in order.
+    let mut last = [Some(0); AREAS];
+    let mut thunks = None;
+    for (number, chunk) in (0..).zip(chunks) {
+        let (key, area) = (chunk.sort_key(), chunk.area as usize);
+        // They come first, and nothing else goes last.
+        if key == THUNKS_KEY {
+            thunks = Some(number);
+            continue;
         }
-        order::sort(&mut own, |&(key, _)| key);
-        order.extend(own.into_iter().map(|(_, index)| index));
+        last[area] = last[area].filter(|&last| last <= key).map(|_| key);
+        areas[area].push(number);
+    }
+    areas[Area::Text as usize].extend(thunks);
+    let mut order = Vec::with_capacity(chunks.len());
+    for (mut list, last) in areas.into_iter().zip(last) {
+        if last.is_none() {
+            order::sort(&mut list, |&number| chunks[number as usize].sort_key());
+        }
+        order.extend(list);
     }
     order
 }
@@ -318,13 +327,13 @@ fn align_up(len_bytes: u64, align_bytes: u64) -> u64 {
 /// Gives the zeros of thread-local storage their positions: behind the image, where they take no room.
 fn lay_out_zeros(
     chunks: &mut [Chunk<'_>],
-    order: &[usize],
+    order: &[u32],
     block: &mut Block,
     max_len_bytes: u64,
 ) -> Result<(), Problem> {
     let start = u64::from(block.position);
-    for &index in order {
-        let chunk = &mut chunks[index];
+    for &number in order {
+        let chunk = &mut chunks[number as usize];
         let Content::Zero(len_bytes) = chunk.content else {
             continue;
         };

@@ -50,8 +50,12 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) table: SectionTable<'a, Elf>,
     pub(crate) groups: Vec<Group<'a>>,
     pub(crate) relocations: Vec<Relocations<'a>>,
+    /// How many sections are placed, unless they are discarded.
+    pub(crate) placed: usize,
     /// Some section says how to unwind.
     pub(crate) has_frames: bool,
+    /// Some section has relocations that is not code.
+    pub(crate) relocates_data: bool,
     /// What the names of its symbols may still cost.
     pub(crate) budget: Budget,
 }
@@ -63,6 +67,9 @@ struct Reader<'a> {
     names: &'a str,
     table: SectionTable<'a, Elf>,
     symbols: SymbolTable<'a, Elf>,
+    placed: usize,
+    has_frames: bool,
+    relocates_data: bool,
     budget: Budget,
 }
 
@@ -103,6 +110,9 @@ impl<'a> ObjectFile<'a> {
                     bytes,
                     table,
                     symbols,
+                    placed,
+                    has_frames,
+                    relocates_data,
                     budget,
                     ..
                 } = reader;
@@ -116,7 +126,9 @@ impl<'a> ObjectFile<'a> {
                     names: all_text(strings),
                     plain: strings.filter(|_| is_plain).unwrap_or_default(),
                     has_versions,
-                    has_frames: sections.iter().any(|section| section.role == Role::Frames),
+                    placed,
+                    has_frames,
+                    relocates_data,
                     sections,
                     symbols,
                     bytes,
@@ -154,6 +166,9 @@ impl<'a> ObjectFile<'a> {
             names: all_text(strings(bytes, &table, names)),
             table,
             symbols,
+            placed: 0,
+            has_frames: false,
+            relocates_data: false,
             budget: Budget::new(bytes.len()),
         };
         reader
@@ -403,11 +418,12 @@ impl<'a> Reader<'a> {
     ) -> Result<(), Problem> {
         let (flags, kind) = (header.sh_flags(LE), header.sh_type(LE));
         let has = |flag: u32| flags & u64::from(flag) != 0;
-        // Nobody asks what relocations are called, of which there are as many as of all else.
-        let name = match kind {
-            elf::SHT_RELA if !has(elf::SHF_ALLOC) => "",
-            _ => self.name(header)?,
-        };
+        // There are as many of relocations as of all else, and nobody asks what they are called.
+        if kind == elf::SHT_RELA && !has(elf::SHF_ALLOC) {
+            sections.push(Section::NOT_LOADED);
+            return Ok(());
+        }
+        let name = self.name(header)?;
         let (mut content, mut becomes) = (Content::Zero(0), Role::NotLoaded);
         let (mut align_bytes, mut startup) = (1, None);
         if has(elf::SHF_ALLOC) {
@@ -419,7 +435,9 @@ impl<'a> Reader<'a> {
         } else if name == ".note.GNU-stack" && has(elf::SHF_EXECINSTR) {
             return Err(refuse(name, SectionRefusal::ExecutableStack));
         }
+        self.has_frames |= becomes == Role::Frames;
         if becomes.is_placed() {
+            self.placed += 1;
             align_bytes = alignment(header.sh_addralign(LE))?;
             if tells(name) || kind != elf::SHT_PROGBITS {
                 startup = Startup::of(name, kind).filter(|_| content.len_bytes() > 0);
@@ -512,6 +530,7 @@ impl<'a> Reader<'a> {
                 "relocations of a section without bytes".into(),
             ));
         }
+        self.relocates_data |= section.role != Role::Text;
         Ok(Some(Relocations {
             section: index,
             entries,

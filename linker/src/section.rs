@@ -88,6 +88,18 @@ pub(crate) struct Section<'a> {
 }
 
 impl Section<'_> {
+    /// One of which nothing is asked but that.
+    pub(crate) const NOT_LOADED: Self = Self {
+        name: "",
+        role: Role::NotLoaded,
+        content: Content::Zero(0),
+        align_bytes: 1,
+        retained: false,
+        startup: None,
+        thread_local: false,
+        comdat: false,
+    };
+
     /// Whether what has a name here has to be one in the process, though others define it too: data that is
     /// written to and that the C++ ABI puts into a COMDAT group (static locals of inline functions, inline
     /// variables).

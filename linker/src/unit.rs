@@ -230,9 +230,8 @@ impl<'a> Unit<'a> {
 
     /// Makes a chunk of each section that is placed, and of each common symbol.
     fn cut(&mut self, options: &Options) -> Result<(), LinkError> {
-        let sections = self.objects.iter().flat_map(|object| &object.sections);
-        let placed = sections.filter(|section| section.role.is_placed());
-        self.chunks.reserve(placed.count());
+        let placed = self.objects.iter().map(|object| object.placed);
+        self.chunks.reserve(placed.sum());
         for (number, object) in (0..).zip(&self.objects) {
             let patched = patched_sections(object);
             let mut chunk_of = vec![NONE; object.sections.len()];
@@ -634,6 +633,9 @@ impl<'a> Unit<'a> {
 /// Which sections of an object have a relocation that is resolved at attach.
 fn patched_sections(object: &ObjectFile<'_>) -> Vec<bool> {
     let mut patched = vec![false; object.sections.len()];
+    if !object.relocates_data {
+        return patched;
+    }
     let in_data = |table: &&Relocations<'_>| object.sections[table.section].role != Role::Text;
     for table in object.relocations.iter().filter(in_data) {
         patched[table.section] |= table.entries.iter().any(|entry| {
