@@ -330,11 +330,12 @@ fn goes_on_with_its_own(shown: Option<&str>) {
 
 fn become_a_daemon(socket: &str) {
     let worker = remote::attach(socket);
+    // What is published once the daemon is heard of is newer.
+    let before = worker.poll().unwrap().generation();
     // SAFETY: this process has no other thread that could hold a lock.
     assert_eq!(unsafe { libc::daemon(1, 1) }, 0);
     role::report(own_pid());
     let deadline = Instant::now() + PATIENCE;
-    let before = worker.poll().unwrap().generation();
     while worker.poll().unwrap().generation() == before {
         assert!(Instant::now() < deadline);
         worker.wait(before, Some(Duration::from_millis(100)));
