@@ -45,6 +45,7 @@ mod input;
 mod instruction;
 mod label;
 mod layout;
+mod lists;
 mod local_calls;
 #[cfg(feature = "mutants")]
 pub mod mutant;

@@ -75,7 +75,7 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     plan.references.reserve(globals.min(sharing + others));
     for (number, object) in unit.objects.iter().enumerate() {
         ask_ahead(&unit.objects, number);
-        symbols.begin(object.symbols.len());
+        symbols.begin(unit, number);
         let shares = shares(object);
         if shares {
             plan.answers.begin(object.symbols.len());
@@ -121,7 +121,7 @@ impl<'a> Plan<'a> {
     fn table(
         &mut self,
         unit: &Unit<'a>,
-        symbols: &mut Symbols,
+        symbols: &mut Symbols<'_>,
         object: usize,
         table: &Relocations<'a>,
         chunk: u32,

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use object::LittleEndian as LE;
 
 use crate::error::{LinkError, Problem};
+use crate::lists::Lists;
 use crate::object_file::ObjectFile;
 use crate::resolve::{Globals, SymbolUse, Value};
 use crate::section::Role;
@@ -20,7 +21,7 @@ use crate::section::Role;
 /// symbols of its object the frames of each section's functions refer to.
 pub(crate) fn drop_unreached<'a>(
     objects: &mut [Box<ObjectFile<'a>>],
-    uses: &[Vec<SymbolUse>],
+    uses: &Lists<SymbolUse>,
     globals: &Globals<'a>,
     roots: &[String],
     is_root: impl Fn(&str) -> bool,
@@ -79,8 +80,8 @@ pub(crate) fn drop_unreached<'a>(
             .map(|entry| entry.r_sym(LE, false));
         let described = frames.get(&(number, section)).into_iter().flatten();
         for symbol in related.chain(described.copied()) {
-            match uses[number].get(symbol as usize) {
-                Some(&SymbolUse::Global { global, .. }) => {
+            match uses.get(number, symbol as usize) {
+                Some(SymbolUse::Global { global, .. }) => {
                     if let Value::InSection {
                         object, section, ..
                     } = globals.list[global as usize].value
@@ -88,7 +89,7 @@ pub(crate) fn drop_unreached<'a>(
                         pending.push((object as usize, section as usize));
                     }
                 }
-                Some(&SymbolUse::Local(index)) => {
+                Some(SymbolUse::Local(index)) => {
                     if let Some(found) = object.symbol(index)
                         && let Some(section) = object.symbol_section(index, found)?
                     {

@@ -41,27 +41,27 @@ struct Symbol<'u> {
 /// What symbols mean of the object whose relocations are read, as far as that is not known by their names: found out when the first
 /// one asks.
 #[derive(Debug, Default)]
-pub(crate) struct Symbols {
-    /// The number of symbols.
-    count: usize,
+pub(crate) struct Symbols<'u> {
+    /// What each is, in the object's own words.
+    uses: &'u [SymbolUse],
     /// By their indices, up to the last that was asked for; what there is not has that of the last.
     found: Vec<Option<Option<Meaning>>>,
 }
 
-impl Symbols {
-    /// Begins with an object that has `count` symbols.
-    pub(crate) fn begin(&mut self, count: usize) {
-        self.count = count;
+impl<'u> Symbols<'u> {
+    /// Begins with object `number` of `unit`.
+    pub(crate) fn begin(&mut self, unit: &'u Unit<'_>, number: usize) {
+        self.uses = unit.uses(number);
         self.found.clear();
     }
 
     #[inline]
-    fn find<'u>(&'u mut self, unit: &'u Unit<'_>, object: usize, index: u32) -> Symbol<'u> {
+    fn find<'s>(&'s mut self, unit: &'s Unit<'_>, object: usize, index: u32) -> Symbol<'s> {
         let file = &unit.objects[object];
         let symbol = file.symbol(index);
         let is_section = symbol.is_some_and(|symbol| symbol.st_type() == elf::STT_SECTION);
-        let (known, address) = match unit.symbol_use(object, index) {
-            Some(SymbolUse::Global { global, address }) => (
+        let (known, address) = match self.uses.get(index as usize) {
+            Some(&SymbolUse::Global { global, address }) => (
                 unit.plain_meaning(global),
                 address || file.dialect == Dialect::Elf,
             ),
@@ -76,7 +76,7 @@ impl Symbols {
 
     #[inline(never)]
     fn find_out(&mut self, unit: &Unit<'_>, object: usize, index: u32) -> Option<&Meaning> {
-        let place = (index as usize).min(self.count);
+        let place = (index as usize).min(self.uses.len());
         if place >= self.found.len() {
             self.found.resize(place + 1, None);
         }
@@ -148,7 +148,7 @@ impl<'u> Request<'u> {
 #[inline]
 pub(crate) fn read<'u>(
     unit: &'u Unit<'_>,
-    symbols: &'u mut Symbols,
+    symbols: &'u mut Symbols<'_>,
     object: usize,
     table: &Relocations<'_>,
     chunk: u32,

@@ -15,6 +15,7 @@ use object::read::elf::Sym as _;
 use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Dialect, Options};
 use crate::label::{Labels, is_labelled};
+use crate::lists::Lists;
 use crate::mutant::{Mutant, makes};
 use crate::name::{Name, Names};
 use crate::object_file::ObjectFile;
@@ -119,15 +120,16 @@ impl<'a> Globals<'a> {
         }
     }
 
-    /// Adds an object: settles its COMDAT groups, then its symbols. Returns what each of its symbols is.
+    /// Adds an object: settles its COMDAT groups, then its symbols.
     ///
-    /// `objects` are those added before; `labels` takes note of its functions and objects.
+    /// `objects` are those added before; `uses` takes note of what each of its symbols is, `labels` of its functions and objects.
     pub(crate) fn add(
         &mut self,
         object: &mut ObjectFile<'a>,
         objects: &[Box<ObjectFile<'a>>],
+        uses: &mut Lists<SymbolUse>,
         labels: &mut Labels,
-    ) -> Result<Vec<SymbolUse>, LinkError> {
+    ) -> Result<(), LinkError> {
         for group in 0..object.groups.len() {
             if self
                 .groups
@@ -140,7 +142,7 @@ impl<'a> Globals<'a> {
         }
         let number = u32::try_from(objects.len())
             .map_err(|_| object.error(Problem::Corrupt("too many objects".into())))?;
-        let mut uses = Vec::with_capacity(object.symbols.len());
+        uses.begin(object.symbols.len());
         // And some more: small objects after a large one do not have all of it moved.
         let room = object.symbols.len() + object.symbols.len() / 8;
         self.names.reserve(room);
@@ -175,9 +177,9 @@ impl<'a> Globals<'a> {
             }
         }
         if object.dialect == Dialect::Cranelift {
-            self.bind_local_addresses(object, &locals, &mut uses)?;
+            self.bind_local_addresses(object, &locals, uses.last())?;
         }
-        Ok(uses)
+        Ok(())
     }
 
     /// Refuses the kinds of symbol that are not supported yet.

@@ -12,6 +12,7 @@ use crate::error::{LinkError, Problem, SymbolRefusal};
 use crate::input::{Area, Definition, Dialect, Input, Options, SymbolKind};
 use crate::label::Labels;
 use crate::layout::{Chunk, Content, MODULE, RANK_PATCHED, RANK_PLAIN, Spot, text_rank};
+use crate::lists::Lists;
 use crate::mutant::{Mutant, makes};
 use crate::object_file::{ObjectFile, Relocations};
 use crate::prepared::{File, Kind};
@@ -89,12 +90,12 @@ pub(crate) struct Unit<'a> {
     )]
     pub(crate) objects: Vec<Box<ObjectFile<'a>>>,
     /// For each object, what each of its symbols means.
-    uses: Vec<Vec<SymbolUse>>,
+    uses: Lists<SymbolUse>,
     pub(crate) globals: Globals<'a>,
     pub(crate) labels: Labels,
     pub(crate) chunks: Vec<Chunk<'a>>,
     /// For each object, the chunk of each section.
-    chunk_of: Vec<Vec<u32>>,
+    chunk_of: Lists<u32>,
     /// The chunk of each global that is a common symbol.
     common_of: Vec<u32>,
     pub(crate) definitions: Vec<Definition<'a>>,
@@ -122,11 +123,11 @@ impl<'a> Unit<'a> {
     pub(crate) fn read(files: Vec<File<'a>>, options: &Options) -> Result<Self, LinkError> {
         let mut unit = Self {
             objects: Vec::new(),
-            uses: Vec::new(),
+            uses: Lists::default(),
             globals: Globals::new(options),
             labels: Labels::default(),
             chunks: Chunk::made(),
-            chunk_of: Vec::new(),
+            chunk_of: Lists::default(),
             common_of: Vec::new(),
             definitions: Vec::new(),
             defined: Vec::new(),
@@ -206,8 +207,8 @@ impl<'a> Unit<'a> {
     }
 
     fn add(&mut self, mut object: Box<ObjectFile<'a>>) -> Result<(), LinkError> {
-        let uses = (self.globals).add(&mut object, &self.objects, &mut self.labels)?;
-        self.uses.push(uses);
+        let (uses, labels) = (&mut self.uses, &mut self.labels);
+        (self.globals).add(&mut object, &self.objects, uses, labels)?;
         self.objects.push(object);
         Ok(())
     }
@@ -219,7 +220,8 @@ impl<'a> Unit<'a> {
         }
         for object in &self.objects {
             let patched = patched_sections(object);
-            for (section, patched) in object.sections.iter().zip(patched) {
+            for (index, section) in object.sections.iter().enumerate() {
+                let patched = patched.get(index).is_some_and(|&patched| patched);
                 if section.role.is_placed() && !section.thread_local {
                     self.bounded.join(object, section, patched)?;
                 }
@@ -234,12 +236,13 @@ impl<'a> Unit<'a> {
         self.chunks.reserve(placed.sum());
         for (number, object) in (0..).zip(&self.objects) {
             let patched = patched_sections(object);
-            let mut chunk_of = vec![NONE; object.sections.len()];
-            for (index, section) in (0..)
-                .zip(&object.sections)
-                .filter(|(_, section)| section.role.is_placed())
-            {
-                let patched = patched[index as usize];
+            self.chunk_of.begin(object.sections.len());
+            for (index, section) in (0..).zip(&object.sections) {
+                if !section.role.is_placed() {
+                    self.chunk_of.push(NONE);
+                    continue;
+                }
+                let patched = patched.get(index as usize).is_some_and(|&patched| patched);
                 let (area, rank) = match section.role {
                     Role::Text => (Area::Text, text_rank(section.name)),
                     Role::Shared => (Area::SharedData, RANK_PLAIN),
@@ -277,12 +280,11 @@ impl<'a> Unit<'a> {
                     let made = &mut self.chunks[chunk as usize];
                     self.bounded.gather(section.name, made, chunk);
                 }
-                chunk_of[index as usize] = chunk;
+                self.chunk_of.push(chunk);
                 if let Some(startup) = section.startup {
                     self.startups.push((startup, chunk));
                 }
             }
-            self.chunk_of.push(chunk_of);
         }
         for global in &self.globals.list {
             let mut number = NONE;
@@ -412,16 +414,18 @@ impl<'a> Unit<'a> {
 
     /// The chunk of a section of an object, if it is placed.
     pub(crate) fn chunk_of(&self, object: usize, section: usize) -> Option<u32> {
-        self.chunk_of
-            .get(object)?
-            .get(section)
-            .copied()
-            .filter(|&chunk| chunk != NONE)
+        let chunk = self.chunk_of.get(object, section);
+        chunk.filter(|&chunk| chunk != NONE)
+    }
+
+    /// What each symbol of an object is, in its own words.
+    pub(crate) fn uses(&self, object: usize) -> &[SymbolUse] {
+        self.uses.list(object)
     }
 
     /// What symbol `index` of an object is, in its own words.
     pub(crate) fn symbol_use(&self, object: usize, index: u32) -> Option<SymbolUse> {
-        self.uses.get(object)?.get(index as usize).copied()
+        self.uses.get(object, index as usize)
     }
 
     /// What symbol `index` of an object means.
@@ -630,12 +634,12 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// Which sections of an object have a relocation that is resolved at attach.
+/// Which sections of an object have a relocation that is resolved at attach; nothing, if none has.
 fn patched_sections(object: &ObjectFile<'_>) -> Vec<bool> {
-    let mut patched = vec![false; object.sections.len()];
     if !object.relocates_data {
-        return patched;
+        return Vec::new();
     }
+    let mut patched = vec![false; object.sections.len()];
     let in_data = |table: &&Relocations<'_>| object.sections[table.section].role != Role::Text;
     for table in object.relocations.iter().filter(in_data) {
         patched[table.section] |= table.entries.iter().any(|entry| {
