@@ -11,7 +11,7 @@ use crate::error::{LinkError, Problem};
 use crate::input::Options;
 use crate::layout::{Chunk, Content, MODULE, Spot, THUNKS};
 use crate::mutant::{Mutant, makes};
-use crate::resolve::{Global, Strength};
+use crate::resolve::Strength;
 use crate::unit::{DSO_HANDLE, Unit, push};
 
 /// The length of the thunk of an indirect function: `endbr64; jmp *cell(%rip)`, padded.
@@ -61,11 +61,9 @@ impl Unit<'_> {
 
     /// Gives the unit a module, if something asks for one.
     pub(crate) fn make_module(&mut self) {
-        let has_block = self.chunks.iter().any(|chunk| chunk.thread_local);
-        let is_handle = |global: &Global<'_>| {
-            global.name == DSO_HANDLE && global.strength == Strength::Undefined
-        };
-        if has_block || self.globals.list.iter().any(is_handle) {
+        let handle = self.globals.find(DSO_HANDLE);
+        let is_asked_for = handle.is_some_and(|global| global.strength == Strength::Undefined);
+        if self.has_block || is_asked_for {
             let module = &mut self.chunks[MODULE as usize];
             module.align_bytes = module::ALIGN_BYTES.into();
             module.content = Content::Made(vec![0; module::BYTES as usize]);
@@ -79,6 +77,9 @@ impl Unit<'_> {
 
     /// The piece of thread-local storage that will come first, if there is any: not always the first of the files.
     pub(crate) fn block_start(&self) -> Option<Spot> {
+        if !self.has_block {
+            return None;
+        }
         let pieces = (0..).zip(&self.chunks);
         let mut pieces = pieces.filter(|(_, chunk)| chunk.thread_local);
         let first = if makes(Mutant::ImageByFile) {

@@ -52,6 +52,8 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) relocations: Vec<Relocations<'a>>,
     /// How many sections are placed, unless they are discarded.
     pub(crate) placed: usize,
+    /// How many relocations its sections have.
+    pub(crate) relocation_count: usize,
     /// Some section says how to unwind.
     pub(crate) has_frames: bool,
     /// Some section has relocations that is not code.
@@ -68,6 +70,7 @@ struct Reader<'a> {
     table: SectionTable<'a, Elf>,
     symbols: SymbolTable<'a, Elf>,
     placed: usize,
+    relocation_count: usize,
     has_frames: bool,
     relocates_data: bool,
     budget: Budget,
@@ -111,6 +114,7 @@ impl<'a> ObjectFile<'a> {
                     table,
                     symbols,
                     placed,
+                    relocation_count,
                     has_frames,
                     relocates_data,
                     budget,
@@ -127,6 +131,7 @@ impl<'a> ObjectFile<'a> {
                     plain: strings.filter(|_| is_plain).unwrap_or_default(),
                     has_versions,
                     placed,
+                    relocation_count,
                     has_frames,
                     relocates_data,
                     sections,
@@ -167,6 +172,7 @@ impl<'a> ObjectFile<'a> {
             table,
             symbols,
             placed: 0,
+            relocation_count: 0,
             has_frames: false,
             relocates_data: false,
             budget: Budget::new(bytes.len()),
@@ -530,6 +536,7 @@ impl<'a> Reader<'a> {
                 "relocations of a section without bytes".into(),
             ));
         }
+        self.relocation_count += entries.len();
         self.relocates_data |= section.role != Role::Text;
         Ok(Some(Relocations {
             section: index,

@@ -67,7 +67,7 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
         } else {
             &mut others
         };
-        *room += relocations(object);
+        *room += object.relocation_count;
     }
     plan.answers.reserve(sharing);
     plan.fixups.reserve(others);
@@ -100,15 +100,10 @@ pub(crate) fn plan<'a>(unit: &Unit<'a>) -> Result<Plan<'a>, LinkError> {
     Ok(plan)
 }
 
-fn relocations(object: &ObjectFile<'_>) -> usize {
-    let tables = object.relocations.iter();
-    tables.map(|table| table.entries.len()).sum()
-}
-
 /// Whether the relocations of an object share answers. Where most symbols are asked for but once, looking for them costs more
 /// than it saves.
 fn shares(object: &ObjectFile<'_>) -> bool {
-    relocations(object) >= object.symbols.len()
+    object.relocation_count >= object.symbols.len()
 }
 
 impl<'a> Plan<'a> {

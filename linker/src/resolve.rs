@@ -106,6 +106,8 @@ pub(crate) struct Globals<'a> {
     takes_unique: bool,
     /// Some object has an indirect function.
     pub(crate) has_indirect: bool,
+    /// Some object has a common symbol.
+    pub(crate) has_common: bool,
     /// Names wanted and not defined when they were first wanted, for the archives to supply.
     pub(crate) pending: Vec<u32>,
 }
@@ -266,6 +268,7 @@ impl<'a> Globals<'a> {
             }
             entry.wanted |= strong;
         } else {
+            self.has_common |= found.0 == Strength::Common;
             let takes_unique = self.takes_unique;
             entry.define(found, symbol, object, objects, takes_unique)?;
         }
@@ -319,6 +322,11 @@ impl<'a> Globals<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The global of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<&Global<'a>> {
+        self.list.get(self.names.find(name.as_bytes())? as usize)
     }
 
     /// The version of a global that those who refer to it ask for.

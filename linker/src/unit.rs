@@ -105,6 +105,8 @@ pub(crate) struct Unit<'a> {
     definition_of: Vec<u32>,
     /// What is known of each global, once all are placed.
     known: Vec<Known>,
+    /// Some chunk is thread-local storage.
+    pub(crate) has_block: bool,
     /// The sections that something asks the bounds of.
     bounded: Bounded<'a>,
     /// The chunks that hold addresses of constructors or destructors, in the order of the files.
@@ -133,6 +135,7 @@ impl<'a> Unit<'a> {
             defined: Vec::new(),
             definition_of: Vec::new(),
             known: Vec::new(),
+            has_block: false,
             bounded: Bounded::default(),
             startups: Vec::new(),
             resolvers: Vec::new(),
@@ -276,6 +279,7 @@ impl<'a> Unit<'a> {
                 };
                 let chunk =
                     push(&mut self.chunks, chunk).map_err(|problem| object.error(problem))?;
+                self.has_block |= section.thread_local;
                 if !section.thread_local {
                     let made = &mut self.chunks[chunk as usize];
                     self.bounded.gather(section.name, made, chunk);
@@ -285,6 +289,9 @@ impl<'a> Unit<'a> {
                     self.startups.push((startup, chunk));
                 }
             }
+        }
+        if !self.globals.has_common {
+            return Ok(());
         }
         for global in &self.globals.list {
             let mut number = NONE;
@@ -302,6 +309,7 @@ impl<'a> Unit<'a> {
                     thread_local: global.kind == elf::STT_TLS,
                     position: 0,
                 };
+                self.has_block |= chunk.thread_local;
                 number = push(&mut self.chunks, chunk)
                     .map_err(|problem| LinkError::new(global.name, problem))?;
             }
