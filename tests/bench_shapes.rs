@@ -1,5 +1,7 @@
-//! The objects that `benches/compare` gives to every linker are what their names say.
+//! The objects that `benches/compare` gives to every linker are what their names say, and the least that a linker does links them.
 
+#[path = "../benches/compare/least.rs"]
+mod least;
 #[path = "../benches/compare/shapes.rs"]
 #[allow(dead_code, reason = "the bench uses the rest of it")]
 mod shapes;
@@ -57,4 +59,31 @@ fn an_archive_has_what_the_objects_have() {
     let (relocations, functions) = counts(&shape.archived());
     assert!(functions > 120, "{functions} of 125 members were taken");
     assert_eq!(relocations, functions * 8 + 3);
+}
+
+/// Two functions, each of which begins with a call of the other.
+#[test]
+fn the_least_links() {
+    let shape = Shape {
+        objects: 2,
+        functions_each: 1,
+        relocations_each: 4,
+        sections: false,
+    };
+    let files = shape.files();
+    let inputs: Vec<(&str, &[u8])> = (files.iter())
+        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+        .collect();
+    let image = least::link(&inputs);
+    let called = |call: usize| {
+        assert_eq!(image[call], 0xe8);
+        let displacement = image[call + 1..call + 5].try_into().unwrap();
+        let called = call as i64 + 5 + i64::from(i32::from_le_bytes(displacement));
+        usize::try_from(called).unwrap()
+    };
+    // What lies before the code is a datum.
+    let first = image.iter().position(|&byte| byte == 0xe8).unwrap();
+    let second = called(first);
+    assert!(second > first, "{first} {second}");
+    assert_eq!(called(second), first);
 }

@@ -9,6 +9,7 @@ mod common;
 mod environment;
 mod follow;
 mod jit;
+mod least;
 mod library;
 mod measure;
 mod peers;

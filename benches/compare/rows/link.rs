@@ -1,7 +1,8 @@
 //! Linking: the same objects for every linker.
 //!
 //! In memory, jitcast's linker is a library; LLVM's JIT linker tells its own times, without those of its process. As whole
-//! processes all of them read files; `ld -shared` and `ld.lld` write one too, which is what they are for.
+//! processes all of them read files; `ld -shared` and `ld.lld` write one too, which is what they are for. The limit is what no linker
+//! can do without ([`least`]), in memory.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +10,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::common::linking::link;
+use crate::least;
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
 use crate::peers::{self, JITLINK_HELP, Jitlink};
 use crate::shapes::{self, Shape};
@@ -16,6 +18,9 @@ use crate::shapes::{self, Shape};
 const SIZES: &str = "link, whole process or in memory, by relocations";
 const SECTIONS: &str = "link a section for each function, by relocations";
 const OBJECTS: &str = "link many objects, by relocations";
+
+/// What stands for the limit.
+const LEAST: &str = "limit: names in a table, fields stored";
 
 /// How many files LLVM 19's llvm-jitlink takes.
 const JITLINK_FILES: usize = 5_000;
@@ -134,7 +139,7 @@ impl Inputs {
         self.files.iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    fn in_memory(&self) {
+    fn in_memory<T>(&self, link: impl FnOnce(&[(&str, &[u8])]) -> T) {
         let files: Vec<(&str, &[u8])> = self
             .files
             .iter()
@@ -164,11 +169,18 @@ impl Inputs {
 
     /// Everybody, `samples` times a round in memory and at most thrice as a process.
     fn contestants(&self, present: &Present, samples: usize) -> Vec<Contestant<'_>> {
-        let mut all: Vec<Contestant<'_>> = vec![Box::new(move || {
-            let once = |_| time_ns(|| self.in_memory());
-            let samples = (0..samples).map(once).collect();
-            vec![Taken::warm("jitcast, in memory", samples)]
-        })];
+        let mut all: Vec<Contestant<'_>> = vec![
+            Box::new(move || {
+                let once = |_| time_ns(|| self.in_memory(link));
+                let samples = (0..samples).map(once).collect();
+                vec![Taken::warm("jitcast, in memory", samples)]
+            }),
+            Box::new(move || {
+                let once = |_| time_ns(|| self.in_memory(least::link));
+                let samples = (0..samples).map(once).collect();
+                vec![Taken::warm(LEAST, samples)]
+            }),
+        ];
         let processes = samples.min(3);
         let mut process = |who: &'static str, command: fn(&Self) -> Command| {
             all.push(Box::new(move || {
@@ -245,6 +257,9 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
         ] {
             contestants.push(in_memory(inputs, name, relocations));
         }
+        for (name, inputs) in [("one object", &one), ("many objects", &objects)] {
+            contestants.push(least(inputs, name, relocations));
+        }
         contestants.extend(peers_at(&one, "one object", present, relocations));
         recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
         if relocations <= 100_000 {
@@ -257,7 +272,10 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
                 ),
                 (OBJECTS, "many objects", many, &objects),
             ] {
-                let mut contestants = vec![in_memory(inputs, name, relocations)];
+                let mut contestants = vec![
+                    in_memory(inputs, name, relocations),
+                    least(inputs, name, relocations),
+                ];
                 let present = present.linking(&shape, recorder);
                 contestants.extend(peers_at(inputs, name, &present, relocations));
                 recorder.row_of(rounds, ("link", row, "ns"), contestants);
@@ -268,22 +286,30 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
 
 fn in_memory<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contestant<'a> {
     let who = format!("jitcast in memory, {name}");
+    timed(who, relocations, move || inputs.in_memory(link))
+}
+
+fn least<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contestant<'a> {
+    let who = format!("{LEAST}, {name}");
+    timed(who, relocations, move || inputs.in_memory(least::link))
+}
+
+fn timed<'a>(who: String, relocations: usize, what: impl Fn() + 'a) -> Contestant<'a> {
     let samples = (200_000 / relocations).clamp(1, 20);
     Box::new(move || {
-        let once = |_| time_ns(|| inputs.in_memory());
-        let taken = Taken::warm(who.as_str(), (0..samples).map(once).collect());
-        vec![taken.at(relocations)]
+        let samples = (0..samples).map(|_| time_ns(&what)).collect();
+        vec![Taken::warm(who.as_str(), samples).at(relocations)]
     })
 }
 
-/// Everybody but jitcast's linker, as a library and as a process (which takes no longer list).
+/// Everybody but what is in memory, and jitcast's linker as a process, which takes no longer list.
 fn peers_at<'a>(
     inputs: &'a Inputs,
     name: &'static str,
     present: &Present,
     relocations: usize,
 ) -> impl Iterator<Item = Contestant<'a>> {
-    let peers = inputs.contestants(present, 1).into_iter().skip(2);
+    let peers = inputs.contestants(present, 1).into_iter().skip(3);
     peers.map(move |mut peer| -> Contestant<'a> {
         Box::new(move || {
             let taken = peer().into_iter();
