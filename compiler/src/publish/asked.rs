@@ -147,7 +147,7 @@ fn settle<'a>(
     prepared: &Prepared<'_>,
 ) -> Result<(Vec<Meaning<'a>>, Vec<ImportKey>), PublishError> {
     let (mut hosts, mut known) = (Vec::new(), BTreeMap::new());
-    let mut meanings = Vec::new();
+    let (calls, mut meanings) = (source.calls(), Vec::new());
     for reference in prepared.references() {
         if let Some(own) = reference.own {
             meanings.push(Meaning::Own(own));
@@ -160,7 +160,7 @@ fn settle<'a>(
             continue;
         }
         let pooled = catalog.pool.contains_key(reference.name);
-        let key = import_key(source, reference, pooled);
+        let key = import_key(&calls, reference, pooled);
         meanings.push(match catalog.imports.get(&key) {
             Some(import) => Meaning::KnownHost(import.id),
             None => Meaning::Host(*known.entry(key.clone()).or_insert_with(|| {
