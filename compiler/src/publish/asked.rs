@@ -128,16 +128,16 @@ pub(crate) fn remove_asked(
     txn: &mut Txn<'_>,
     edit: &mut Edit,
     numbers: &[u32],
-) -> Result<Changes, PublishError> {
+) -> Changes {
     for number in numbers {
-        edit.remove_asked(txn, u64::from(*number))?;
+        edit.remove_asked(txn, u64::from(*number));
     }
-    Ok(Changes {
+    Changes {
         dismissed: numbers.to_vec(),
         next_unit: catalog.next_unit,
         next_import: catalog.next_import,
         ..Changes::default()
-    })
+    }
 }
 
 /// What each reference of a unit means, and the host symbols that it needs for itself.
@@ -494,7 +494,7 @@ pub(crate) fn dismiss_asked(
     changes: &mut Changes,
     txn: &mut Txn<'_>,
     edit: &mut Edit,
-) -> Result<(), SegmentFull> {
+) {
     let removed: BTreeSet<&str> = {
         let removed = changes.removed.iter();
         removed.map(|(name, _)| name.as_str()).collect()
@@ -511,10 +511,9 @@ pub(crate) fn dismiss_asked(
     let goes = asked.filter(|unit| !unit.uses.iter().all(stays));
     let goes: Vec<u32> = goes.map(|unit| unit.number).collect();
     for number in goes {
-        edit.remove_asked(txn, u64::from(number))?;
+        edit.remove_asked(txn, u64::from(number));
         changes.dismissed.push(number);
     }
-    Ok(())
 }
 
 /// Whether code that was linked against one means the other.

@@ -409,13 +409,13 @@ impl<'a, 'p> Batch<'a, 'p> {
             return Ok(self.changes);
         }
         for name in self.asked.removals {
-            self.retire_unit(txn, edit, name)?;
+            self.retire_unit(txn, edit, name);
         }
         self.update_symbols(edit);
         self.write_symbols(txn, edit)?;
-        self.remove_symbols(txn, edit)?;
+        self.remove_symbols(txn, edit);
         self.release_orphans(txn);
-        dismiss_asked(self.site.catalog, &mut self.changes, txn, edit)?;
+        dismiss_asked(self.site.catalog, &mut self.changes, txn, edit);
         self.write_overlay_cells(txn, edit)?;
         Ok(self.changes)
     }

@@ -273,7 +273,7 @@ impl Compiler {
         }
         let result = self.with_room(&mut state, |state| {
             self.commit(state, &Retaining::nothing(), |site, txn, edit| {
-                publish::remove_asked(site.catalog, txn, edit, &unheld)
+                Ok(publish::remove_asked(site.catalog, txn, edit, &unheld))
             })
         });
         self.tidy(&mut state);
