@@ -2,8 +2,10 @@
 
 mod common;
 
+use common::host::Host;
 use common::process::{finish, jitcast};
 use common::require;
+use common::scratch::{Scratch, adds};
 
 /// The subcommands that `--help` lists.
 fn subcommands() -> Vec<String> {
@@ -49,6 +51,48 @@ fn what_nobody_reads_on_ends_quietly() {
         .unwrap();
     assert_eq!(shown.status.signal(), Some(libc::SIGPIPE), "{shown:?}");
     assert_eq!(shown.stderr, b"");
+}
+
+/// The story: commands ended with a panic and a backtrace where the disk was full.
+#[test]
+fn where_nothing_can_be_written_commands_say_so() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let host = Host::sealed();
+    host.publish_adds("f", 1);
+    let scratch = Scratch::new();
+    let file = scratch.write("g.clif", adds("g", 2));
+    let socket = ["--socket", host.socket.as_str()];
+    let at = |command, arguments: &[&'static str]| [&[command], &socket[..], arguments].concat();
+    let publish = [&["publish"], &socket[..], &[file.as_str()]].concat();
+    for command in [
+        vec!["completions", "bash"],
+        vec!["link", &file],
+        at("status", &[]),
+        at("status", &["--json"]),
+        at("history", &[]),
+        at("dis", &["f"]),
+        at("why", &["f"]),
+        publish,
+    ] {
+        let mut command = jitcast(&command);
+        let ended = command.stdout(full()).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{command:?}: {said}");
+        let known = said.starts_with("error: cannot write to standard output: No space left");
+        assert!(known && said.contains("\n  help: "), "{command:?}: {said}");
+        assert_eq!(said.matches("error: ").count(), 1, "{command:?}: {said}");
+    }
+    let units = host.compiler.status().units;
+    assert_eq!(units.len(), 2, "what was asked for besides is done");
+    // Nor does it where errors cannot be told.
+    let mut misled = jitcast(&["status", "--socket", "/nowhere/socket"]);
+    let ended = misled.stderr(full()).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
 }
 
 #[test]

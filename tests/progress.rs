@@ -8,9 +8,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Stdio;
 
 use common::host::clif_unit;
-use common::process::{Process, Stream, finish, jitcast};
+use common::process::{finish, jitcast};
 use common::scratch::{Scratch, adds};
-use common::serve::Serve;
 use jitcast::compiler::{Compiler, CompilerOptions, JournalOptions};
 
 #[test]
@@ -70,6 +69,9 @@ fn a_terminal_gets_a_line_that_is_drawn_over() {
 #[test]
 #[cfg(feature = "seeded-faults")]
 fn a_publisher_that_waits_says_so() {
+    use common::process::{Process, Stream};
+    use common::serve::Serve;
+
     let (serve, gate) = Serve::holding("slow", &[]);
     let file = serve.scratch.write("slow.clif", adds("slow", 1));
     let mut command = jitcast(&["publish", "--socket", &serve.socket, &file]);

@@ -6,6 +6,7 @@ mod units;
 
 use common::host::{Host, clif_unit, object_unit};
 use common::object::{Maker, PLUS_ONE};
+use common::process::no_forks;
 use common::scratch::adds;
 use common::{require, role};
 use jitcast::compiler::{PublishError, Reclaim};
@@ -27,6 +28,7 @@ fn several(functions: &[(&str, i64)]) -> String {
 
 #[test]
 fn a_unit_replaces_the_one_of_its_name_and_handles_follow() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let worker = attach(&host);
     host.publish_adds("f", 1);
@@ -49,6 +51,7 @@ fn a_unit_replaces_the_one_of_its_name_and_handles_follow() {
 
 #[test]
 fn a_symbol_moves_from_one_unit_to_another_of_the_batch() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let worker = attach(&host);
     publish(
@@ -85,6 +88,7 @@ fn a_symbol_moves_from_one_unit_to_another_of_the_batch() {
 
 #[test]
 fn a_symbol_that_others_use_does_not_go() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let worker = attach(&host);
     publish(&host, &[clif_unit("a", &several(&[("f", 1), ("g", 2)]))]);
@@ -134,6 +138,7 @@ fn a_symbol_that_others_use_does_not_go() {
 
 #[test]
 fn an_unused_symbol_goes_and_comes_alive_again_in_old_handles() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let worker = attach(&host);
     publish(&host, &[clif_unit("a", &several(&[("f", 1), ("g", 2)]))]);
@@ -181,6 +186,7 @@ fn a_unit_name_twice_in_a_batch_is_refused() {
 
 #[test]
 fn a_strong_symbol_has_one_definition() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let worker = attach(&host);
     let rivals = ["a", "b"].map(|unit| clif_unit(unit, &adds("f", 1)));
@@ -285,6 +291,7 @@ fn a_function_that_becomes_a_datum_is_not_called_any_more() {
     let message = ["a function was called that is not published any more"];
     by_handle.aborts("handle", &message);
     by_stub.aborts("stub", &message);
+    let _no_forks = no_forks();
     publish(&host, &[function]);
     assert_eq!(call(&worker, "k", 1), 2);
 }

@@ -88,6 +88,32 @@ fn refusal(answer: Result<Publication, RequestError>) -> String {
     }
 }
 
+/// The story: a connection was looked at as soon as it was accepted, and what had been said over it went before what others had
+/// said earlier.
+#[test]
+fn who_connects_does_not_go_before_an_earlier_request() {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+    let serve = Serve::start(&[]);
+    let known = connect(&serve.socket);
+    publish(&known, &request([adding("f", 0)])).unwrap();
+    serve.process.signal(Signal::STOP);
+    let process = WaitId::Pid(Pid::from_raw(serve.process.pid()).unwrap());
+    // All its threads.
+    waitid(process, WaitIdOptions::STOPPED).unwrap();
+    // It will find that somebody connects, and that the first has said something, in this order.
+    let new = connect(&serve.socket);
+    begin_publish(&known, &request([adding("f", 1)])).unwrap();
+    begin_publish(&new, &request([adding("f", 2)])).unwrap();
+    serve.process.signal(Signal::CONT);
+    let [earlier, later] = [known, new].map(|connection| await_published(connection).unwrap());
+    assert!(
+        earlier.generation < later.generation,
+        "{earlier:?} {later:?}"
+    );
+    assert_eq!(serve.call("f(0)"), "2");
+}
+
 const PUBLISHERS: usize = 6;
 
 /// Batches of each publisher, which are under way together.

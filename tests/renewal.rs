@@ -5,17 +5,28 @@ mod common;
 mod units;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::process::PATIENCE;
-use common::remote;
 use common::scratch::Scratch;
+use common::serve::Serve;
+use common::{remote, role};
 use jitcast::compiler::front::Options;
 use jitcast::compiler::{Compiler, CompilerOptions, Policy, Server, Stop, UnitSource};
+use jitcast::runtime::header::Control;
 use jitcast::worker::Worker;
+use rustix::process::Signal;
 use units::{adders, call, handle};
+
+/// The role of a worker that waits, and is woken all the time.
+const WAITS: &str = "waits";
+
+#[test]
+fn this_binary_plays_the_roles_of_its_tests() {
+    role::play(&[(WAITS, wait_disturbed)]);
+}
 
 /// A server whose compiler may outlive it.
 struct Serving {
@@ -120,6 +131,44 @@ fn a_worker_goes_on_alone_and_finds_the_next_one() {
         stays.join().unwrap();
         serving.end();
     });
+}
+
+/// The role: a thread waits for what never comes, and is woken each millisecond, by a signal and as by a publication.
+fn wait_disturbed(socket: &str) {
+    use rustix::thread::futex;
+    use std::os::unix::thread::JoinHandleExt;
+
+    signal_hook::flag::register(libc::SIGUSR1, Arc::new(AtomicBool::new(false))).unwrap();
+    // As long as the process.
+    let worker: &'static Worker = Box::leak(Box::new(remote::attach(socket)));
+    let seen = worker.poll().unwrap().generation();
+    let head = Control::head_in(worker.window().control()).unwrap();
+    // SAFETY: the first four bytes of an aligned eight, little-endian; both are accessed atomically only.
+    let low = unsafe { AtomicU32::from_ptr(head.as_ptr().cast()) };
+    let waits = std::thread::spawn(move || worker.wait(seen, None));
+    let mut wakes = 0;
+    while worker.is_connected() {
+        futex::wake(low, futex::Flags::empty(), 1).unwrap();
+        // SAFETY: nothing is published, so that the thread has not ended.
+        let sent = unsafe { libc::pthread_kill(waits.as_pthread_t(), libc::SIGUSR1) };
+        assert_eq!(sent, 0);
+        std::thread::sleep(Duration::from_millis(1));
+        wakes += 1;
+        if wakes == 100 {
+            // By now it has looked once, as each that begins to wait.
+            role::report("waits");
+        }
+    }
+    role::report("alone");
+}
+
+#[test]
+fn who_is_woken_all_the_time_notices_that_the_compiler_process_is_killed() {
+    let serve = Serve::start(&[]);
+    let mut worker = role::start(WAITS, &serve.socket);
+    assert_eq!(role::next_report(&mut worker), "waits");
+    serve.process.signal(Signal::KILL);
+    assert_eq!(role::next_report(&mut worker), "alone");
 }
 
 #[test]

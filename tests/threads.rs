@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::host::{Host, clif_unit};
-use common::process::PATIENCE;
+use common::process::{PATIENCE, no_forks};
 use common::{require, role};
 use jitcast::worker::{EnterError, Function, Guard, HostTable, Polled, Thread, Worker};
 use units::{Code, attach, attach_with, c, call, call_raw, handle, publish, publish_generation};
@@ -116,6 +116,7 @@ fn every_call_matches() {
         }
     });
     assert!(worker.stats().updates >= SWAPS as u64 / 10);
+    let _no_forks = no_forks();
     await_unpinned(&host);
 }
 
@@ -192,6 +193,7 @@ fn assert_at(guard: &Guard<'_>, [f, both]: [&Function<Code>; 2], generation: u64
 #[test]
 fn while_threads_stay_inside_others_go_on() {
     const STAY: usize = 5;
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     publish(&host, &[clif_unit("both", BOTH)]);
@@ -246,6 +248,7 @@ fn while_threads_stay_inside_others_go_on() {
 /// What a poll says is what happened: inside a guard nothing is applied, whatever was published.
 #[test]
 fn a_poll_inside_a_guard_applies_nothing_and_says_so() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     let worker = attach(&host);
@@ -290,6 +293,7 @@ fn a_poll_inside_a_guard_applies_nothing_and_says_so() {
 #[test]
 fn threads_inside_at_too_many_generations_hold_only_their_worker_back() {
     const MANY: usize = 12;
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let first = publish_generation(&host);
     let (worker, other) = (attach(&host), attach(&host));
@@ -347,11 +351,13 @@ fn threads_that_end_make_room_for_others() {
         });
     }
     const { assert!(ROUNDS * 8 > 3 * jitcast::runtime::mailbox::MAX_THREADS as usize) };
+    let _no_forks = no_forks();
     await_unpinned(&host);
 }
 
 #[test]
 fn a_thread_that_is_fetched_once_enters_as_its_worker_does() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     let worker = attach(&host);
@@ -423,11 +429,13 @@ fn thread_local_variables_that_end_after_their_threads_record_are_told_so() {
         assert_eq!(f.call(&guard, 0), guard.generation().cast_signed());
     }
     assert_eq!(FOUND.load(Ordering::Relaxed), ROUNDS);
+    let _no_forks = no_forks();
     await_unpinned(&host);
 }
 
 #[test]
 fn a_thread_that_ends_without_leaving_pins_nothing() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     let worker = attach(&host);
@@ -445,6 +453,7 @@ fn a_thread_that_ends_without_leaving_pins_nothing() {
 #[test]
 fn one_thread_too_many_is_told_so() {
     const MAX: usize = jitcast::runtime::mailbox::MAX_THREADS as usize;
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     let worker = attach(&host);
@@ -489,6 +498,7 @@ fn one_thread_too_many_is_told_so() {
 /// other.
 #[test]
 fn guards_left_in_any_order_hold_their_generation_to_the_last() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let generation = publish_generation(&host);
     let worker = attach(&host);
@@ -512,6 +522,7 @@ fn guards_left_in_any_order_hold_their_generation_to_the_last() {
 
 #[test]
 fn a_panic_leaves_the_guards_that_it_passes() {
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let generation = publish_generation(&host);
     let worker = attach(&host);
@@ -556,6 +567,7 @@ fn a_panic_inside_a_callback_leaves_the_callers_guard_alone() {
     if !require::cc() {
         return;
     }
+    let _no_forks = no_forks();
     let host = Host::sealed();
     publish_generation(&host);
     let source = "long jitcast_test_callback(long); long f(long);
@@ -598,6 +610,7 @@ fn a_constructor_that_takes_its_time_keeps_nobody() {
     if !require::cc() {
         return;
     }
+    let _no_forks = no_forks();
     let host = Host::sealed();
     let old = publish_generation(&host);
     let mut table = HostTable::default();

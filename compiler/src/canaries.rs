@@ -23,7 +23,7 @@ impl Compiler {
                     let catalog = site.catalog;
                     let canary = &catalog.canaries[&id];
                     let mut changes = Ending::new(site, canary).promote(txn, edit)?;
-                    publish::dismiss_asked(catalog, &mut changes, txn, edit)?;
+                    publish::dismiss_asked(catalog, &mut changes, txn, edit);
                     Ok(changes)
                 },
             )?;
@@ -50,7 +50,7 @@ impl Compiler {
             let (generation, published_ns) =
                 self.commit(state, &Retaining::nothing(), |site, txn, edit| {
                     let canary = &site.catalog.canaries[&id];
-                    Ok(Ending::new(site, canary).abort(txn, edit)?)
+                    Ok(Ending::new(site, canary).abort(txn, edit))
                 })?;
             gone.iter().for_each(|unit| state.contents.release(unit));
             Ok(Publication {

@@ -153,13 +153,10 @@ impl Edit {
     }
 
     /// Removes an asked-for unit, with its memory.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn remove_asked(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+    pub fn remove_asked(&mut self, txn: &mut Txn<'_>, key: u64) {
         if let Some(at) = self.asked.get(txn, self.root.asked, key) {
             let record: AskedRecord = own(txn.memory().read(at));
-            self.remove_text(txn, SegmentOffset::new(record.text.start))?;
+            self.remove_text(txn, SegmentOffset::new(record.text.start));
             let len_bytes = size_of::<AskedRecord>() as u32 + record.name_len;
             let head = StoredRegion { start: at.get(), len_bytes };
             for (area, stored) in [
@@ -179,7 +176,6 @@ impl Edit {
             self.root.asked_count -= 1;
             self.flags |= record_flags::ASKED;
         }
-        Ok(())
     }
 
     /// Adds what is known of the text of a unit that is put too.
@@ -193,7 +189,7 @@ impl Edit {
     }
 
     /// Removes what is known of the text at `text`, with its tables.
-    fn remove_text(&mut self, txn: &mut Txn<'_>, text: SegmentOffset) -> Result<(), SegmentFull> {
+    fn remove_text(&mut self, txn: &mut Txn<'_>, text: SegmentOffset) {
         let key = index::by_place(text);
         if let Some(at) = self.texts.get(txn, self.root.texts, key) {
             let record: TextRecord = own(txn.memory().read(at));
@@ -203,30 +199,20 @@ impl Edit {
             }
             self.texts.remove(key);
         }
-        Ok(())
     }
 
     /// Removes a unit. Its memory is not reused if it was published so, or if `keep`.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn remove_unit(
-        &mut self,
-        txn: &mut Txn<'_>,
-        key: u64,
-        keep: bool,
-    ) -> Result<(), SegmentFull> {
+    pub fn remove_unit(&mut self, txn: &mut Txn<'_>, key: u64, keep: bool) {
         if let Some(at) = self.units.get(txn, self.root.units, key) {
             let record: UnitRecord = own(txn.memory().read(at));
             // Code that is kept may still run, and be unwound through.
             if !keep && record.flags & UNIT_KEPT == 0 {
-                self.remove_text(txn, SegmentOffset::new(record.text.start))?;
+                self.remove_text(txn, SegmentOffset::new(record.text.start));
             }
             retire_unit(txn, at, keep);
             self.units.remove(key);
             self.root.unit_count -= 1;
         }
-        Ok(())
     }
 
     /// Writes the record of a unit again, as of this generation: for those who have left it out so far.
@@ -259,10 +245,7 @@ impl Edit {
     }
 
     /// Removes a canary. Its units and symbols are the caller's to deal with.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn remove_canary(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+    pub fn remove_canary(&mut self, txn: &mut Txn<'_>, key: u64) {
         if let Some(at) = self.canaries.get(txn, self.root.canaries, key) {
             let record: CanaryRecord = own(txn.memory().read(at));
             let len_bytes = size_of::<CanaryRecord>() as u32 + record.label_len;
@@ -270,7 +253,6 @@ impl Edit {
             self.canaries.remove(key);
             self.flags |= record_flags::RESYNC;
         }
-        Ok(())
     }
 
     /// Adds a symbol of a canary, or replaces the one of the same name.
@@ -300,16 +282,12 @@ impl Edit {
     }
 
     /// Removes a symbol of a canary.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn remove_overlay(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+    pub fn remove_overlay(&mut self, txn: &mut Txn<'_>, key: u64) {
         if let Some(old) = self.overlay.get(txn, self.root.overlay, key) {
             retire_symbol(txn, old);
             self.overlay.remove(key);
             self.flags |= record_flags::RESYNC;
         }
-        Ok(())
     }
 
     /// Adds a symbol, or replaces the one of the same name.
@@ -342,10 +320,7 @@ impl Edit {
     }
 
     /// Removes a symbol.
-    ///
-    /// # Errors
-    /// [`SegmentFull`].
-    pub fn remove_symbol(&mut self, txn: &mut Txn<'_>, key: u64) -> Result<(), SegmentFull> {
+    pub fn remove_symbol(&mut self, txn: &mut Txn<'_>, key: u64) {
         if let Some(old) = self.symbols.get(txn, self.root.symbols, key) {
             retire_symbol(txn, old);
             self.symbols.remove(key);
@@ -353,7 +328,6 @@ impl Edit {
             // Handles of the name must let go of its cell, which only a look at the directory tells.
             self.flags |= record_flags::NAMES | record_flags::RESYNC;
         }
-        Ok(())
     }
 
     /// Adds an import, or replaces the record of the same number.

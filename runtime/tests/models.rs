@@ -59,9 +59,9 @@ fn an_edit_sees_what_it_has_changed() {
 
     let mut txn = heap.begin(heap_memory.memory(), &Backed, 3);
     let mut edit = Edit::new(root, root_at);
-    edit.remove_symbol(&mut txn, 7).unwrap();
+    edit.remove_symbol(&mut txn, 7);
     assert!(edit.symbol(&txn, 7).is_none());
-    edit.remove_symbol(&mut txn, 7).unwrap();
+    edit.remove_symbol(&mut txn, 7);
     let (root, ..) = edit.finish(&mut txn, || 0).unwrap();
     assert_eq!((root.symbol_count, root.symbols), (0, SegmentOffset::NONE));
     txn.commit();

@@ -1,5 +1,9 @@
 //! The command line: one file for each subcommand.
 
+// First: its macros are everybody's.
+#[macro_use]
+mod output;
+
 mod args;
 mod change;
 mod children;
@@ -100,18 +104,22 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Codegen => Ok(jitcast::compiler::codegen()),
     };
-    match done {
-        Ok(code) => code,
-        Err(Failure(text)) => {
-            eprintln!("error: {text}");
-            ExitCode::FAILURE
-        }
+    let code = done.unwrap_or_else(|Failure(text)| {
+        eprintln!("error: {text}");
+        ExitCode::FAILURE
+    });
+    if output::is_complete() {
+        code
+    } else {
+        ExitCode::FAILURE
     }
 }
 
 /// Prints what completes the command line in `shell`.
 fn completions(shell: Shell) -> ExitCode {
-    let mut command = Args::command();
-    clap_complete::generate(shell, &mut command, "jitcast", &mut std::io::stdout());
+    let mut script = Vec::new();
+    // Into memory, since it panics where it cannot write.
+    clap_complete::generate(shell, &mut Args::command(), "jitcast", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
     ExitCode::SUCCESS
 }

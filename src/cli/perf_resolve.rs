@@ -16,6 +16,7 @@ use super::Failure;
 use super::args::{ObserveArgs, PerfResolveArgs};
 use super::directory::Directory;
 use super::observe;
+use super::output::lost;
 use super::places::{Places, What};
 
 /// What sealed segments are called.
@@ -72,19 +73,20 @@ pub(super) fn resolve(args: &PerfResolveArgs) -> Result<ExitCode, Failure> {
     let mut unresolved = 0u64;
     for line in text.lines() {
         let found = mention(line, file);
-        match found.map(|mention| (mention, names.get(&key(mention.place)))) {
+        let written = match found.map(|mention| (mention, names.get(&key(mention.place)))) {
             Some((mention, Some(name))) => {
                 let (before, after) = (&line[..mention.start], &line[mention.end..]);
-                writeln!(out, "{before}{name}{after}")?;
+                writeln!(out, "{before}{name}{after}")
             }
             Some((_, None)) => {
                 unresolved += 1;
-                writeln!(out, "{line}")?;
+                writeln!(out, "{line}")
             }
-            None => writeln!(out, "{line}")?,
-        }
+            None => writeln!(out, "{line}"),
+        };
+        written.map_err(lost)?;
     }
-    out.flush()?;
+    out.flush().map_err(lost)?;
     if unresolved > 0 {
         eprintln!(
             "note: {unresolved} places have no name\n  help: of a process that has ended, `perf script --show-mmap-events` says where its code was; what was replaced since is known by a jitdump only (`jitcast debug --jitdump`)"

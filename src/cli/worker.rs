@@ -14,6 +14,7 @@ use jitcast::worker::{
 
 use super::Failure;
 use super::args::WorkerArgs;
+use super::output::lost;
 use super::report::{Event, Report, Row, table};
 use super::resident;
 
@@ -165,7 +166,8 @@ fn show(args: &WorkerArgs, report: &Report) -> Result<(), Failure> {
 }
 
 fn emit(event: &Event) -> Result<(), Failure> {
+    let event = serde_json::to_string(event)?;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", serde_json::to_string(event)?)?;
-    Ok(out.flush()?)
+    let written = writeln!(out, "{event}").and_then(|()| out.flush());
+    Ok(written.map_err(lost)?)
 }

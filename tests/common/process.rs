@@ -5,13 +5,23 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// How long a test waits for what has to come. No statement about speed: only a hang exceeds it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Written to by who starts a process.
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// Keeps the tests beside this one from starting processes while it is held. Starting one forks, and while that is under way the
+/// workers of this process stay as they are, and are pinned: a guard does not find what was published just before, which is as it
+/// should be. For tests that take it for given. They start none themselves meanwhile.
+pub(crate) fn no_forks() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap()
+}
 
 /// A user that owns nothing.
 pub(crate) const NOBODY: u32 = 65534;
@@ -132,7 +142,10 @@ impl Process {
         // the closure does nothing else.
         unsafe { command.pre_exec(die_with_us) };
         let what = format!("{command:?}");
-        let mut child = command.spawn()?;
+        let mut child = {
+            let _forks = FORKS.write().unwrap();
+            command.spawn()?
+        };
         let output = Arc::default();
         let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
             (

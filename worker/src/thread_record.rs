@@ -26,7 +26,7 @@ pub(crate) struct ThreadRecord {
     pub(crate) admitted: Cell<bool>,
     /// Whether it applies something, and so holds something like a guard, whatever its pin says.
     pub(crate) applies: Cell<bool>,
-    /// How many [`Thread`]s there are of it.
+    /// How many [`Thread`](crate::Thread)s there are of it.
     pub(crate) handles: Cell<u32>,
     /// The generation up to which this thread has serialised, where membarrier does not do it for all.
     pub(crate) serialised: Cell<u64>,

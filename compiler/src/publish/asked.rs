@@ -128,16 +128,16 @@ pub(crate) fn remove_asked(
     txn: &mut Txn<'_>,
     edit: &mut Edit,
     numbers: &[u32],
-) -> Result<Changes, PublishError> {
+) -> Changes {
     for number in numbers {
-        edit.remove_asked(txn, u64::from(*number))?;
+        edit.remove_asked(txn, u64::from(*number));
     }
-    Ok(Changes {
+    Changes {
         dismissed: numbers.to_vec(),
         next_unit: catalog.next_unit,
         next_import: catalog.next_import,
         ..Changes::default()
-    })
+    }
 }
 
 /// What each reference of a unit means, and the host symbols that it needs for itself.
@@ -147,7 +147,7 @@ fn settle<'a>(
     prepared: &Prepared<'_>,
 ) -> Result<(Vec<Meaning<'a>>, Vec<ImportKey>), PublishError> {
     let (mut hosts, mut known) = (Vec::new(), BTreeMap::new());
-    let mut meanings = Vec::new();
+    let (calls, mut meanings) = (source.calls(), Vec::new());
     for reference in prepared.references() {
         if let Some(own) = reference.own {
             meanings.push(Meaning::Own(own));
@@ -160,7 +160,7 @@ fn settle<'a>(
             continue;
         }
         let pooled = catalog.pool.contains_key(reference.name);
-        let key = import_key(source, reference, pooled);
+        let key = import_key(&calls, reference, pooled);
         meanings.push(match catalog.imports.get(&key) {
             Some(import) => Meaning::KnownHost(import.id),
             None => Meaning::Host(*known.entry(key.clone()).or_insert_with(|| {
@@ -494,7 +494,7 @@ pub(crate) fn dismiss_asked(
     changes: &mut Changes,
     txn: &mut Txn<'_>,
     edit: &mut Edit,
-) -> Result<(), SegmentFull> {
+) {
     let removed: BTreeSet<&str> = {
         let removed = changes.removed.iter();
         removed.map(|(name, _)| name.as_str()).collect()
@@ -511,10 +511,9 @@ pub(crate) fn dismiss_asked(
     let goes = asked.filter(|unit| !unit.uses.iter().all(stays));
     let goes: Vec<u32> = goes.map(|unit| unit.number).collect();
     for number in goes {
-        edit.remove_asked(txn, u64::from(number))?;
+        edit.remove_asked(txn, u64::from(number));
         changes.dismissed.push(number);
     }
-    Ok(())
 }
 
 /// Whether code that was linked against one means the other.

@@ -1,15 +1,18 @@
 //! What each name that a unit refers to means: the segment's definition, or the host's.
 
+use std::collections::HashMap;
+
 use jitcast_linker::{Binding, Reference};
 use jitcast_runtime::directory::Edit;
 use jitcast_runtime::geometry::{Area, SLOT_BYTES};
 use jitcast_runtime::heap::{SegmentFull, Txn};
 use jitcast_runtime::host_name::HostName;
 use jitcast_runtime::records::{CellValue, ImportRecord};
+use jitcast_runtime::signature::Signature;
 use jitcast_runtime::{ImportId, PatchTarget};
 
 use super::code::write_import_trap;
-use super::{Batch, UnitSource, check_name};
+use super::{Batch, check_name};
 use crate::catalog::{Import, ImportKey, ImportKind, Kind};
 use crate::error::PublishError;
 
@@ -104,7 +107,7 @@ impl<'p> Batch<'_, 'p> {
     /// Which import a reference of unit number `unit` is that is not to a published symbol.
     pub(super) fn import_key(&self, unit: usize, reference: &Reference<'p>) -> ImportKey {
         let unique = self.pooled(reference.name).is_some();
-        import_key(&self.sources[unit], reference, unique)
+        import_key(&self.calls[unit], reference, unique)
     }
 
     pub(super) fn bind_host(
@@ -177,9 +180,10 @@ impl<'p> Batch<'_, 'p> {
     }
 }
 
-/// Which import a reference of `source` is; `unique`: to what is one in a process.
+/// Which import a reference of a unit is that calls others so ([`UnitSource::calls`](super::UnitSource::calls)); `unique`: to what is
+/// one in a process.
 pub(super) fn import_key(
-    source: &UnitSource,
+    calls: &HashMap<&str, Option<&Signature>>,
     reference: &Reference<'_>,
     unique: bool,
 ) -> ImportKey {
@@ -195,6 +199,6 @@ pub(super) fn import_key(
         .version
         .map(|version| format!("{}@{version}", reference.name));
     let name = versioned.as_deref().unwrap_or(reference.name);
-    let signature = source.calls_by(reference.name).cloned();
+    let signature = calls.get(reference.name).copied().flatten().cloned();
     (HostName::new(name, signature).to_string(), kind)
 }

@@ -285,7 +285,7 @@ impl<'a> Ending<'a> {
                         .symbols
                         .values()
                         .any(|symbol| since(symbol) == Some(old.number));
-                edit.remove_unit(txn, old.number.into(), keep)?;
+                edit.remove_unit(txn, old.number.into(), keep);
                 if keep {
                     self.changes.kept.push(name.clone());
                 }
@@ -300,7 +300,7 @@ impl<'a> Ending<'a> {
                 };
                 edit.put_symbol(txn, &record, name, &symbol.signature)?;
             }
-            edit.remove_overlay(txn, key)?;
+            edit.remove_overlay(txn, key);
             if let Some(cell) = symbol.call_cell {
                 let (_, value) = symbol.reached(catalog.is_quarantined(name, symbol));
                 edit.set_cell(cell, value);
@@ -312,15 +312,15 @@ impl<'a> Ending<'a> {
         }
         for name in &canary.hidden {
             let (key, symbol) = (self.hash(name), &catalog.symbols[name]);
-            edit.remove_overlay(txn, key)?;
+            edit.remove_overlay(txn, key);
             for cell in symbol.call_cell.into_iter().chain(symbol.address_cell) {
                 edit.set_cell(cell, CellValue::UNBOUND);
             }
             self.give_up_cells(txn, name, symbol);
-            edit.remove_symbol(txn, key)?;
+            edit.remove_symbol(txn, key);
             self.changes.removed.push((name.clone(), key));
         }
-        edit.remove_canary(txn, canary.id)?;
+        edit.remove_canary(txn, canary.id);
         edit.flag(record_flags::NAMES);
         self.changes.promoted = Some(canary.id);
         let except = canary.names().collect();
@@ -329,31 +329,27 @@ impl<'a> Ending<'a> {
     }
 
     /// Lets nobody run its units any more. What they replaced was there all the time.
-    pub(crate) fn abort(
-        mut self,
-        txn: &mut Txn<'_>,
-        edit: &mut Edit,
-    ) -> Result<Changes, SegmentFull> {
+    pub(crate) fn abort(mut self, txn: &mut Txn<'_>, edit: &mut Edit) -> Changes {
         let canary = self.canary;
         self.hold(canary.units.iter().map(|(_, unit)| unit));
         for (_, unit) in &canary.units {
-            edit.remove_unit(txn, unit.number.into(), false)?;
+            edit.remove_unit(txn, unit.number.into(), false);
         }
         for (name, symbol) in &canary.symbols {
-            edit.remove_overlay(txn, self.hash(name))?;
+            edit.remove_overlay(txn, self.hash(name));
             // Kept code goes on knowing the cells of its own.
             if !self.is_shared(name) && !self.leaves_cells(name) {
                 retire_cells(txn, symbol);
             }
         }
         for name in &canary.hidden {
-            edit.remove_overlay(txn, self.hash(name))?;
+            edit.remove_overlay(txn, self.hash(name));
         }
-        edit.remove_canary(txn, canary.id)?;
+        edit.remove_canary(txn, canary.id);
         edit.flag(record_flags::NAMES);
         self.changes.aborted = Some(canary.id);
         self.release_orphans(txn, &HashSet::new(), Some(canary.id));
-        Ok(self.changes)
+        self.changes
     }
 
     fn hash(&self, name: &str) -> u64 {

@@ -81,7 +81,7 @@ impl<'p> Batch<'_, 'p> {
         let named = (number, source.name.as_str());
         write_text(txn, edit, named, prepared, placement, record.text)?;
         if !self.is_canary() {
-            self.retire_unit(txn, edit, &source.name)?;
+            self.retire_unit(txn, edit, &source.name);
         }
         // A weak definition that gave way is no longer the unit's own: it uses somebody else's.
         let is_own = |reference: &Reference<'p>| {
@@ -236,20 +236,15 @@ impl<'p> Batch<'_, 'p> {
     }
 
     /// Takes the published version of a unit out of the directory, if there is one.
-    pub(super) fn retire_unit(
-        &mut self,
-        txn: &mut Txn<'_>,
-        edit: &mut Edit,
-        name: &str,
-    ) -> Result<(), SegmentFull> {
+    pub(super) fn retire_unit(&mut self, txn: &mut Txn<'_>, edit: &mut Edit, name: &str) {
         let Some(old) = self.site.catalog.units.get(name) else {
-            return Ok(());
+            return;
         };
         let is_carried = |name: &str| self.is_carried(name);
         let keep = keeps_data(self.site.catalog, old, is_carried, |name| {
             self.leaves_cells(name)
         }) || self.carries_from(old.number);
-        edit.remove_unit(txn, old.number.into(), keep)?;
+        edit.remove_unit(txn, old.number.into(), keep);
         if old.ends {
             // Only a look at the directory tells that it is gone.
             edit.flag(record_flags::RESYNC);
@@ -257,7 +252,6 @@ impl<'p> Batch<'_, 'p> {
         if keep {
             self.changes.kept.push(name.to_owned());
         }
-        Ok(())
     }
 }
 

@@ -16,6 +16,8 @@ mod quarantine;
 mod read;
 mod remove;
 mod settle;
+#[cfg(test)]
+mod tests;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -175,13 +177,14 @@ impl UnitSource {
         }
     }
 
-    /// The signature by which it calls `name`; `None` too if it does so by several.
-    fn calls_by(&self, name: &str) -> Option<&Signature> {
-        let mut known = self.imports.iter().filter(|(known, _)| known == name);
-        let (_, first) = known.next()?;
-        known
-            .all(|(_, other)| first.compatible(other))
-            .then_some(first)
+    /// The signatures by which it calls functions of others, by name; `None` where it does so by several.
+    fn calls(&self) -> HashMap<&str, Option<&Signature>> {
+        let mut calls = HashMap::new();
+        for (name, signature) in &self.imports {
+            let known = calls.entry(name.as_str()).or_insert(Some(signature));
+            *known = known.filter(|first| first.compatible(signature));
+        }
+        calls
     }
 
     /// What is recorded of the signatures of its functions, as far as anything is known, by name.
@@ -267,6 +270,8 @@ pub(crate) struct Batch<'a, 'p> {
     defined: HashMap<&'p str, (usize, usize)>,
     /// For each unit of the batch, what is recorded of its signatures.
     recorded: Vec<BTreeMap<&'p str, String>>,
+    /// For each unit of the batch, [`UnitSource::calls`].
+    calls: Vec<HashMap<&'p str, Option<&'p Signature>>>,
     /// Names of the units that are replaced or removed.
     leaving: HashSet<&'p str>,
     /// Who of the others uses what, once somebody asks.
@@ -337,6 +342,7 @@ impl<'a, 'p> Batch<'a, 'p> {
                 .iter()
                 .map(UnitSource::recorded_signatures)
                 .collect(),
+            calls: sources.iter().map(UnitSource::calls).collect(),
             leaving,
             users: OnceCell::new(),
             leaving_users,
@@ -403,13 +409,13 @@ impl<'a, 'p> Batch<'a, 'p> {
             return Ok(self.changes);
         }
         for name in self.asked.removals {
-            self.retire_unit(txn, edit, name)?;
+            self.retire_unit(txn, edit, name);
         }
         self.update_symbols(edit);
         self.write_symbols(txn, edit)?;
-        self.remove_symbols(txn, edit)?;
+        self.remove_symbols(txn, edit);
         self.release_orphans(txn);
-        dismiss_asked(self.site.catalog, &mut self.changes, txn, edit)?;
+        dismiss_asked(self.site.catalog, &mut self.changes, txn, edit);
         self.write_overlay_cells(txn, edit)?;
         Ok(self.changes)
     }

@@ -1,7 +1,7 @@
 //! Names that are published no longer, and the cells that they leave.
 
 use jitcast_runtime::directory::Edit;
-use jitcast_runtime::heap::{SegmentFull, Txn};
+use jitcast_runtime::heap::Txn;
 use jitcast_runtime::records::CellValue;
 
 use super::Batch;
@@ -11,11 +11,7 @@ use crate::catalog::Symbol;
 impl Batch<'_, '_> {
     /// Removes the names that go. Where users stay, the cells stay with them: the call cell leads to a trap until the
     /// name is published again, and the address goes on to be the stub's.
-    pub(super) fn remove_symbols(
-        &mut self,
-        txn: &mut Txn<'_>,
-        edit: &mut Edit,
-    ) -> Result<(), SegmentFull> {
+    pub(super) fn remove_symbols(&mut self, txn: &mut Txn<'_>, edit: &mut Edit) {
         for (name, key) in &self.changes.removed.clone() {
             let symbol = &self.site.catalog.symbols[name];
             let is_orphan = self.changes.orphaned.contains_key(name);
@@ -26,9 +22,8 @@ impl Batch<'_, '_> {
             if !is_orphan {
                 self.give_up_cells(txn, name, symbol);
             }
-            edit.remove_symbol(txn, *key)?;
+            edit.remove_symbol(txn, *key);
         }
-        Ok(())
     }
 
     /// Lets go of the cells of orphans that nobody uses any more, and counts those that are published again no longer

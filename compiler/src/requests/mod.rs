@@ -36,7 +36,7 @@ use codegen::{CodegenRequest, Generated};
 /// What requests are carried out by, and within which limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestOptions {
-    /// The command that compiles, in a child process: the path of an executable that calls [`codegen`], and its arguments, as `jitcast
+    /// The command that compiles, in a child process: the path of an executable that calls [`codegen()`], and its arguments, as `jitcast
     /// codegen` is. `None`: requests are refused.
     pub command: Option<Vec<OsString>>,
     /// What workers may ask for.
@@ -273,7 +273,7 @@ impl Compiler {
         }
         let result = self.with_room(&mut state, |state| {
             self.commit(state, &Retaining::nothing(), |site, txn, edit| {
-                publish::remove_asked(site.catalog, txn, edit, &unheld)
+                Ok(publish::remove_asked(site.catalog, txn, edit, &unheld))
             })
         });
         self.tidy(&mut state);
