@@ -33,7 +33,7 @@ pub(crate) struct Board {
 /// When a follower had what was published, `CLOCK_MONOTONIC`, ns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
-    /// It was published, as far as it says.
+    /// It was published, as one follower says.
     pub(crate) published_ns: Option<u64>,
     /// It saw that something is new.
     pub(crate) noticed_ns: u64,

@@ -227,6 +227,11 @@ fn from_the_host(recorder: &mut Recorder, worker: &Worker, guard: &Guard<'_>, ma
                 exposed(symbol.stub.get()),
             ),
             (
+                "limit: a pointer to the same code, from C",
+                c"pointers",
+                exposed(symbol.code.get()),
+            ),
+            (
                 "a pointer into a shared library, from C",
                 c"pointers",
                 native,

@@ -125,7 +125,8 @@ impl<'a> Race<'a> {
                 .push(last.noticed_ns as f64 - start_ns as f64);
             events.from_return.push(since(done_ns));
             events.from_notice.push(since(last.noticed_ns));
-            events.from_publication.extend(last.published_ns.map(since));
+            let published_ns = all.iter().find_map(|times| times.published_ns);
+            events.from_publication.extend(published_ns.map(since));
         }
     }
 
