@@ -56,7 +56,7 @@ pub(crate) struct ObjectFile<'a> {
     pub(crate) relocation_count: usize,
     /// Some section says how to unwind.
     pub(crate) has_frames: bool,
-    /// Some section has relocations that is not code.
+    /// Some data have relocations.
     pub(crate) relocates_data: bool,
     /// What the names of its symbols may still cost.
     pub(crate) budget: Budget,
@@ -537,7 +537,7 @@ impl<'a> Reader<'a> {
             ));
         }
         self.relocation_count += entries.len();
-        self.relocates_data |= section.role != Role::Text;
+        self.relocates_data |= section.role.is_data();
         Ok(Some(Relocations {
             section: index,
             entries,

@@ -45,6 +45,11 @@ impl Role {
         )
     }
 
+    /// Whether the section is placed, and not code.
+    pub(crate) fn is_data(self) -> bool {
+        self.is_placed() && self != Self::Text
+    }
+
     /// Whether the section's relocations are looked at.
     pub(crate) fn is_relocated(self) -> bool {
         self.is_placed() || self == Self::Frames

@@ -648,7 +648,7 @@ fn patched_sections(object: &ObjectFile<'_>) -> Vec<bool> {
         return Vec::new();
     }
     let mut patched = vec![false; object.sections.len()];
-    let in_data = |table: &&Relocations<'_>| object.sections[table.section].role != Role::Text;
+    let in_data = |table: &&Relocations<'_>| object.sections[table.section].role.is_data();
     for table in object.relocations.iter().filter(in_data) {
         patched[table.section] |= table.entries.iter().any(|entry| {
             relocation::lookup(entry.r_type(LE, false))

@@ -110,6 +110,27 @@ fn what_others_define_is_found_at_attach() {
     );
 }
 
+/// All of its storage, of which no section says that there is any.
+#[test]
+fn a_common_symbol_may_be_thread_local() {
+    let object = assemble(
+        ".tls_common lonely, 8, 32
+        .globl general
+general: data16 lea lonely@tlsgd(%rip), %rdi
+        .value 0x6666
+        rex64 call __tls_get_addr@PLT",
+    );
+    let files = [("x.o", &object[..])];
+    let world = World::new(&prepare(&files).unwrap());
+    let [_, image_len, block_len, align, number] = module_of(&world);
+    assert_eq!(
+        (image_len, block_len, align, number),
+        (0, 8, 32, UNIT_NUMBER)
+    );
+    let module = world.map.base + u64::from(world.linked.module.unwrap().get());
+    assert_eq!(pair(&world, operand(&world, "general", 0)), (module, 0));
+}
+
 #[test]
 fn compilers_output_links_in_every_model_that_shared_code_uses() {
     let source = "extern __thread int theirs; __thread int global = 3; static __thread long own[4] = {1, 2};\n\
