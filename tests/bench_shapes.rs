@@ -1,7 +1,7 @@
-//! The objects that `benches/compare` gives to every linker are what their names say, and the least that a linker does links them.
+//! The objects that `benches/compare` gives to every linker are what their names say, and the bare linker links them.
 
-#[path = "../benches/compare/least.rs"]
-mod least;
+#[path = "../benches/compare/bare.rs"]
+mod bare;
 #[path = "../benches/compare/shapes.rs"]
 #[allow(dead_code, reason = "the bench uses the rest of it")]
 mod shapes;
@@ -63,7 +63,7 @@ fn an_archive_has_what_the_objects_have() {
 
 /// Two functions, each of which begins with a call of the other.
 #[test]
-fn the_least_links() {
+fn the_bare_linker_links() {
     let shape = Shape {
         objects: 2,
         functions_each: 1,
@@ -74,7 +74,7 @@ fn the_least_links() {
     let inputs: Vec<(&str, &[u8])> = (files.iter())
         .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
         .collect();
-    let image = least::link(&inputs);
+    let image = bare::link(&inputs);
     let called = |call: usize| {
         assert_eq!(image[call], 0xe8);
         let displacement = image[call + 1..call + 5].try_into().unwrap();

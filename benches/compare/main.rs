@@ -3,13 +3,13 @@
 //! `cargo bench --bench compare -- --help` says what it can do; ARCHITECTURE.md ("Benchmarks"), how it measures and what its
 //! ratios mean. Invariant: what stands in one row was measured in one run, with every peer in each of its rounds.
 
+mod bare;
 mod board;
 #[path = "../common/mod.rs"]
 mod common;
 mod environment;
 mod follow;
 mod jit;
-mod least;
 mod library;
 mod measure;
 mod peers;

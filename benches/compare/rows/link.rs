@@ -1,16 +1,16 @@
 //! Linking: the same objects for every linker.
 //!
 //! In memory, jitcast's linker is a library; LLVM's JIT linker tells its own times, without those of its process. As whole
-//! processes all of them read files; `ld -shared` and `ld.lld` write one too, which is what they are for. The limit is what no linker
-//! can do without ([`least`]), in memory.
+//! processes all of them read files; `ld -shared` and `ld.lld` write one too, which is what they are for. A bare linker ([`bare`]) does
+//! what none can do without.
 
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::bare;
 use crate::common::linking::link;
-use crate::least;
 use crate::measure::{Contestant, Recorder, Taken, time_ns};
 use crate::peers::{self, JITLINK_HELP, Jitlink};
 use crate::shapes::{self, Shape};
@@ -19,8 +19,8 @@ const SIZES: &str = "link, whole process or in memory, by relocations";
 const SECTIONS: &str = "link a section for each function, by relocations";
 const OBJECTS: &str = "link many objects, by relocations";
 
-/// What stands for the limit.
-const LEAST: &str = "limit: names in a table, fields stored";
+const JITCAST: &str = "jitcast in memory";
+const BARE: &str = "a bare linker in memory";
 
 /// How many files LLVM 19's llvm-jitlink takes.
 const JITLINK_FILES: usize = 5_000;
@@ -169,38 +169,32 @@ impl Inputs {
 
     /// Everybody, `samples` times a round in memory and at most thrice as a process.
     fn contestants(&self, present: &Present, samples: usize) -> Vec<Contestant<'_>> {
-        let mut all: Vec<Contestant<'_>> = vec![
-            Box::new(move || {
-                let once = |_| time_ns(|| self.in_memory(link));
-                let samples = (0..samples).map(once).collect();
-                vec![Taken::warm("jitcast, in memory", samples)]
-            }),
-            Box::new(move || {
-                let once = |_| time_ns(|| self.in_memory(least::link));
-                let samples = (0..samples).map(once).collect();
-                vec![Taken::warm(LEAST, samples)]
+        let processes = samples.min(3);
+        let mut all = vec![
+            timed("jitcast, in memory", samples, || self.in_memory(link)),
+            timed(BARE, samples, || self.in_memory(bare::link)),
+            timed("jitcast link", processes, || {
+                peers::run(&mut self.jitcast()).unwrap();
             }),
         ];
-        let processes = samples.min(3);
-        let mut process = |who: &'static str, command: fn(&Self) -> Command| {
-            all.push(Box::new(move || {
-                let once = |_| time_ns(|| peers::run(&mut command(self)).unwrap());
-                vec![Taken::warm(who, (0..processes).map(once).collect())]
-            }));
+        all.extend(self.peers(present, processes));
+        all
+    }
+
+    /// All others, as processes.
+    fn peers(&self, present: &Present, processes: usize) -> Vec<Contestant<'_>> {
+        let mut all: Vec<Contestant<'_>> = Vec::new();
+        let process = |who, program: &'static str, args: &'static [&str]| {
+            let run = || peers::run(&mut self.command(program, args)).unwrap();
+            timed(who, processes, run)
         };
-        process("jitcast link", Self::jitcast);
         if present.ld {
-            process("ld -shared", |inputs| {
-                inputs.command("ld", &["-shared", "-o", "ld.so", "@list"])
-            });
+            let args = &["-shared", "-o", "ld.so", "@list"];
+            all.push(process("ld -shared", "ld", args));
         }
         if present.lld {
-            process("ld.lld -shared --threads=1", |inputs| {
-                inputs.command(
-                    "ld.lld",
-                    &["-shared", "--threads=1", "-o", "lld.so", "@list"],
-                )
-            });
+            let args = &["-shared", "--threads=1", "-o", "lld.so", "@list"];
+            all.push(process("ld.lld -shared --threads=1", "ld.lld", args));
         }
         for &linker in &present.jitlinks {
             all.push(Box::new(move || {
@@ -258,7 +252,7 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
             contestants.push(in_memory(inputs, name, relocations));
         }
         for (name, inputs) in [("one object", &one), ("many objects", &objects)] {
-            contestants.push(least(inputs, name, relocations));
+            contestants.push(barely(inputs, name, relocations));
         }
         contestants.extend(peers_at(&one, "one object", present, relocations));
         recorder.row_of(rounds, ("link", SIZES, "ns"), contestants);
@@ -274,7 +268,7 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
             ] {
                 let mut contestants = vec![
                     in_memory(inputs, name, relocations),
-                    least(inputs, name, relocations),
+                    barely(inputs, name, relocations),
                 ];
                 let present = present.linking(&shape, recorder);
                 contestants.extend(peers_at(inputs, name, &present, relocations));
@@ -284,40 +278,50 @@ fn sizes(recorder: &mut Recorder, present: &Present) {
     }
 }
 
-fn in_memory<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contestant<'a> {
-    let who = format!("jitcast in memory, {name}");
-    timed(who, relocations, move || inputs.in_memory(link))
-}
-
-fn least<'a>(inputs: &'a Inputs, name: &str, relocations: usize) -> Contestant<'a> {
-    let who = format!("{LEAST}, {name}");
-    timed(who, relocations, move || inputs.in_memory(least::link))
-}
-
-fn timed<'a>(who: String, relocations: usize, what: impl Fn() + 'a) -> Contestant<'a> {
-    let samples = (200_000 / relocations).clamp(1, 20);
+fn timed<'a>(who: &'static str, samples: usize, what: impl Fn() + 'a) -> Contestant<'a> {
     Box::new(move || {
         let samples = (0..samples).map(|_| time_ns(&what)).collect();
-        vec![Taken::warm(who.as_str(), samples).at(relocations)]
+        vec![Taken::warm(who, samples)]
     })
 }
 
-/// Everybody but what is in memory, and jitcast's linker as a process, which takes no longer list.
+fn in_memory<'a>(inputs: &'a Inputs, name: &'static str, relocations: usize) -> Contestant<'a> {
+    let link = timed(JITCAST, samples(relocations), || inputs.in_memory(link));
+    at(link, name, relocations)
+}
+
+fn barely<'a>(inputs: &'a Inputs, name: &'static str, relocations: usize) -> Contestant<'a> {
+    let link = timed(BARE, samples(relocations), || inputs.in_memory(bare::link));
+    at(link, name, relocations)
+}
+
+/// How often what takes as long as that many relocations is measured in a round.
+fn samples(relocations: usize) -> usize {
+    (200_000 / relocations).clamp(1, 20)
+}
+
 fn peers_at<'a>(
     inputs: &'a Inputs,
     name: &'static str,
     present: &Present,
     relocations: usize,
 ) -> impl Iterator<Item = Contestant<'a>> {
-    let peers = inputs.contestants(present, 1).into_iter().skip(3);
-    peers.map(move |mut peer| -> Contestant<'a> {
-        Box::new(move || {
-            let taken = peer().into_iter();
-            let named = taken.map(|one| Taken {
-                who: format!("{}, {name}", one.who),
-                ..one.at(relocations)
-            });
-            named.collect()
-        })
+    let peers = inputs.peers(present, 1).into_iter();
+    peers.map(move |peer| at(peer, name, relocations))
+}
+
+/// The same contestant with inputs of that name, and as many relocations.
+fn at<'a>(
+    mut contestant: Contestant<'a>,
+    name: &'static str,
+    relocations: usize,
+) -> Contestant<'a> {
+    Box::new(move || {
+        let taken = contestant().into_iter();
+        let named = taken.map(|one| Taken {
+            who: format!("{}, {name}", one.who),
+            ..one.at(relocations)
+        });
+        named.collect()
     })
 }

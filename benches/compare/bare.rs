@@ -1,7 +1,7 @@
-//! The least that a linker does: it copies what is loaded, puts names into a table, and stores `S + A - P` for every relocation.
+//! A bare linker: it copies what is loaded, puts names into a table, and stores `S + A - P` for every relocation.
 //!
-//! Nothing is checked, nobody can ask afterwards what is where, and what somebody else defines is taken to lie at the beginning. So this is a limit: what
-//! there is to read and to write, and how that grows where caches end, is the same for every linker.
+//! Nothing is checked, nobody can ask afterwards what is where, and what somebody else defines is taken to lie at the beginning. What it reads
+//! and writes, every linker does; so how its time grows where caches end, anybody's does. It is no limit: its table is the standard library's.
 
 use std::collections::HashMap;
 
